@@ -1,0 +1,1 @@
+"""Studies of weight deltas. Reads checkpoints only through `linker_core.weights`."""

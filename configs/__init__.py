@@ -1,0 +1,1 @@
+"""Configuration shipped with the package: defaults, tiers, Prometheus and Grafana provisioning."""

@@ -1,0 +1,1 @@
+"""Tensors of many fine-tunes in one pool: weights, sharing, residency, engine. Knows no HTTP."""

@@ -1,0 +1,28 @@
+"""Settings of the engine process: one frozen record, built by the server and handed over as JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Literal, Self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """What the engine process needs to know before its first model."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    memory_budget_bytes: int | None = None  # weights and KV pages together; None: no limit of ours
+    kv_cache_tokens: int = 16_384  # token slots of the KV cache of one family
+    page_tokens: int = 16  # token slots of a page
+    max_batch_tokens: int = 256  # rows of a step; short enough for the heartbeat on two cores
+    max_num_seqs: int = 64  # sequences running at once
+
+    def to_json(self) -> str:
+        """Returns the record as one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Rebuilds the record; the text comes from `to_json`."""
+        return cls(**json.loads(text))

@@ -1,0 +1,1 @@
+"""One batch across variants: routing, attention, scheduling, sampling."""

@@ -1,0 +1,197 @@
+"""What the server and the engine process say to each other. Frozen records, no behaviour, no torch.
+
+Both ends run the same installation and trust each other; the records travel pickled over a socket
+pair. Token ids cross this boundary, text never does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from linker_core.sharing.plan import SharePlan
+
+
+class FinishReason(StrEnum):
+    """Why a sequence ended, in OpenAI's words."""
+
+    STOP = "stop"
+    LENGTH = "length"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How the tokens of one sequence are chosen. Bounds are checked before it gets here."""
+
+    max_tokens: int  # >= 1
+    temperature: float = 1.0  # 0 means greedy
+    top_p: float = 1.0  # (0, 1]
+    top_k: int | None = None  # >= 1
+    min_p: float = 0.0  # [0, 1]
+    seed: int | None = None
+    frequency_penalty: float = 0.0  # [-2, 2]
+    presence_penalty: float = 0.0  # [-2, 2]
+    repetition_penalty: float = 1.0  # > 0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> additive bias
+    min_tokens: int = 0  # stop ids cannot be chosen before
+    stop_token_ids: frozenset[int] = frozenset()  # the model's own, unless ignore_eos, and the user's
+    logprobs: int | None = None  # how many alternatives to report; None reports nothing
+
+
+# --- server -> engine -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadModel:
+    """Make a model resident. `donor` is None for the first model of a family."""
+
+    model: str
+    path: str
+    identity: tuple[tuple[str, int, int, int, int], ...]  # Checkpoint.identity at validation
+    plan: SharePlan
+    donor: str | None
+    max_model_len: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnloadModel:
+    """Give a model's unique bytes back. Its running sequences finish first."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submit:
+    """One sequence to generate. `request_id` is the server's own and unique."""
+
+    request_id: str
+    model: str
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abort:
+    """Forget a sequence; unknown or finished ids are ignored."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shutdown:
+    """Leave now; the server has drained what it wanted to drain."""
+
+
+Command = LoadModel | UnloadModel | Submit | Abort | Shutdown
+
+# --- engine -> server -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineReady:
+    """The first message: the engine reads commands now."""
+
+    device: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenOutput:
+    """One new token of one sequence."""
+
+    request_id: str
+    token_id: int
+    finish_reason: FinishReason | None = None
+    logprob: float | None = None
+    top_logprobs: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutput:
+    """All tokens of one step, one message."""
+
+    tokens: tuple[TokenOutput, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestFailed:
+    """A sequence ended by a fault of its own; `error` is a `LinkerError.to_record`."""
+
+    request_id: str
+    error: Mapping[str, str | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadProgress:
+    """Bytes moved so far of a model being loaded."""
+
+    model: str
+    done_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelBytes:
+    """Bytes of a resident model, derived from the ledger."""
+
+    logical: int
+    unique: int
+    shared: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLoaded:
+    """A model can take requests."""
+
+    model: str
+    bytes: ModelBytes
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadFailed:
+    """A model could not be made resident; everything is as it was before."""
+
+    model: str
+    error: Mapping[str, str | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelUnloaded:
+    """A model's unique bytes are free again."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelLoad:
+    """Sequences of one model, for the gauges."""
+
+    running: int
+    waiting: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Snapshot:
+    """The engine's state for metrics, sent at most twice a second and after every load or unload."""
+
+    models: Mapping[str, ModelBytes]
+    load: Mapping[str, ModelLoad]
+    device: str
+    device_weight_bytes: int
+    device_kv_bytes: int
+    device_free_bytes: int  # of the memory budget, or of the device where none is set
+    kv_usage_ratio: float  # pages in use / pages, over all families
+    num_preemptions: int  # since the start
+
+
+Event = (
+    EngineReady
+    | StepOutput
+    | RequestFailed
+    | LoadProgress
+    | ModelLoaded
+    | LoadFailed
+    | ModelUnloaded
+    | Snapshot
+)

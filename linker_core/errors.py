@@ -1,0 +1,130 @@
+"""The errors a caller treats differently, each with the code that clients see.
+
+Every message says what is wrong, where, why, and what to do about it. It never holds a traceback.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class LinkerError(Exception):
+    """Base of every error that is the user's to mend.
+
+    Args:
+        message: What, where, why and the remedy, in one or two sentences.
+        param: Dotted path of the offending request field, if one is to blame.
+    """
+
+    code: ClassVar[str] = "linker_error"
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (from_record, (self.to_record(),))
+
+    def to_record(self) -> dict[str, str | None]:
+        """Returns the error as a plain record, to cross a process boundary or rest in a row."""
+        return {"code": self.code, "message": self.message, "param": self.param}
+
+
+class BadCheckpoint(LinkerError):
+    """A checkpoint that lies, is damaged, or does not fit its donor."""
+
+    code = "bad_checkpoint"
+
+
+class UnsupportedFormat(LinkerError):
+    """Weights in another format than safetensors, or an architecture outside the allow-list."""
+
+    code = "unsupported_format"
+
+
+class ForbiddenSource(LinkerError):
+    """A source outside the configured roots. The message never repeats the path."""
+
+    code = "forbidden_source"
+
+
+class InvalidRequest(LinkerError):
+    """A parameter that is out of bounds, contradictory or cannot be honoured."""
+
+    code = "invalid_request_error"
+
+
+class ContextLengthExceeded(LinkerError):
+    """Prompt and answer do not fit the model's context."""
+
+    code = "context_length_exceeded"
+
+
+class ModelNotFound(LinkerError):
+    """No model of that name."""
+
+    code = "model_not_found"
+
+
+class Conflict(LinkerError):
+    """The name is taken by other content, or the model is in use by others."""
+
+    code = "conflict"
+
+
+class NotReady(LinkerError):
+    """Known but not servable now: loading, draining, or the engine is down."""
+
+    code = "not_ready"
+
+
+class QueueFull(LinkerError):
+    """More work is waiting than the server accepts."""
+
+    code = "queue_full"
+
+
+class InsufficientCapacity(LinkerError):
+    """Does not fit into the memory budget."""
+
+    code = "insufficient_capacity"
+
+
+class EngineFailure(LinkerError):
+    """The engine could not finish a request through no fault of the client."""
+
+    code = "engine_failure"
+
+
+class NumericalError(EngineFailure):
+    """A request's logits were not finite."""
+
+    code = "numerical_error"
+
+
+_BY_CODE: dict[str, type[LinkerError]] = {
+    kind.code: kind
+    for kind in (
+        BadCheckpoint,
+        UnsupportedFormat,
+        ForbiddenSource,
+        InvalidRequest,
+        ContextLengthExceeded,
+        ModelNotFound,
+        Conflict,
+        NotReady,
+        QueueFull,
+        InsufficientCapacity,
+        EngineFailure,
+        NumericalError,
+    )
+}
+
+
+def from_record(record: dict[str, str | None]) -> LinkerError:
+    """Rebuilds an error from `LinkerError.to_record`."""
+    code, message = record["code"], record["message"]
+    assert code is not None
+    assert message is not None
+    return _BY_CODE.get(code, LinkerError)(message, param=record.get("param"))

@@ -1,0 +1,1 @@
+"""Which tensors are on the device, and who owns them."""

@@ -1,0 +1,1 @@
+"""How close two checkpoints are, and which tensors may alias. Needs no torch."""

@@ -1,0 +1,1 @@
+"""Checkpoints on disk: validated headers, bounded configs, sliced reads. Needs no torch."""

@@ -1,0 +1,1 @@
+"""HTTP in, engine messages out. Knows no tensor."""
