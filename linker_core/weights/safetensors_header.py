@@ -1,0 +1,135 @@
+"""The header of one safetensors file, checked by ourselves before a byte of data is read.
+
+The format's own library accepts duplicate names and any name at all, so the checks are made here:
+RELIABILITY rows A1 to A6.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+from linker_core.errors import BadCheckpoint, UnsupportedFormat
+from linker_core.weights import strict_json
+
+MAX_HEADER_BYTES = 16 << 20
+_LENGTH_BYTES = 8
+_ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
+_NAME = re.compile(r"[A-Za-z0-9_.]{1,256}")
+_ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorInfo:
+    """Where one tensor lies. Data is row-major, little-endian, without gaps."""
+
+    name: str
+    dtype: str  # BF16, F16 or F32
+    shape: tuple[int, ...]
+    nbytes: int
+    shard: int  # index of its file in the checkpoint
+    offset: int  # of its first byte from the start of the file
+
+
+def read_header(descriptor: int, *, file: str, shard: int) -> list[TensorInfo]:
+    """Reads and checks one file's header.
+
+    Args:
+        descriptor: Open file.
+        file: Its name, for messages.
+        shard: Its index, stored in the result.
+
+    Returns:
+        The tensors in the order of their data.
+
+    Raises:
+        BadCheckpoint: Anything the format forbids, or a file whose size is not what it declares.
+        UnsupportedFormat: A tensor of another type than BF16, F16, F32.
+    """
+    file_bytes = os.fstat(descriptor).st_size
+    header_bytes = _header_length(descriptor, file, file_bytes)
+    try:
+        header = strict_json.parse(os.pread(descriptor, header_bytes, _LENGTH_BYTES), max_depth=8)
+    except ValueError as error:
+        raise BadCheckpoint(f"{file}: header is not valid JSON: {error!s:.200}.") from error
+    if not isinstance(header, dict):
+        raise BadCheckpoint(f"{file}: header holds no JSON object.")
+    header.pop("__metadata__", None)
+    data_start = _LENGTH_BYTES + header_bytes
+    tensors = [
+        _entry(name, entry, file=file, shard=shard, data_start=data_start)
+        for name, entry in header.items()
+    ]
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
+    _check_packed(tensors, file=file, data_start=data_start, file_bytes=file_bytes)
+    return tensors
+
+
+def _header_length(descriptor: int, file: str, file_bytes: int) -> int:
+    prefix = os.pread(descriptor, _LENGTH_BYTES, 0)
+    if len(prefix) < _LENGTH_BYTES:
+        raise BadCheckpoint(f"{file}: {file_bytes} bytes is too short for a safetensors file.")
+    (length,) = struct.unpack("<Q", prefix)
+    if length > MAX_HEADER_BYTES or length > file_bytes - _LENGTH_BYTES:
+        raise BadCheckpoint(
+            f"{file}: header claims {length} bytes, more than the file or the limit of "
+            f"{MAX_HEADER_BYTES} holds. The file is damaged or not safetensors."
+        )
+    return int(length)
+
+
+def _entry(name: str, entry: Any, *, file: str, shard: int, data_start: int) -> TensorInfo:
+    if not _NAME.fullmatch(name):
+        raise BadCheckpoint(f"{file}: tensor name {name!r:.100} has characters no model uses.")
+    if not isinstance(entry, dict) or set(entry) != _ENTRY_KEYS:
+        raise BadCheckpoint(f"{file}: tensor {name} needs exactly dtype, shape and data_offsets.")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if dtype not in _ITEM_BYTES:
+        raise UnsupportedFormat(
+            f"{file}: tensor {name} has type {dtype!r:.20}; BF16, F16 and F32 are served."
+        )
+    if not _is_naturals(shape) or len(shape) > 4:
+        raise BadCheckpoint(f"{file}: tensor {name} has shape {shape!r:.60}, not a list of sizes.")
+    if not _is_naturals(offsets) or len(offsets) != 2:
+        raise BadCheckpoint(f"{file}: tensor {name} has data_offsets {offsets!r:.60}.")
+    begin, end = offsets
+    nbytes = math.prod(shape) * _ITEM_BYTES[dtype]
+    if end - begin != nbytes:
+        raise BadCheckpoint(
+            f"{file}: tensor {name} claims {end - begin} bytes, its shape and type need {nbytes}."
+        )
+    return TensorInfo(
+        name=name,
+        dtype=dtype,
+        shape=tuple(shape),
+        nbytes=nbytes,
+        shard=shard,
+        offset=data_start + begin,
+    )
+
+
+def _is_naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _check_packed(
+    tensors: list[TensorInfo], *, file: str, data_start: int, file_bytes: int
+) -> None:
+    """Tensors must follow one another without overlap or hole and end with the file."""
+    expected = data_start
+    for tensor in tensors:
+        if tensor.offset != expected:
+            raise BadCheckpoint(
+                f"{file}: tensor {tensor.name} starts at byte {tensor.offset}, expected "
+                f"{expected}: tensors overlap or leave a hole."
+            )
+        expected += tensor.nbytes
+    if expected != file_bytes:
+        raise BadCheckpoint(
+            f"{file}: holds {file_bytes} bytes, its header describes {expected}. "
+            "The file is truncated or has something appended; copy it again."
+        )

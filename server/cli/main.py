@@ -1,0 +1,58 @@
+"""Dispatches `linker COMMAND …` to its module, so that each command imports only what it needs."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+from linker_core.errors import LinkerError
+
+COMMANDS = {
+    "serve": "serve many variants of one model over OpenAI's HTTP API",
+    "scan": "compare a variant with its donor, block by block",
+    "plan": "say what would be aliased and what it would save",
+    "demo": "build a small family, serve it, ask it and print what sharing saves",
+}
+EXIT_USAGE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; a user's error is one line on stderr and exit status 2."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments[0] if arguments else "--help"
+    if command in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if command not in COMMANDS:
+        near = difflib.get_close_matches(command, COMMANDS, n=1)
+        hint = f" Did you mean {near[0]}?" if near else " See linker --help."
+        print(f"linker: {command!r} is no command.{hint}", file=sys.stderr)
+        return EXIT_USAGE
+    module = importlib.import_module(f"server.cli.{command}")
+    parser = argparse.ArgumentParser(
+        prog=f"linker {command}", description=COMMANDS[command], allow_abbrev=False
+    )
+    module.add_arguments(parser)
+    parsed = parser.parse_args(arguments[1:])
+    logging.basicConfig(
+        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    try:
+        return int(module.run(parsed))
+    except LinkerError as error:
+        print(f"linker {command}: {error.message}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {what}" for name, what in COMMANDS.items()]
+    return "\n".join(["usage: linker COMMAND [options]", "", *lines, "", "linker COMMAND --help"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
