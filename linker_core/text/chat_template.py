@@ -1,0 +1,217 @@
+"""A checkpoint's chat template: messages to the prompt's text. Knows no tokenizer and no model.
+
+Templates are programs of strangers. They run in jinja2's sandbox, and what they may build is
+bounded; the time they take is not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final, NoReturn, Self
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from linker_core.errors import BadCheckpoint, InvalidRequest
+from linker_core.text.tokenizer import read_text, read_tokenizer_config
+
+MAX_PROMPT_CHARS: Final = 4 << 20
+MAX_TEMPLATE_CHARS: Final = 1 << 20
+_MAX_POWER_BITS: Final = 4_096  # of an integer that a template may build with **
+_MAX_MESSAGE_CHARS: Final = 300  # of a template's own complaint
+
+# What evaluating an expression of a template can raise over the messages it was given.
+_TEMPLATE_FAILURES: Final = (
+    jinja2.TemplateError,
+    TypeError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    RecursionError,
+    MemoryError,
+)
+
+
+class ChatTemplate:
+    """Renders messages as `apply_chat_template(…, tokenize=False)` of transformers does."""
+
+    def __init__(self, source: str, *, origin: str = "chat template") -> None:
+        """Compiles the template.
+
+        Args:
+            source: The template's text.
+            origin: Where it came from, for messages.
+
+        Raises:
+            BadCheckpoint: The template is too long or does not compile.
+        """
+        if len(source) > MAX_TEMPLATE_CHARS:
+            raise BadCheckpoint(f"{origin}: longer than {MAX_TEMPLATE_CHARS} characters")
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise BadCheckpoint(
+                f"{origin}: line {error.lineno} does not compile: {_bounded(error)}"
+            ) from error
+        except _TEMPLATE_FAILURES as error:
+            raise BadCheckpoint(f"{origin}: does not compile: {_bounded(error)}") from error
+
+    @classmethod
+    def load(cls, directory: Path) -> Self | None:
+        """Reads the template of a checkpoint; None where it has none.
+
+        `chat_template.jinja` comes first, then `chat_template` of `tokenizer_config.json`: a text,
+        or a list of named templates of which `default` is taken.
+
+        Raises:
+            BadCheckpoint: The files are damaged, or the template does not compile.
+        """
+        source = read_text(directory / "chat_template.jinja")
+        if source is not None:
+            return cls(source, origin="chat_template.jinja")
+        value = read_tokenizer_config(directory).get("chat_template")
+        if isinstance(value, list):
+            value = _default_of(value)
+        if value is None:
+            return None
+        origin = "tokenizer_config.json: chat_template"
+        if not isinstance(value, str):
+            raise BadCheckpoint(f"{origin}: neither a text nor a list of named templates")
+        return cls(value, origin=origin)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, object]] | None = None,
+        bos_token: str | None,
+        eos_token: str | None,
+    ) -> str:
+        """Returns the prompt's text; it holds its special tokens, so encode it without adding any.
+
+        Args:
+            messages: Plain JSON records with `role` and `content`.
+            add_generation_prompt: Whether the text ends where the assistant's answer begins.
+            tools: Function descriptions as JSON records.
+            bos_token: Left undefined in the template if None, as transformers leaves it.
+            eos_token: Likewise.
+
+        Raises:
+            InvalidRequest: The template refuses these messages, or its text grows out of bounds.
+        """
+        special = {"bos_token": bos_token, "eos_token": eos_token}
+        parts: list[str] = []
+        num_chars = 0
+        try:
+            for part in self._template.generate(
+                messages=messages,
+                tools=tools,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **{name: token for name, token in special.items() if token is not None},
+            ):
+                num_chars += len(part)
+                if num_chars > MAX_PROMPT_CHARS:
+                    raise _too_long()
+                parts.append(part)
+        except _TEMPLATE_FAILURES as error:
+            raise InvalidRequest(
+                f"the model's chat template refuses these messages: {_bounded(error)}",
+                param="messages",
+            ) from error
+        return "".join(parts)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox, with the operators bounded that make much out of little."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "*":
+            for sized, times in ((left, right), (right, left)):
+                if isinstance(sized, str | list | tuple) and isinstance(times, int):
+                    _check_repetition(len(sized), times)
+        elif not (isinstance(left, int) and isinstance(right, int)):
+            raise jinja2.TemplateRuntimeError("** takes whole numbers only")
+        elif left.bit_length() * max(right, 0) > _MAX_POWER_BITS:
+            raise jinja2.TemplateRuntimeError("a power is too large")
+        return super().call_binop(context, operator, left, right)
+
+
+class _GenerationTag(Extension):
+    """`{% generation %}…{% endgeneration %}` marks an answer for training: here it is a scope."""
+
+    tags = {"generation"}  # noqa: RUF012  jinja2 declares it as a plain set
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+def _environment() -> _Environment:
+    environment = _Environment(
+        trim_blocks=True,
+        lstrip_blocks=True,
+        extensions=[_GenerationTag, "jinja2.ext.loopcontrols"],
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """jinja2's own filter escapes for HTML, which models were not trained on."""
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)
+
+
+def _check_repetition(num_items: int, times: int) -> None:
+    if num_items * times > MAX_PROMPT_CHARS:
+        raise _too_long()
+
+
+def _too_long() -> jinja2.TemplateRuntimeError:
+    return jinja2.TemplateRuntimeError(f"it makes more than {MAX_PROMPT_CHARS} characters")
+
+
+def _default_of(templates: list[object]) -> object:
+    for entry in templates:
+        if isinstance(entry, Mapping) and entry.get("name") == "default":
+            return entry.get("template")
+    return None
+
+
+def _bounded(error: BaseException) -> str:
+    text = str(error) or type(error).__name__
+    return text if len(text) <= _MAX_MESSAGE_CHARS else text[:_MAX_MESSAGE_CHARS] + "…"

@@ -1,0 +1,189 @@
+"""A checkpoint's tokenizer: text to token ids and back. Knows no template and no model.
+
+Needs only `tokenizers`: transformers would bring torch into every process that speaks text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, Self
+
+import tokenizers
+
+from linker_core.errors import BadCheckpoint, InvalidRequest, LinkerError
+
+MAX_FILE_BYTES: Final = 64 << 20  # the largest known tokenizer.json has 34 MB
+MAX_ADDED_TOKENS: Final = 65_536  # each costs a pattern of the splitter; a million take minutes
+
+
+class Tokenizer:
+    """Encodes and decodes as `AutoTokenizer` of the same directory does.
+
+    Calls from several threads at once are safe. Unlike transformers, `decode` never "cleans up"
+    spaces before punctuation: text that is streamed cannot be taken back.
+
+    Attributes:
+        num_tokens: One past the largest token id.
+        special_ids: Ids that `decode` leaves out unless asked otherwise.
+        bos_token: Text of the beginning-of-sequence token, if the configuration names one.
+        eos_token: Text of the end-of-sequence token, if the configuration names one.
+    """
+
+    def __init__(
+        self, inner: tokenizers.Tokenizer, *, bos_token: str | None, eos_token: str | None
+    ) -> None:
+        inner.no_truncation()
+        inner.no_padding()
+        self._inner = inner
+        self.bos_token = bos_token
+        self.eos_token = eos_token
+        added = inner.get_added_tokens_decoder()
+        self.special_ids = frozenset(i for i, token in added.items() if token.special)
+        self.num_tokens = 1 + max(inner.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    @classmethod
+    def load(cls, directory: Path) -> Self:
+        """Reads `tokenizer.json` and, for the names of bos and eos, `tokenizer_config.json`.
+
+        Raises:
+            BadCheckpoint: A file is missing, too large, malformed, or crashes the tokenizer.
+        """
+        path = directory / "tokenizer.json"
+        text = read_text(path)
+        if text is None:
+            raise BadCheckpoint(
+                f"{path.name}: no such file beside the weights, so the model cannot read text; "
+                "save the tokenizer with the model (save_pretrained writes it)"
+            )
+        record = parse_object(text, path)
+        added = record.get("added_tokens") or ()
+        if not isinstance(added, Sequence) or len(added) > MAX_ADDED_TOKENS:
+            raise BadCheckpoint(
+                f"{path.name}: added_tokens is not a list of at most {MAX_ADDED_TOKENS} entries"
+            )
+        with _failures_as(BadCheckpoint(f"{path.name}: not a tokenizer that can be used")):
+            inner = tokenizers.Tokenizer.from_str(text)
+            special = read_tokenizer_config(directory)
+            tokenizer = cls(
+                inner,
+                bos_token=_token_name(special, "bos_token"),
+                eos_token=_token_name(special, "eos_token"),
+            )
+            tokenizer.decode(tokenizer.encode("Hello, 世界!", add_special_tokens=True))
+        return tokenizer
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Returns the ids of `text`; special tokens written out in the text become their ids.
+
+        Args:
+            text: Any text, rendered templates included.
+            add_special_tokens: Whether bos and the like are added as the tokenizer prescribes.
+
+        Raises:
+            InvalidRequest: The text is not Unicode, or this tokenizer fails on it.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(
+                f"the text holds half of a surrogate pair at character {error.start}; "
+                "send whole characters"
+            ) from error
+        with _failures_as(InvalidRequest("the model's tokenizer failed on this text")):
+            return list(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
+        """Returns the text of `ids`; ids without a token give nothing, broken UTF-8 gives U+FFFD.
+
+        Raises:
+            InvalidRequest: This tokenizer fails on these ids.
+        """
+        with _failures_as(InvalidRequest("the model's tokenizer failed on these token ids")):
+            return self._inner.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def token_text(self, token_id: int) -> str:
+        """Returns the text of one token as it reads inside a text, so with its leading space."""
+        once = self.decode((token_id,), skip_special_tokens=False)
+        twice = self.decode((token_id, token_id), skip_special_tokens=False)
+        # Metaspace decoders drop the first space of a text: the second copy still has it.
+        return twice[len(once) :] if twice.startswith(once) else once
+
+    def has_token(self, token_id: int) -> bool:
+        """Says whether the id stands for a token; rows that only pad the head do not."""
+        return 0 <= token_id < self.num_tokens and self._inner.id_to_token(token_id) is not None
+
+
+def read_text(path: Path) -> str | None:
+    """Returns a small UTF-8 file of a checkpoint, or None where there is none.
+
+    Raises:
+        BadCheckpoint: The file is larger than `MAX_FILE_BYTES`, unreadable, or not UTF-8.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise BadCheckpoint(f"{path.name}: cannot be read: {error.strerror}") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise BadCheckpoint(f"{path.name}: larger than {MAX_FILE_BYTES >> 20} MiB")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise BadCheckpoint(f"{path.name}: not UTF-8 at byte {error.start}") from error
+
+
+def parse_object(text: str, path: Path) -> Mapping[str, object]:
+    """Parses a JSON object of a checkpoint.
+
+    Raises:
+        BadCheckpoint: Malformed JSON, or something else than an object.
+    """
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise BadCheckpoint(f"{path.name}: not valid JSON: {str(error)[:200]}") from error
+    if not isinstance(record, dict):
+        raise BadCheckpoint(f"{path.name}: holds no JSON object")
+    return record
+
+
+def read_tokenizer_config(directory: Path) -> Mapping[str, object]:
+    """Returns `tokenizer_config.json`, empty where there is none.
+
+    Raises:
+        BadCheckpoint: The file is damaged.
+    """
+    path = directory / "tokenizer_config.json"
+    text = read_text(path)
+    return {} if text is None else parse_object(text, path)
+
+
+def _token_name(config: Mapping[str, object], key: str) -> str | None:
+    value = config.get(key)
+    if isinstance(value, Mapping):  # the form that keeps the added token's flags
+        value = value.get("content")
+    if value is not None and not isinstance(value, str):
+        raise BadCheckpoint(f"tokenizer_config.json: {key} is neither a text nor a token")
+    return value
+
+
+@contextmanager
+def _failures_as(stand_in: LinkerError) -> Iterator[None]:
+    """Turns whatever `tokenizers` raises, a panic of its Rust code included, into `stand_in`."""
+    try:
+        yield
+    except LinkerError:
+        raise
+    except BaseException as error:
+        # `tokenizers` raises bare Exception; pyo3's PanicException is a BaseException and has no
+        # importable name.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        stand_in.message = f"{stand_in.message}: {str(error)[:200]}"
+        stand_in.args = (stand_in.message,)
+        raise stand_in from error
