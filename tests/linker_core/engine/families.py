@@ -1,0 +1,117 @@
+"""Families built by hand for tests: who aliases what is said by name, and transformers is the judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from linker_core.residency.ledger import StoredTensor
+from linker_core.residency.skeleton import build_skeleton
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from linker_core.engine.attention import ATTENTION_NAME, register_attention
+from linker_core.engine.kv_cache import KVCache, KVShape
+from linker_core.engine.runner import Runner
+from linker_core.weights.architecture import ModelConfig
+from linker_core.weights.checkpoint import Checkpoint
+from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME
+
+CPU = torch.device("cpu")
+Stored = Mapping[str, StoredTensor]
+
+
+def everything(_: str) -> bool:
+    return True
+
+
+def nothing(_: str) -> bool:
+    return False
+
+
+def stored_tensors(
+    path: Path, *, donor: Stored | None = None, aliased: Callable[[str], bool] = nothing
+) -> dict[str, StoredTensor]:
+    """The checkpoint's tensors, those that `aliased` names being the donor's own objects."""
+    state = load_file(path / "model.safetensors")
+    stored = {name: StoredTensor(tensor, tensor.nbytes) for name, tensor in state.items()}
+    if donor is not None:
+        stored = {name: donor[name] if aliased(name) else own for name, own in stored.items()}
+    if LM_HEAD_NAME not in stored:
+        stored[LM_HEAD_NAME] = stored[EMBED_NAME]
+    return stored
+
+
+def kv_shape(config: ModelConfig, *, num_pages: int = 64, page_tokens: int = 4) -> KVShape:
+    return KVShape(
+        num_pages=num_pages,
+        page_tokens=page_tokens,
+        num_layers=config.num_layers,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        dtype=torch.float32,
+    )
+
+
+@dataclass
+class Family:
+    """A runner with its variants' storages by slot."""
+
+    runner: Runner
+    cache: KVCache
+    stored: list[Stored] = field(default_factory=list)
+
+    def add(self, stored: Stored) -> int:
+        slot = len(self.stored)
+        self.stored.append(stored)
+        self.runner.bind(slot, stored)
+        return slot
+
+
+def build_family(path: Path, *, num_pages: int = 64) -> Family:
+    """A family whose slot 0 is the donor at `path`."""
+    register_attention()
+    with Checkpoint.open(path) as checkpoint:
+        config = checkpoint.config
+    skeleton = build_skeleton(
+        config, device=CPU, dtype=torch.float32, attn_implementation=ATTENTION_NAME
+    )
+    cache = KVCache(kv_shape(config, num_pages=num_pages), device=CPU)
+    family = Family(Runner(skeleton, cache, device=CPU), cache)
+    family.add(stored_tensors(path))
+    return family
+
+
+def reference_model(
+    path: Path, *, stored: Stored | None = None, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """Plain transformers with eager attention; `stored` replaces the checkpoint's weights."""
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        path, dtype=dtype, attn_implementation="eager"
+    )
+    if stored is not None:
+        state = {name: tensor.tensor.to(dtype) for name, tensor in stored.items()}
+        model.load_state_dict(state)
+        model.tie_weights()
+    return model.eval()
+
+
+def reference_logits(model: PreTrainedModel, token_ids: list[int]) -> torch.Tensor:
+    """Logits [T, V] of one sequence, computed whole."""
+    with torch.inference_mode():
+        logits: torch.Tensor = model(torch.tensor([token_ids]), use_cache=False).logits
+    return logits[0]
+
+
+def reference_greedy(model: PreTrainedModel, prompt: list[int], num_tokens: int) -> list[int]:
+    """Greedy continuation, each step computed whole."""
+    tokens = list(prompt)
+    for _ in range(num_tokens):
+        tokens.append(int(reference_logits(model, tokens)[-1].argmax()))
+    return tokens[len(prompt) :]
+
+
+def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
+    return float((got - want).abs().max() / want.abs().max())
