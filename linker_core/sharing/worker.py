@@ -1,0 +1,87 @@
+"""A disposable process that hashes and scans: `python -m linker_core.sharing.worker`.
+
+Prints JSON lines on stdout: progress, then one result or one error. Holds no state; killing it at
+any moment harms nothing. A death without a result means that a file changed under its hands.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from linker_core.errors import LinkerError
+from linker_core.sharing.scan import check_finite, scan
+from linker_core.weights.checkpoint import Checkpoint
+from linker_core.weights.fingerprint import fingerprint
+
+_PROGRESS_INTERVAL_S = 0.1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Scans one pair, or checks one donor; exit status 1 after an error line."""
+    parser = argparse.ArgumentParser(prog="linker_core.sharing.worker", allow_abbrev=False)
+    parser.add_argument("--variant", type=Path, required=True)
+    parser.add_argument("--donor", type=Path)
+    parser.add_argument("--no-scan", action="store_true", help="fingerprints only")
+    arguments = parser.parse_args(argv)
+    try:
+        result = examine(arguments.variant, arguments.donor, scanned=not arguments.no_scan)
+    except LinkerError as error:
+        _emit({"error": error.to_record()})
+        return 1
+    _emit({"result": result})
+    return 0
+
+
+def examine(variant_path: Path, donor_path: Path | None, *, scanned: bool) -> dict[str, Any]:
+    """Returns fingerprints and, for a pair, the report, as JSON values.
+
+    Raises:
+        BadCheckpoint: See `scan` and `check_finite`.
+        UnsupportedFormat: See `Checkpoint.open`.
+    """
+    with ExitStack() as stack:
+        variant = stack.enter_context(Checkpoint.open(variant_path))
+        result: dict[str, Any] = {
+            "fingerprint": fingerprint(variant, progress=_reporter("hashing")),
+            "donor_fingerprint": None,
+            "report": None,
+        }
+        if donor_path is None:
+            if scanned:
+                check_finite(variant)
+            return result
+        donor = stack.enter_context(Checkpoint.open(donor_path))
+        result["donor_fingerprint"] = fingerprint(donor, progress=_reporter("hashing"))
+        if scanned:
+            result["report"] = scan(donor, variant, progress=_reporter("scanning")).to_json()
+        return result
+
+
+def _reporter(stage: str) -> Callable[[int, int], None]:
+    """Returns a progress callback that prints at most ten lines a second and the last one."""
+    printed_at = 0.0
+
+    def report(done: int, total: int) -> None:
+        nonlocal printed_at
+        now = time.monotonic()
+        if done == total or now - printed_at >= _PROGRESS_INTERVAL_S:
+            printed_at = now
+            _emit({"stage": stage, "done_bytes": done, "total_bytes": total})
+
+    return report
+
+
+def _emit(record: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(record) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
