@@ -1,0 +1,160 @@
+"""The device's memory: which models are resident, what they hold, and whether another one fits.
+
+Used by one thread, the engine's. Admission is all or nothing: whatever fails, the pool is as it
+was before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from linker_core.errors import Conflict, InsufficientCapacity, ModelNotFound
+from linker_core.residency.ledger import Ledger, StoredTensor, distinct
+from linker_core.residency.loader import load_tensors
+from linker_core.sharing.plan import SharePlan
+from linker_core.weights.architecture import ModelConfig
+from linker_core.weights.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResidentVariant:
+    """A model that is on the device."""
+
+    model: str
+    config: ModelConfig
+    plan: SharePlan
+    donor: str | None
+    tensors: Mapping[str, StoredTensor]  # every name, the tied head's too
+
+
+class Pool:
+    """Resident models under one byte budget for weights and KV pages together."""
+
+    def __init__(self, *, device: torch.device, budget_bytes: int | None = None) -> None:
+        self.device = device
+        self.ledger = Ledger()
+        self._budget_bytes = budget_bytes
+        self._variants: dict[str, ResidentVariant] = {}
+        self._kv_bytes: dict[str, int] = {}  # family -> bytes of its KV cache
+        self._arriving: dict[str, int] = {}  # model -> bytes reserved for its admission
+
+    def admit(
+        self, model: str, checkpoint: Checkpoint, plan: SharePlan, donor: str | None
+    ) -> Generator[int, None, ResidentVariant]:
+        """Makes a model resident, a chunk between two yields; closing the generator rolls back.
+
+        Args:
+            model: Its name.
+            checkpoint: Its files; not closed here.
+            plan: Made for this checkpoint and this donor.
+            donor: Name of a resident donor, or None for a family's first model.
+
+        Yields:
+            Bytes moved so far.
+
+        Raises:
+            Conflict: The name is resident already, or the plan was made for another donor.
+            ModelNotFound: The donor is not resident.
+            InsufficientCapacity: The unique bytes do not fit.
+            BadCheckpoint: See `load_tensors`.
+        """
+        if model in self._variants or model in self._arriving:
+            raise Conflict(f"{model} is resident already.", param="model")
+        lender = self._lender(plan, donor)
+        self._require(plan.unique_bytes, what=f"the unique weights of {model}")
+        self._arriving[model] = plan.unique_bytes
+        try:
+            tensors = yield from load_tensors(
+                checkpoint, plan, lender.tensors if lender else {}, device=self.device
+            )
+            if donor is not None and donor not in self._variants:
+                raise ModelNotFound(f"The donor {donor} left while {model} was loading.")
+        finally:
+            del self._arriving[model]
+        variant = ResidentVariant(
+            model=model, config=checkpoint.config, plan=plan, donor=donor, tensors=tensors
+        )
+        self.ledger.add(model, distinct(tensors), donor=donor)
+        self._variants[model] = variant
+        return variant
+
+    def remove(self, model: str) -> int:
+        """Forgets a model; returns the bytes that are free once nobody else holds its tensors.
+
+        Raises:
+            ModelNotFound: Not resident.
+            Conflict: It is the donor of others.
+        """
+        self.get(model)
+        freed = self.ledger.remove(model)
+        del self._variants[model]
+        return freed
+
+    def get(self, model: str) -> ResidentVariant:
+        """Returns a resident model.
+
+        Raises:
+            ModelNotFound: Not resident.
+        """
+        if model not in self._variants:
+            raise ModelNotFound(f"The model {model!r:.120} is not resident.", param="model")
+        return self._variants[model]
+
+    def models(self) -> list[ResidentVariant]:
+        """Returns the resident models in the order of their admission."""
+        return list(self._variants.values())
+
+    def reserve_kv(self, family: str, nbytes: int) -> None:
+        """Sets bytes aside for a family's KV cache.
+
+        Raises:
+            InsufficientCapacity: They do not fit.
+        """
+        assert family not in self._kv_bytes
+        self._require(nbytes, what=f"the KV cache of {family}")
+        self._kv_bytes[family] = nbytes
+
+    def release_kv(self, family: str) -> None:
+        """Gives a family's KV bytes back."""
+        del self._kv_bytes[family]
+
+    def kv_bytes(self) -> int:
+        """Bytes reserved for KV caches."""
+        return sum(self._kv_bytes.values())
+
+    def free_bytes(self) -> int:
+        """Bytes left of the budget, or of the device where there is none."""
+        if self._budget_bytes is not None:
+            held = self.ledger.resident_bytes() + sum(self._arriving.values()) + self.kv_bytes()
+            return self._budget_bytes - held
+        if self.device.type == "cuda":
+            return int(torch.cuda.mem_get_info(self.device)[0])
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+    def check_integrity(self) -> None:
+        """Asserts that ledger, variants and budget agree."""
+        self.ledger.check_integrity()
+        assert self.ledger.models() == list(self._variants)
+        assert self._budget_bytes is None or self.free_bytes() >= 0
+        for variant in self._variants.values():
+            assert self.ledger.unique_bytes(variant.model) == variant.plan.unique_bytes
+
+    def _lender(self, plan: SharePlan, donor: str | None) -> ResidentVariant | None:
+        if donor is None:
+            return None
+        lender = self.get(donor)
+        if plan.donor_fingerprint != lender.plan.variant_fingerprint:
+            raise Conflict(f"The plan was made for another donor than {donor}. Scan again.")
+        return lender
+
+    def _require(self, nbytes: int, *, what: str) -> None:
+        free = self.free_bytes()
+        if nbytes > free:
+            raise InsufficientCapacity(
+                f"{nbytes} bytes are needed for {what}, {max(free, 0)} are free. "
+                "Remove a model or raise the memory budget."
+            )
