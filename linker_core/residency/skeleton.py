@@ -29,7 +29,11 @@ _CONFIG_CLASSES: dict[Architecture, type[PretrainedConfig]] = {
 
 
 def build_skeleton(
-    config: ModelConfig, *, device: torch.device, dtype: torch.dtype, attn_implementation: str
+    config: ModelConfig,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    attn_implementation: str | None,
 ) -> PreTrainedModel:
     """Returns the model of a shape in eval mode, its parameters on `meta`.
 
@@ -40,7 +44,7 @@ def build_skeleton(
         config: Shape and arithmetic.
         device: Where buffers such as `inv_freq` go; they stay float32.
         dtype: Of the parameters to come.
-        attn_implementation: A name in transformers' attention interface.
+        attn_implementation: A name in transformers' attention interface; None is its own choice.
     """
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]

@@ -65,7 +65,7 @@ class ModelConfig:
     mlp_bias: bool
     attn_logit_softcapping: float | None
     final_logit_softcapping: float | None
-    query_pre_attn_scalar: float | None  # Gemma 2 scales queries by its inverse root
+    query_pre_attn_scalar: int | None  # Gemma 2 scales queries by its inverse root
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
 
@@ -123,7 +123,7 @@ def parse_config(record: Mapping[str, Any], *, source: str = CONFIG_FILE) -> Mod
             else None
         ),
         query_pre_attn_scalar=(
-            fields.number("query_pre_attn_scalar", low=1e-3, high=1e6, default=256.0)
+            fields.integer("query_pre_attn_scalar", low=1, high=1 << 20, default=256)
             if gemma2
             else None
         ),
