@@ -1,8 +1,8 @@
 """Attention over paged keys and values, registered with transformers as "linker".
 
-Per sequence: its new keys and values are written to its pages, its history is read as a view where its
-pages are one run (gathered otherwise) and goes through scaled dot-product attention. This is the seam
-where a paged kernel goes in.
+Per sequence: its new keys and values are written to its pages, its history is read as a view where
+its pages are one run (gathered otherwise) and goes through scaled dot-product attention. This is
+the seam where a paged kernel goes in.
 
 Legend: T rows of the batch, n rows of one sequence, H query heads, K key/value heads, G = H / K,
 S history positions, D head size.
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ class SpanIndex:
     first_row: int
     # Where the history lies: the slot of position 0 for one run of pages, else every slot.
     run_start: int | None
-    slots_S: torch.Tensor | None
+    slots: torch.Tensor | None  # [S]
     masks: dict[int | None, torch.Tensor] = field(default_factory=dict)  # by sliding window
 
 
@@ -86,8 +86,8 @@ class AttentionBatch:
         if index.run_start is not None:
             window = slice(index.run_start + first, index.run_start + end)
             return keys_KSD[:, window], values_KSD[:, window]
-        assert index.slots_S is not None
-        slots = index.slots_S[first:]
+        assert index.slots is not None
+        slots = index.slots[first:]
         return keys_KSD.index_select(1, slots), values_KSD.index_select(1, slots)
 
     def mask(self, index: SpanIndex, first: int, window: int | None) -> torch.Tensor:
@@ -109,7 +109,7 @@ class AttentionBatch:
         return mask.masked_fill_(hidden, float("-inf"))
 
 
-def paged_attention(
+def paged_attention(  # noqa: PLR0913 - the signature is transformers'
     module: nn.Module,
     query: torch.Tensor,
     key: torch.Tensor,
@@ -139,10 +139,9 @@ def paged_attention(
         The rows as [1, T, H, D], and None for the weights.
     """
     assert attention_mask is None
-    layer = module.layer_idx
-    assert isinstance(layer, int)
+    layer = cast("int", module.layer_idx)
     batch.write(layer, key[0], value[0])
-    _, num_heads, num_rows, head_dim = query.shape
+    num_heads, num_rows, head_dim = query.shape[1:]
     out_THD = query.new_empty(num_rows, num_heads, head_dim)
     for index in batch.indices:
         span = index.span
@@ -150,7 +149,7 @@ def paged_attention(
         keys_KSD, values_KSD = batch.history(layer, index, first)
         rows = slice(index.first_row, index.first_row + span.num_rows)
         # The query heads that share a key head become rows of one small batch per key head.
-        query_KGnD = query[0, :, rows].unflatten(0, (keys_KSD.shape[0], -1))
+        query_KGnD = query[0, :, rows].reshape(len(keys_KSD), -1, span.num_rows, head_dim)
         mask = _mask_of(batch, index, first, sliding_window)
         if softcap is None:
             attended_KGnD = _attend(query_KGnD, keys_KSD, values_KSD, mask, scaling)
@@ -203,7 +202,7 @@ def _attend_capped(
     scaling: float,
     softcap: float,
 ) -> torch.Tensor:
-    """Attention with soft-capped scores, which no fused kernel on the CPU offers; scores in float32."""
+    """Attention with soft-capped scores in float32, which no fused kernel on the CPU offers."""
     keys_K1DS = keys_KSD.unsqueeze(1).transpose(2, 3)
     scores_KGnS = torch.matmul(query_KGnD, keys_K1DS).float() * scaling
     scores_KGnS = torch.tanh(scores_KGnS / softcap) * softcap

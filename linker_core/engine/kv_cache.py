@@ -121,7 +121,7 @@ class KVCache:
             assert table.contiguous == consecutive
 
     def _next_run(self, table: PageTable, wanted: int) -> Run:
-        """Chooses up to `wanted` consecutive free pages: next to the sequence's last one if possible."""
+        """Chooses up to `wanted` consecutive free pages, next to the sequence's last at best."""
         if table.pages:
             behind = self._run_from(table.pages[-1] + 1, wanted)
             if behind.length > 0:

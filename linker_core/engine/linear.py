@@ -1,8 +1,8 @@
 """The product of activations with a stored weight: the seam where a faster kernel goes in.
 
-Weights lie in memory as the checkpoint's words. Where the activations have another dtype (float32 on
-the CPU over bfloat16 words), a tile of output rows at a time is widened into one scratch buffer that
-is reused for every product, so no model-sized copy is ever made. Knows nothing of variants.
+Weights lie in memory as the checkpoint's words. Where the activations have another dtype (float32
+on the CPU over bfloat16 words), a tile of output rows at a time is widened into one scratch buffer
+that is reused for every product, so no model-sized copy is ever made. Knows nothing of variants.
 
 Legend: T rows of the batch, I input features, O output features.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-# Large enough that a tile's product outweighs its launch, small enough to stay in the last-level cache.
+# Large enough that a tile's product outweighs its launch, small enough for the last-level cache.
 SCRATCH_BYTES = 4 * 2**20
 
 

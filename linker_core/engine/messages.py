@@ -35,7 +35,8 @@ class SamplingParams:
     repetition_penalty: float = 1.0  # > 0
     logit_bias: Mapping[int, float] = field(default_factory=dict)  # token id -> additive bias
     min_tokens: int = 0  # stop ids cannot be chosen before
-    stop_token_ids: frozenset[int] = frozenset()  # the model's own, unless ignore_eos, and the user's
+    # The model's own, unless ignore_eos, and the user's.
+    stop_token_ids: frozenset[int] = frozenset()
     logprobs: int | None = None  # how many alternatives to report; None reports nothing
 
 
@@ -173,7 +174,7 @@ class ModelLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """The engine's state for metrics, sent at most twice a second and after every load or unload."""
+    """The engine's state for metrics: at most twice a second, and after every load or unload."""
 
     models: Mapping[str, ModelBytes]
     load: Mapping[str, ModelLoad]

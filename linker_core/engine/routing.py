@@ -49,7 +49,7 @@ class RoutedLeaf(nn.Module):
         del self.stored[slot]
 
     def partition(self, rows: RowMap, key: str) -> tuple[tuple[int, ...], list[StoredTensor]]:
-        """Returns the group of each distinct slot by its storage of `key`, and each group's storage."""
+        """Returns each distinct slot's group by its storage of `key`, and each group's storage."""
         storages: dict[StoredTensor, int] = {}
         labels = tuple(
             storages.setdefault(self.stored[slot][key], len(storages)) for slot in rows.distinct
@@ -109,8 +109,8 @@ class RoutedLinear(RoutedLeaf):
 class RoutedHead(RoutedLinear):
     """The language-model head: sees only the rows that need a token.
 
-    Its output is as wide as the widest vocabulary among them; a row is valid up to its own variant's
-    width and zero beyond.
+    Its output is as wide as the widest vocabulary among them; a row is valid up to its own
+    variant's width and zero beyond.
     """
 
     def forward(self, x_1TI: torch.Tensor) -> torch.Tensor:
@@ -150,14 +150,14 @@ class RoutedNorm(RoutedLeaf):
         rows = self._body()
         labels, weights = self.partition(rows, "weight")
         if len(weights) == 1:
-            return self._apply(weights[0], x_1T)
+            return self._normalised(weights[0], x_1T)
         x_T = x_1T[0]
         out_T = torch.empty_like(x_T)
         for group, weight in zip(rows.groups(labels), weights, strict=True):
-            put_rows(out_T, group, self._apply(weight, take_rows(x_T, group)))
+            put_rows(out_T, group, self._normalised(weight, take_rows(x_T, group)))
         return out_T.unsqueeze(0)
 
-    def _apply(self, weight: StoredTensor, x: torch.Tensor) -> torch.Tensor:
+    def _normalised(self, weight: StoredTensor, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self._clones[weight](x)
         return out.to(x.dtype)  # a wider stored dtype must not widen what follows
 

@@ -1,7 +1,7 @@
 """Which slot each row of a step belongs to, and the step context that every routed leaf reads.
 
-Rows are grouped once per step and per distinct partition of the slots: every leaf whose storages fall
-into the same partition gets the same groups, so nothing is worked out again layer by layer.
+Rows are grouped once per step and per distinct partition of the slots: every leaf whose storages
+fall into the same partition gets the same groups, so nothing is worked out again layer by layer.
 """
 
 from __future__ import annotations

@@ -64,8 +64,8 @@ class Runner:
             chunks: One per sequence, not empty. Chunks of one slot are best kept together.
 
         Returns:
-            Logits [R, V] in the dtype of the activations, one row for each chunk that wants a token,
-            in their order; V is the widest vocabulary among them. Empty if none wants a token.
+            Logits [R, V] in the dtype of the activations, one row for each chunk that wants a
+            token, in their order; V is the widest vocabulary among them. Empty if none does.
         """
         slots = [chunk.slot for chunk in chunks for _ in chunk.token_ids]
         ids = [token for chunk in chunks for token in chunk.token_ids]

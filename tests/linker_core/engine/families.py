@@ -1,4 +1,4 @@
-"""Families built by hand for tests: who aliases what is said by name, and transformers is the judge."""
+"""Families built by hand: tests say by name who aliases what, and transformers is the judge."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from linker_core.residency.ledger import StoredTensor
-from linker_core.residency.skeleton import build_skeleton
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from linker_core.engine.attention import ATTENTION_NAME, register_attention
 from linker_core.engine.kv_cache import KVCache, KVShape
 from linker_core.engine.runner import Runner
+from linker_core.residency.ledger import StoredTensor
+from linker_core.residency.skeleton import build_skeleton
 from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME
@@ -36,7 +36,7 @@ def stored_tensors(
 ) -> dict[str, StoredTensor]:
     """The checkpoint's tensors, those that `aliased` names being the donor's own objects."""
     state = load_file(path / "model.safetensors")
-    stored = {name: StoredTensor(tensor, tensor.nbytes) for name, tensor in state.items()}
+    stored = {name: StoredTensor(tensor=tensor) for name, tensor in state.items()}
     if donor is not None:
         stored = {name: donor[name] if aliased(name) else own for name, own in stored.items()}
     if LM_HEAD_NAME not in stored:
@@ -95,7 +95,8 @@ def reference_model(
         state = {name: tensor.tensor.to(dtype) for name, tensor in stored.items()}
         model.load_state_dict(state)
         model.tie_weights()
-    return model.eval()
+    model.train(False)
+    return model
 
 
 def reference_logits(model: PreTrainedModel, token_ids: list[int]) -> torch.Tensor:

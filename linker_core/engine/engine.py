@@ -1,0 +1,198 @@
+"""The engine: takes commands, steps every family, reports events. One thread owns all its state.
+
+Knows nothing of processes or sockets; the worker feeds it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import time
+from collections.abc import Callable
+
+import torch
+
+from linker_core.config import EngineConfig
+from linker_core.engine.family import FamilyOutput
+from linker_core.engine.loading import LoadQueue
+from linker_core.engine.messages import (
+    Abort,
+    Command,
+    Event,
+    LoadFailed,
+    LoadModel,
+    LoadProgress,
+    ModelUnloaded,
+    RequestFailed,
+    Shutdown,
+    StepOutput,
+    Submit,
+    TokenOutput,
+    UnloadModel,
+)
+from linker_core.engine.requests import check_submit
+from linker_core.engine.residents import Residents, ServedModel
+from linker_core.engine.sequence import SequenceState
+from linker_core.engine.snapshot import take_snapshot
+from linker_core.errors import Conflict, LinkerError
+
+_log = logging.getLogger(__name__)
+
+SNAPSHOT_INTERVAL_S = 0.5
+# How long loading may hold the loop: short beside a decode step while sequences run.
+BUSY_SLICE_S, IDLE_SLICE_S = 0.02, 0.1
+MAX_CRASHED_STEPS = 3  # in a row; then the process is to be replaced
+
+
+class EngineBroken(Exception):
+    """Steps keep failing; only a new process can help."""
+
+
+class Engine:
+    """Serves every loaded model.
+
+    Args:
+        config: Settings.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self, config: EngineConfig, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.device = torch.device(config.device)
+        self.residents = Residents(config, device=self.device)
+        self._clock = clock
+        self._loading = LoadQueue(self.residents, clock=clock)
+        self._sequences: dict[str, tuple[ServedModel, SequenceState]] = {}
+        self._arrivals = itertools.count()
+        self._events: list[Event] = []
+        self._crashed_steps = 0
+        self._changed = False  # since the last snapshot
+        self._snapshot_due_s = clock()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `step` has anything to do beyond what new commands bring."""
+        return bool(self._sequences) or self._loading.busy or bool(self._events)
+
+    def handle(self, command: Command) -> None:
+        """Takes one command; what it causes is reported by the next `step`."""
+        self._changed = True
+        match command:
+            case Submit():
+                self._submit(command)
+            case Abort():
+                self._abort(command.request_id)
+            case LoadModel():
+                self._loading.add(command)
+            case UnloadModel():
+                self._unload(command.model)
+            case Shutdown():
+                assert False, "the worker leaves on Shutdown"  # noqa: B011, PT015
+
+    def step(self) -> list[Event]:
+        """Schedules, runs and postprocesses one batch of every family, and moves what is loading.
+
+        Returns:
+            What happened since the last call, at most one StepOutput.
+
+        Raises:
+            EngineBroken: Several steps in a row failed.
+        """
+        self._advance_loading()
+        self._step_families()
+        self._finish_unloading()
+        self._report_snapshot()
+        events, self._events = self._events, []
+        return events
+
+    def _submit(self, command: Submit) -> None:
+        served = self.residents.served.get(command.model)
+        try:
+            served = check_submit(command, served)
+        except LinkerError as error:
+            self._events.append(
+                RequestFailed(request_id=command.request_id, error=error.to_record())
+            )
+            return
+        assert command.request_id not in self._sequences
+        sequence = SequenceState(
+            request_id=command.request_id,
+            model=command.model,
+            slot=served.slot,
+            vocab_size=served.vocab_size,
+            tokens=list(command.prompt_ids),
+            num_prompt=len(command.prompt_ids),
+            sampling=command.sampling,
+            arrival=next(self._arrivals),
+        )
+        self._sequences[command.request_id] = (served, sequence)
+        served.family.scheduler.add(sequence)
+
+    def _abort(self, request_id: str) -> None:
+        found = self._sequences.pop(request_id, None)
+        if found is not None:
+            served, sequence = found
+            served.family.scheduler.remove(sequence)
+
+    def _unload(self, name: str) -> None:
+        self._events.extend(self._loading.cancel(name))
+        served = self.residents.served.get(name)
+        if served is None:
+            self._events.append(ModelUnloaded(model=name))
+            return
+        dependants = self.residents.dependants(name)
+        dependants += [load.model for load in self._loading.pending() if load.donor == name]
+        if dependants:
+            error = Conflict(
+                f"Model '{name}' is the donor of {', '.join(dependants)}. Unload these first."
+            )
+            self._events.append(LoadFailed(model=name, error=error.to_record()))
+            return
+        served.unloading = True
+
+    def _advance_loading(self) -> None:
+        events = self._loading.advance(BUSY_SLICE_S if self._sequences else IDLE_SLICE_S)
+        self._events.extend(events)
+        if any(not isinstance(event, LoadProgress) for event in events):
+            self._snapshot_now()
+
+    def _step_families(self) -> None:
+        tokens: list[TokenOutput] = []
+        for family in list(self.residents.families.values()):
+            output = family.step()
+            tokens.extend(output.tokens)
+            self._events.extend(output.failed)
+            for sequence in output.ended:
+                del self._sequences[sequence.request_id]
+            self._count_crash(output)
+        if tokens:
+            self._events.append(StepOutput(tokens=tuple(tokens)))
+
+    def _count_crash(self, output: FamilyOutput) -> None:
+        if output.crashed:
+            self._crashed_steps += 1
+        elif output.tokens:
+            self._crashed_steps = 0
+        if self._crashed_steps >= MAX_CRASHED_STEPS:
+            raise EngineBroken(f"{self._crashed_steps} steps in a row failed")
+
+    def _finish_unloading(self) -> None:
+        leaving = [served for served in self.residents.served.values() if served.unloading]
+        for served in leaving:
+            if any(user is served for user, _ in self._sequences.values()):
+                continue
+            self.residents.unload(served)
+            self._events.append(ModelUnloaded(model=served.name))
+            self._snapshot_now()
+
+    def _snapshot_now(self) -> None:
+        self._changed = True
+        self._snapshot_due_s = self._clock()
+
+    def _report_snapshot(self) -> None:
+        now_s = self._clock()
+        if self._changed and now_s >= self._snapshot_due_s:
+            self._events.append(take_snapshot(self.residents, self.device))
+            self._changed = bool(self._sequences)
+            self._snapshot_due_s = now_s + SNAPSHOT_INTERVAL_S

@@ -1,0 +1,115 @@
+"""The queue of models to load: one at a time, a bounded slice between two steps."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+import torch
+
+from linker_core.engine.messages import Event, LoadFailed, LoadModel, LoadProgress, ModelLoaded
+from linker_core.engine.residents import Residents, ServedModel
+from linker_core.errors import EngineFailure, InsufficientCapacity, LinkerError, NotReady
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class _Active:
+    message: LoadModel
+    progress: Generator[int, None, ServedModel]
+
+
+class LoadQueue:
+    """Loads models in the order in which they were asked for.
+
+    Args:
+        residents: Where they go.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, residents: Residents, *, clock: Callable[[], float]) -> None:
+        self._residents = residents
+        self._clock = clock
+        self._queued: deque[LoadModel] = deque()
+        self._active: _Active | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do."""
+        return self._active is not None or bool(self._queued)
+
+    def add(self, message: LoadModel) -> None:
+        """Queues a model."""
+        self._queued.append(message)
+
+    def pending(self) -> list[LoadModel]:
+        """Returns what is being loaded or waits for it."""
+        active = [] if self._active is None else [self._active.message]
+        return [*active, *self._queued]
+
+    def cancel(self, model: str) -> list[Event]:
+        """Forgets a model that is not loaded yet; what was moved of it is given back."""
+        messages = [message for message in self.pending() if message.model == model]
+        if self._active is not None and self._active.message.model == model:
+            self._active.progress.close()
+            self._active = None
+        self._queued = deque(message for message in self._queued if message.model != model)
+        error = NotReady(f"The loading of model '{model}' was cancelled.")
+        return [LoadFailed(model=model, error=error.to_record()) for _ in messages]
+
+    def advance(self, slice_s: float) -> list[Event]:
+        """Works for about `slice_s` seconds and says how far it came; ends after one model."""
+        active = self._active or self._start_next()
+        if active is None:
+            return []
+        deadline = self._clock() + slice_s
+        try:
+            done_bytes = next(active.progress)
+            while self._clock() < deadline:
+                done_bytes = next(active.progress)
+        except StopIteration as end:
+            self._active = None
+            return [self._loaded(end.value)]
+        except Exception as error:  # noqa: BLE001 - the edge of a job: its fault ends it alone
+            self._active = None
+            return [_failed(active.message, error)]
+        total_bytes = active.message.plan.unique_bytes
+        return [
+            LoadProgress(model=active.message.model, done_bytes=done_bytes, total_bytes=total_bytes)
+        ]
+
+    def _start_next(self) -> _Active | None:
+        if not self._queued:
+            return None
+        served = self._residents.served.get(self._queued[0].model)
+        if served is not None and served.unloading:
+            return None  # the name is free again when its sequences have ended
+        message = self._queued.popleft()
+        self._active = _Active(message, self._residents.load(message))
+        return self._active
+
+    def _loaded(self, served: ServedModel) -> ModelLoaded:
+        return ModelLoaded(
+            model=served.name,
+            bytes=self._residents.bytes_of(served.name),
+            max_model_len=served.max_model_len,
+        )
+
+
+def _failed(message: LoadModel, error: Exception) -> LoadFailed:
+    if isinstance(error, LinkerError):
+        known = error
+    elif isinstance(error, MemoryError | torch.OutOfMemoryError):
+        known = InsufficientCapacity(
+            f"The device ran out of memory while loading model '{message.model}'. "
+            "Unload another model, or set a memory budget."
+        )
+    else:
+        _log.error("loading model %r failed", message.model, exc_info=error)
+        known = EngineFailure(
+            f"The engine failed while loading model '{message.model}'. See the server's log."
+        )
+    return LoadFailed(model=message.model, error=known.to_record())

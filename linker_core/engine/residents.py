@@ -1,0 +1,154 @@
+"""The models that the engine can serve now, and how they come and go.
+
+Loading is a generator: the engine advances it in slices between steps, so that serving goes on.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Generator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from linker_core.config import EngineConfig
+from linker_core.engine.attention import register_attention
+from linker_core.engine.family import Family, kv_shape
+from linker_core.engine.messages import LoadModel, ModelBytes
+from linker_core.errors import BadCheckpoint, Conflict, ModelNotFound
+from linker_core.residency.pool import Pool
+from linker_core.weights.architecture import ModelConfig
+from linker_core.weights.checkpoint import Checkpoint
+
+
+@dataclass(slots=True, eq=False)
+class ServedModel:
+    """A model that takes requests, or did until its unloading was asked for."""
+
+    name: str
+    family: Family
+    slot: int
+    vocab_size: int
+    max_model_len: int
+    unloading: bool = False  # leaves when its last sequence has ended
+
+
+class Residents:
+    """Models by name, families by their donor's name.
+
+    Args:
+        config: The engine's settings.
+        device: Where weights and pages lie.
+    """
+
+    def __init__(self, config: EngineConfig, *, device: torch.device) -> None:
+        register_attention()
+        self.pool = Pool(device=device, budget_bytes=config.memory_budget_bytes)
+        self.families: dict[str, Family] = {}
+        self.served: dict[str, ServedModel] = {}
+        self.past_preemptions = 0  # of families that have gone
+        self._config = config
+        self._device = device
+        # Slots are never used twice, so nothing can be mistaken for a model that has gone.
+        self._slots = itertools.count()
+        # float32 over the checkpoint's words on the CPU, which has no bfloat16 units worth using.
+        self._dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+
+    def load(self, message: LoadModel) -> Generator[int, None, ServedModel]:
+        """Makes a model resident; all or nothing, also when the generator is closed early.
+
+        Yields:
+            Bytes moved so far.
+
+        Returns:
+            The model, ready for requests.
+
+        Raises:
+            LinkerError: Bad or changed checkpoint, no such donor, or not enough memory.
+        """
+        if message.model in self.served:
+            raise Conflict(f"Model '{message.model}' is already loaded. Unload it first.")
+        with Checkpoint.open(Path(message.path)) as checkpoint:
+            if checkpoint.identity != message.identity:
+                raise BadCheckpoint(
+                    f"The files of model '{message.model}' changed since validation. "
+                    "Onboard it again when they are complete."
+                )
+            family = self._family_for(message, checkpoint.config)
+            try:
+                resident = yield from self.pool.admit(
+                    message.model, checkpoint, message.plan, message.donor
+                )
+            except BaseException:
+                if message.donor is None:
+                    self._drop(family)
+                raise
+        served = self._serve(message, family, resident.config)
+        family.runner.bind(served.slot, resident.tensors)
+        return served
+
+    def unload(self, served: ServedModel) -> None:
+        """Gives a model's unique bytes back. It has no sequences and no dependants."""
+        del self.served[served.name]
+        served.family.runner.unbind(served.slot)
+        self.pool.remove(served.name)
+        if served.family.name == served.name:
+            self._drop(served.family)
+
+    def dependants(self, name: str) -> list[str]:
+        """Returns the models that read from `name`'s storage."""
+        return self.pool.ledger.dependants(name) if name in self.served else []
+
+    def bytes_of(self, name: str) -> ModelBytes:
+        """Returns what the ledger says of a resident model."""
+        ledger = self.pool.ledger
+        return ModelBytes(
+            logical=ledger.logical_bytes(name),
+            unique=ledger.unique_bytes(name),
+            shared=ledger.shared_bytes(name),
+        )
+
+    def _family_for(self, message: LoadModel, model: ModelConfig) -> Family:
+        if message.donor is not None:
+            donor = self.served.get(message.donor)
+            if donor is None or donor.unloading:
+                raise ModelNotFound(
+                    f"The donor '{message.donor}' of model '{message.model}' is not loaded. "
+                    "Load it first.",
+                    param="donor",
+                )
+            if donor.family.name != donor.name:
+                raise Conflict(
+                    f"'{message.donor}' is itself a variant of '{donor.family.name}'. "
+                    "Name that one as the donor."
+                )
+            return donor.family
+        shape = kv_shape(model, self._config, dtype=self._dtype)
+        self.pool.reserve_kv(message.model, shape.nbytes)
+        try:
+            family = Family(message.model, model, shape, config=self._config, device=self._device)
+        except BaseException:
+            self.pool.release_kv(message.model)
+            raise
+        self.families[message.model] = family
+        return family
+
+    def _drop(self, family: Family) -> None:
+        del self.families[family.name]
+        self.past_preemptions += family.scheduler.num_preemptions
+        self.pool.release_kv(family.name)
+
+    def _serve(self, message: LoadModel, family: Family, model: ModelConfig) -> ServedModel:
+        limits = [model.max_position_embeddings, family.cache.shape.num_tokens]
+        if message.max_model_len is not None:
+            limits.append(message.max_model_len)
+        served = ServedModel(
+            name=message.model,
+            family=family,
+            slot=next(self._slots),
+            vocab_size=model.vocab_size,
+            max_model_len=min(limits),
+        )
+        self.served[message.model] = served
+        return served

@@ -1,0 +1,53 @@
+"""The state of one sequence from submission to its last token. Owned by the engine loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from linker_core.engine.kv_cache import PageTable
+from linker_core.engine.messages import FinishReason, SamplingParams
+
+
+@dataclass(slots=True, eq=False)
+class SequenceState:
+    """One sequence. Equality is identity."""
+
+    request_id: str
+    model: str
+    slot: int
+    vocab_size: int  # the variant's own; every token id lies below it
+    tokens: list[int]  # the prompt, then what was generated
+    num_prompt: int  # >= 1
+    sampling: SamplingParams
+    arrival: int  # order of submission; smaller is older
+    generator: torch.Generator = field(default_factory=torch.Generator)
+    num_computed: int = 0  # positions whose keys and values lie in the cache; < len(tokens)
+    table: PageTable = field(default_factory=PageTable)
+
+    def __post_init__(self) -> None:
+        seed = self.sampling.seed
+        if seed is None:
+            self.generator.seed()
+        else:
+            self.generator.manual_seed(seed % 2**64)
+
+    @property
+    def num_output(self) -> int:
+        """Tokens generated so far."""
+        return len(self.tokens) - self.num_prompt
+
+    @property
+    def num_missing(self) -> int:
+        """Positions still to be computed before the next token; 1 for a decode."""
+        return len(self.tokens) - self.num_computed
+
+    def append(self, token_id: int) -> FinishReason | None:
+        """Takes a chosen token and says whether it is the last one."""
+        self.tokens.append(token_id)
+        if token_id in self.sampling.stop_token_ids:
+            return FinishReason.STOP
+        if self.num_output >= self.sampling.max_tokens:
+            return FinishReason.LENGTH
+        return None

@@ -1,0 +1,33 @@
+"""The engine's state as the server's gauges show it."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+
+from linker_core.engine.messages import ModelLoad, Snapshot
+from linker_core.engine.residents import Residents
+
+
+def take_snapshot(residents: Residents, device: torch.device) -> Snapshot:
+    """Returns bytes and loads of every served model, and what is left."""
+    families = list(residents.families.values())
+    running = Counter(s.model for family in families for s in family.scheduler.running)
+    waiting = Counter(s.model for family in families for s in family.scheduler.waiting)
+    num_pages = sum(family.cache.shape.num_pages for family in families)
+    num_used = sum(family.cache.num_used_pages for family in families)
+    return Snapshot(
+        models={name: residents.bytes_of(name) for name in residents.served},
+        load={
+            name: ModelLoad(running=running[name], waiting=waiting[name])
+            for name in residents.served
+        },
+        device=str(device),
+        device_weight_bytes=residents.pool.ledger.resident_bytes(),
+        device_kv_bytes=residents.pool.kv_bytes(),
+        device_free_bytes=residents.pool.free_bytes(),
+        kv_usage_ratio=num_used / num_pages if num_pages else 0.0,
+        num_preemptions=residents.past_preemptions
+        + sum(family.scheduler.num_preemptions for family in families),
+    )

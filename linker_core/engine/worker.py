@@ -1,0 +1,95 @@
+"""The engine process: commands in and events out over one socket, a heartbeat in shared memory.
+
+Started as `python -m linker_core.engine.worker --socket-fd N --heartbeat-fd M --config JSON`. Both
+descriptors are inherited. It leaves when the socket closes, and it dies with its parent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import logging
+import mmap
+import signal
+import struct
+import sys
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+
+from linker_core.config import EngineConfig
+from linker_core.engine.engine import Engine, EngineBroken
+from linker_core.engine.messages import Command, EngineReady, Event, Shutdown
+
+_log = logging.getLogger(__name__)
+
+IDLE_POLL_S = 0.1  # how long an idle loop sleeps before it beats again
+_PR_SET_PDEATHSIG = 1
+
+
+class Heartbeat:
+    """A counter that the parent watches: one little-endian uint64 in shared memory."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._memory = mmap.mmap(descriptor, 8)
+        self._count = 0
+
+    def beat(self) -> None:
+        """Counts one iteration."""
+        self._count += 1
+        struct.pack_into("<Q", self._memory, 0, self._count)
+
+
+def serve(engine: Engine, connection: Connection[Event, Command], heartbeat: Heartbeat) -> None:
+    """Runs the loop until Shutdown.
+
+    Raises:
+        EOFError, OSError: The other end is gone.
+        EngineBroken: Steps keep failing.
+    """
+    connection.send(EngineReady(device=str(engine.device)))
+    while True:
+        heartbeat.beat()
+        timeout_s = 0.0 if engine.has_work else IDLE_POLL_S
+        while connection.poll(timeout_s):
+            command = connection.recv()
+            if isinstance(command, Shutdown):
+                return
+            engine.handle(command)
+            timeout_s = 0.0
+        for event in engine.step():
+            connection.send(event)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serves until the parent closes the socket; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="linker_core.engine.worker")
+    parser.add_argument("--socket-fd", type=int, required=True)
+    parser.add_argument("--heartbeat-fd", type=int, required=True)
+    parser.add_argument("--config", required=True, help="EngineConfig as JSON")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+    )
+    _follow_parent()
+    engine = Engine(EngineConfig.from_json(arguments.config))
+    connection: Connection[Event, Command] = Connection(arguments.socket_fd)
+    try:
+        serve(engine, connection, Heartbeat(arguments.heartbeat_fd))
+    except (EOFError, ConnectionError):
+        _log.info("the server has closed the socket")
+    except EngineBroken:
+        _log.exception("the engine gives up")
+        return 1
+    return 0
+
+
+def _follow_parent() -> None:
+    """Ignores the terminal's interrupt, which the parent handles, and dies when the parent dies."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,448 @@
+"""The engine by its messages: generating, loading, unloading, faults that stay where they are."""
+
+from __future__ import annotations
+
+import gc
+import os
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from linker_core.config import EngineConfig
+from linker_core.engine.engine import MAX_CRASHED_STEPS, EngineBroken
+from linker_core.engine.messages import (
+    Abort,
+    FinishReason,
+    LoadFailed,
+    LoadProgress,
+    ModelLoaded,
+    ModelUnloaded,
+    SamplingParams,
+    Snapshot,
+    UnloadModel,
+)
+from linker_core.engine.runner import Chunk
+from tests.linker_core.engine.driving import GREEDY, SMALL, Driver, load_message
+from tests.linker_core.engine.families import (
+    reference_greedy,
+    reference_model,
+    stored_tensors,
+)
+from tests.tiny import ARCHITECTURES, make_checkpoint, make_variant, save_state
+
+PROMPT = [300, 17, 254, 8, 91, 411, 5]
+
+
+def first_block(name: str) -> bool:
+    return "layers.0" in name
+
+
+@dataclass
+class Served:
+    """An engine with a donor and two variants, and transformers' model of each."""
+
+    driver: Driver
+    paths: dict[str, Path]
+    references: dict[str, PreTrainedModel]
+
+
+def serve_three(tmp_path: Path, architecture: str, config: EngineConfig = SMALL) -> Served:
+    # A tied random model repeats its last token for ever; Gemma 2 knows no other.
+    tie = architecture == "gemma2"
+    base = make_checkpoint(tmp_path / "base", architecture=architecture, tie=tie)
+    paths = {
+        "base": base,
+        "own": make_variant(tmp_path / "own", base, scale=0.4, added_tokens=("<a>", "<b>")),
+        "half": make_variant(tmp_path / "half", base, scale=0.3, seed=5),
+    }
+    driver = Driver(config)
+    donor = stored_tensors(base)
+    half = stored_tensors(paths["half"], donor=donor, aliased=first_block)
+    references = {
+        "base": reference_model(base),
+        "own": reference_model(paths["own"]),
+        "half": reference_model(base, stored=half),
+    }
+    loads = [
+        load_message("base", base),
+        load_message("own", paths["own"], donor="base"),
+        load_message("half", paths["half"], donor="base", aliased=first_block),
+    ]
+    for load in loads:
+        assert isinstance(driver.load(load), ModelLoaded)
+    return Served(driver, paths, references)
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Served:
+    return serve_three(tmp_path, "qwen2")
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_engine_greedy_alone_and_mixed_equals_transformers(
+    tmp_path: Path, architecture: str
+) -> None:
+    served = serve_three(tmp_path, architecture)
+    params = SamplingParams(max_tokens=12, temperature=0.0)
+    prompts = {name: [*PROMPT, number, 40 + number] * 4 for number, name in enumerate(served.paths)}
+    want = {
+        name: reference_greedy(served.references[name], prompt, 12)
+        for name, prompt in prompts.items()
+    }
+    for name, prompt in prompts.items():
+        assert served.driver.generate(name, prompt, params) == want[name]
+    ids = {name: served.driver.submit(name, prompt, params) for name, prompt in prompts.items()}
+    served.driver.run()
+    for name, request_id in ids.items():
+        assert served.driver.tokens(request_id) == want[name]
+        assert served.driver.reason(request_id) is FinishReason.LENGTH
+
+
+def test_engine_preemption_gives_the_same_tokens(tmp_path: Path) -> None:
+    # Four sequences of 28 tokens at the end in 17 pages of 4 tokens: they cannot all stay.
+    config = replace(SMALL, kv_cache_tokens=68)
+    served = serve_three(tmp_path, "qwen2", config)
+    params = SamplingParams(max_tokens=20, temperature=0.0)
+    prompts = [[*PROMPT, number] for number in range(4)]
+    want = [reference_greedy(served.references["own"], prompt, 20) for prompt in prompts]
+    ids = [served.driver.submit("own", prompt, params) for prompt in prompts]
+    served.driver.run()
+    scheduler = served.driver.engine.residents.families["base"].scheduler
+    assert scheduler.num_preemptions > 0
+    assert [served.driver.tokens(request_id) for request_id in ids] == want
+    assert scheduler.cache.num_used_pages == 0
+
+
+def test_engine_seed_gives_the_same_tokens_whoever_else_is_in_the_batch(served: Served) -> None:
+    params = SamplingParams(max_tokens=16, temperature=1.5, seed=7)
+    alone = served.driver.generate("half", PROMPT, params)
+    assert served.driver.generate("half", PROMPT, params) == alone
+    others = [
+        served.driver.submit(name, [number, *PROMPT], replace(params, seed=None))
+        for number, name in enumerate(("base", "own", "half", "base"))
+    ]
+    again = served.driver.submit("half", PROMPT, params)
+    served.driver.run()
+    assert served.driver.tokens(again) == alone
+    assert all(len(served.driver.tokens(other)) == 16 for other in others)
+    different = served.driver.generate("half", PROMPT, replace(params, seed=8))
+    assert different != alone
+
+
+def test_engine_stop_token_ends_the_sequence_and_is_reported(served: Served) -> None:
+    free = served.driver.generate("base", PROMPT)
+    stop = frozenset({free[3]})
+    assert free.index(free[3]) == 3
+    request_id = served.driver.submit("base", PROMPT, replace(GREEDY, stop_token_ids=stop))
+    served.driver.run()
+    assert served.driver.tokens(request_id) == free[:4]
+    assert served.driver.reason(request_id) is FinishReason.STOP
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4])
+def test_engine_abort_frees_pages_in_any_state(served: Served, steps: int) -> None:
+    family = served.driver.engine.residents.families["base"]
+    aborted = served.driver.submit("own", PROMPT * 6, replace(GREEDY, max_tokens=30))
+    other = served.driver.submit("base", PROMPT)
+    for _ in range(steps):
+        served.driver.step()
+    served.driver.engine.handle(Abort(request_id=aborted))
+    served.driver.engine.handle(Abort(request_id="never heard of"))
+    seen = len(served.driver.outputs[aborted])
+    served.driver.run()
+    assert len(served.driver.outputs[aborted]) == seen
+    want = reference_greedy(served.references["base"], PROMPT, GREEDY.max_tokens)
+    assert served.driver.tokens(other) == want
+    assert family.cache.num_used_pages == 0
+
+
+def assert_refused(driver: Driver, request_id: str, code: str) -> str:
+    driver.run()
+    error = driver.errors[request_id]
+    assert error["code"] == code
+    assert not driver.outputs[request_id]
+    return error["message"] or ""
+
+
+def test_engine_submit_for_an_unknown_model_is_refused(served: Served) -> None:
+    assert_refused(served.driver, served.driver.submit("nobody", PROMPT), "model_not_found")
+
+
+def test_engine_submit_beyond_the_context_is_refused(served: Served) -> None:
+    params = replace(GREEDY, max_tokens=250)
+    message = assert_refused(
+        served.driver, served.driver.submit("base", PROMPT, params), "context_length_exceeded"
+    )
+    assert "This model's maximum context length is 256 tokens" in message
+    assert "context_length_exceeded" in message
+    assert len(served.driver.generate("base", PROMPT, replace(GREEDY, max_tokens=249))) == 249
+
+
+@pytest.mark.parametrize(
+    ("model", "prompt", "bias"),
+    [
+        ("base", [], {}),
+        ("base", [512], {}),
+        ("base", [-1], {}),
+        ("own", [514], {}),
+        ("base", [1], {512: 1.0}),
+    ],
+)
+def test_engine_submit_outside_the_variants_vocabulary_is_refused(
+    served: Served, model: str, prompt: list[int], bias: dict[int, float]
+) -> None:
+    params = replace(GREEDY, logit_bias=bias)
+    request_id = served.driver.submit(model, prompt, params)
+    assert_refused(served.driver, request_id, "invalid_request_error")
+
+
+def test_engine_added_tokens_can_be_prompted_and_chosen(served: Served) -> None:
+    params = replace(GREEDY, max_tokens=2, logit_bias={513: 1000.0})
+    assert served.driver.generate("own", [512, 513], params) == [513, 513]
+
+
+def test_engine_a_model_with_nan_weights_fails_its_requests_alone(
+    served: Served, tmp_path: Path
+) -> None:
+    state = load_file(served.paths["own"] / "model.safetensors")
+    state["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
+    broken = make_variant(tmp_path / "broken", served.paths["base"], scale=0.1)
+    record = (served.paths["own"] / "config.json").read_text()
+    (broken / "config.json").write_text(record)
+    save_state(broken, state)
+    loaded = served.driver.load(load_message("broken", broken, donor="base"))
+    assert isinstance(loaded, ModelLoaded)
+    bad = served.driver.submit("broken", PROMPT)
+    good = served.driver.submit("own", PROMPT)
+    served.driver.run()
+    assert served.driver.errors[bad]["code"] == "numerical_error"
+    want = reference_greedy(served.references["own"], PROMPT, GREEDY.max_tokens)
+    assert served.driver.tokens(good) == want
+    assert served.driver.engine.residents.families["base"].cache.num_used_pages == 0
+
+
+def test_engine_a_failing_forward_fails_its_batch_and_goes_on(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = served.driver.engine.residents.families["base"].runner
+    forward = runner.forward
+
+    def broken(_: Sequence[Chunk]) -> torch.Tensor:
+        raise RuntimeError("a kernel failed")
+
+    monkeypatch.setattr(runner, "forward", broken)
+    failing = [served.driver.submit(name, PROMPT) for name in ("base", "own")]
+    served.driver.run()
+    assert [served.driver.errors[i]["code"] for i in failing] == ["engine_failure"] * 2
+    monkeypatch.setattr(runner, "forward", forward)
+    want = reference_greedy(served.references["own"], PROMPT, GREEDY.max_tokens)
+    assert served.driver.generate("own", PROMPT) == want
+
+
+def test_engine_forwards_that_keep_failing_end_the_engine(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = served.driver.engine.residents.families["base"].runner
+
+    def broken(_: Sequence[Chunk]) -> torch.Tensor:
+        raise RuntimeError("a kernel failed")
+
+    monkeypatch.setattr(runner, "forward", broken)
+    for _ in range(MAX_CRASHED_STEPS - 1):
+        served.driver.submit("base", PROMPT)
+        served.driver.run()
+    served.driver.submit("base", PROMPT)
+    with pytest.raises(EngineBroken):
+        served.driver.run()
+
+
+def test_engine_load_reports_the_ledgers_bytes(served: Served) -> None:
+    snapshot = served.driver.snapshot()
+    half = snapshot.models["half"]
+    state = load_file(served.paths["half"] / "model.safetensors")
+    own = sum(tensor.nbytes for name, tensor in state.items() if not first_block(name))
+    assert half.unique == own
+    assert half.logical == half.unique + half.shared
+    assert snapshot.device_weight_bytes == sum(b.unique for b in snapshot.models.values())
+    # 2 layers, 2 heads of 12 numbers, keys and values, 4 bytes, 1024 token slots.
+    assert snapshot.device_kv_bytes == 2 * 2 * 12 * 2 * 4 * 1024
+
+
+@pytest.mark.parametrize(("asked", "given"), [(None, 256), (100, 100), (10_000, 256)])
+def test_engine_context_is_the_least_of_model_request_and_cache(
+    tmp_path: Path, asked: int | None, given: int
+) -> None:
+    base = make_checkpoint(tmp_path / "base")
+    loaded = Driver().load(load_message("base", base, max_model_len=asked))
+    assert isinstance(loaded, ModelLoaded)
+    assert loaded.max_model_len == given
+    small = Driver(replace(SMALL, kv_cache_tokens=70))
+    loaded = small.load(load_message("base", base, max_model_len=asked))
+    assert isinstance(loaded, ModelLoaded)
+    assert loaded.max_model_len == 68
+
+
+def refused_load(driver: Driver, message: object) -> str | None:
+    answer = driver.load(message)  # type: ignore[arg-type]
+    assert isinstance(answer, LoadFailed)
+    return answer.error["code"]
+
+
+def test_engine_load_of_files_changed_since_validation_is_refused(served: Served) -> None:
+    message = load_message("late", served.paths["own"], donor="base")
+    os.utime(served.paths["own"] / "model.safetensors", ns=(1, 1))
+    before = served.driver.snapshot().models
+    answer = served.driver.load(message)
+    assert isinstance(answer, LoadFailed)
+    assert answer.error["code"] == "bad_checkpoint"
+    assert "changed since validation" in (answer.error["message"] or "")
+    assert served.driver.snapshot().models == before
+
+
+def test_engine_load_under_a_taken_name_or_an_absent_donor_is_refused(served: Served) -> None:
+    driver, path = served.driver, served.paths["half"]
+    assert refused_load(driver, load_message("own", path, donor="base")) == "conflict"
+    assert refused_load(driver, load_message("new", path, donor="nobody")) == "model_not_found"
+    assert refused_load(driver, load_message("new", path, donor="own")) == "conflict"
+
+
+def test_engine_load_beyond_the_budget_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    base = make_checkpoint(tmp_path / "base")
+    driver = Driver(replace(SMALL, memory_budget_bytes=400_000))
+    assert refused_load(driver, load_message("base", base)) == "insufficient_capacity"
+    assert driver.engine.residents.families == {}
+    assert driver.engine.residents.pool.free_bytes() == 400_000
+
+
+def test_engine_serves_while_a_model_is_loading(served: Served, tmp_path: Path) -> None:
+    base = served.paths["base"]
+    driver = served.driver
+    clock = iter(float(second) for second in range(10_000))
+    # Every look at the clock is a second later: each slice moves one chunk only.
+    driver.engine._loading._clock = lambda: next(clock)
+    late = make_variant(tmp_path / "late", base, scale=0.2, seed=9)
+    driver.engine.handle(load_message("late", late, donor="base"))
+    request_id = driver.submit("own", PROMPT)
+    before = len(driver.events)
+    driver.run()
+    kinds = [type(event) for event in driver.events[before:]]
+    assert kinds.count(LoadProgress) > 5
+    assert len(driver.tokens(request_id)) == GREEDY.max_tokens
+    want = reference_greedy(reference_model(late), PROMPT, GREEDY.max_tokens)
+    assert driver.generate("late", PROMPT) == want
+
+
+def test_engine_unload_waits_for_running_sequences_and_refuses_new_ones(served: Served) -> None:
+    driver = served.driver
+    running = driver.submit("own", PROMPT)
+    driver.step()
+    driver.engine.handle(UnloadModel(model="own"))
+    late = driver.submit("own", PROMPT)
+    driver.run()
+    assert driver.errors[late]["code"] == "model_not_found"
+    want = reference_greedy(served.references["own"], PROMPT, GREEDY.max_tokens)
+    assert driver.tokens(running) == want
+    assert ModelUnloaded(model="own") in driver.events
+    assert "own" not in driver.snapshot().models
+    again = driver.load(load_message("own", served.paths["own"], donor="base"))
+    assert isinstance(again, ModelLoaded)
+    assert driver.generate("own", PROMPT) == want
+
+
+def test_engine_unload_drops_every_reference_to_the_variants_tensors(served: Served) -> None:
+    driver = served.driver
+    driver.generate("half", PROMPT)
+    resident = driver.engine.residents.pool.get("half")
+    donor = driver.engine.residents.pool.get("base").tensors
+    own = [
+        weakref.ref(stored.tensor)
+        for name, stored in resident.tensors.items()
+        if stored is not donor[name]
+    ]
+    assert len(own) > 10
+    del resident, donor
+    driver.engine.handle(UnloadModel(model="half"))
+    driver.run()
+    gc.collect()
+    assert [ref() for ref in own if ref() is not None] == []
+
+
+def test_engine_unload_of_a_donor_in_use_is_refused(served: Served) -> None:
+    driver = served.driver
+    driver.engine.handle(UnloadModel(model="base"))
+    driver.run()
+    refusal = [event for event in driver.events if isinstance(event, LoadFailed)][-1]
+    assert refusal.model == "base"
+    assert refusal.error["code"] == "conflict"
+    assert "own" in (refusal.error["message"] or "")
+    want = reference_greedy(served.references["base"], PROMPT, GREEDY.max_tokens)
+    assert driver.generate("base", PROMPT) == want
+
+
+def test_engine_unload_of_the_whole_family_frees_everything(served: Served) -> None:
+    driver = served.driver
+    for name in ("own", "half", "base"):
+        driver.engine.handle(UnloadModel(model=name))
+        driver.run()
+    snapshot = driver.snapshot()
+    assert (snapshot.device_weight_bytes, snapshot.device_kv_bytes) == (0, 0)
+    assert driver.engine.residents.families == {}
+
+
+def test_engine_unload_of_a_model_that_is_loading_cancels_it(
+    served: Served, tmp_path: Path
+) -> None:
+    driver = served.driver
+    before = driver.engine.residents.pool.ledger.resident_bytes()
+    late = make_variant(tmp_path / "late", served.paths["base"], scale=0.2, seed=9)
+    clock = iter(float(second) for second in range(10_000))
+    driver.engine._loading._clock = lambda: next(clock)
+    driver.engine.handle(load_message("late", late, donor="base"))
+    driver.step()
+    driver.engine.handle(UnloadModel(model="late"))
+    driver.run()
+    failed = [event for event in driver.events if isinstance(event, LoadFailed)]
+    assert [event.model for event in failed] == ["late"]
+    assert ModelUnloaded(model="late") in driver.events
+    assert driver.engine.residents.pool.ledger.resident_bytes() == before
+
+
+def test_engine_two_families_are_served_side_by_side(served: Served, tmp_path: Path) -> None:
+    driver = served.driver
+    other = make_checkpoint(tmp_path / "other", architecture="llama", layers=3, seed=4)
+    assert isinstance(driver.load(load_message("llama", other)), ModelLoaded)
+    ids = [driver.submit("llama", PROMPT), driver.submit("half", PROMPT)]
+    driver.run()
+    wants = [
+        reference_greedy(model, PROMPT, GREEDY.max_tokens)
+        for model in (reference_model(other), served.references["half"])
+    ]
+    assert [driver.tokens(request_id) for request_id in ids] == wants
+
+
+def test_engine_snapshots_count_running_and_waiting_at_most_twice_a_second(
+    tmp_path: Path,
+) -> None:
+    base = make_checkpoint(tmp_path / "base")
+    driver = Driver(replace(SMALL, max_num_seqs=1))
+    now = [0.0]
+    driver.engine._clock = lambda: now[0]
+    driver.engine._snapshot_due_s = 0.0
+    driver.load(load_message("base", base))
+    ids = [driver.submit("base", PROMPT, replace(GREEDY, max_tokens=100)) for _ in range(3)]
+    before = len(driver.events)
+    for _ in range(10):
+        driver.step()
+        now[0] += 0.1
+    snapshots = [event for event in driver.events[before:] if isinstance(event, Snapshot)]
+    assert 1 <= len(snapshots) <= 2
+    load = snapshots[-1].load["base"]
+    assert (load.running, load.waiting) == (1, 2)
+    for request_id in ids:
+        driver.engine.handle(Abort(request_id=request_id))
