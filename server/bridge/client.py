@@ -1,0 +1,243 @@
+"""The asynchronous side of one engine process: commands out, events in. Knows no HTTP.
+
+Two threads own the blocking ends of the connection, so the event loop never waits for the socket;
+all other state belongs to the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+from collections.abc import AsyncGenerator, Callable
+from multiprocessing.connection import Connection
+from typing import Any, TypeVar
+
+from linker_core.engine.messages import (
+    Abort,
+    Command,
+    EngineReady,
+    Event,
+    LoadFailed,
+    LoadModel,
+    LoadProgress,
+    ModelLoaded,
+    ModelUnloaded,
+    RequestFailed,
+    SamplingParams,
+    Shutdown,
+    Snapshot,
+    StepOutput,
+    Submit,
+    TokenOutput,
+    UnloadModel,
+)
+from linker_core.errors import EngineFailure, from_record
+from server.bridge.mailbox import Mailbox
+
+logger = logging.getLogger(__name__)
+
+# A reader this many tokens behind has stopped reading; its sequence is ended.
+MAX_UNREAD_TOKENS = 8192
+
+OnProgress = Callable[[int, int], None]
+_Value = TypeVar("_Value")
+
+
+class EngineClient:
+    """Talks to one engine process until the connection closes.
+
+    Args:
+        connection: The server's end of the channel; the client owns it from here on.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._loop = asyncio.get_running_loop()
+        self._outbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
+        self._mailboxes: dict[str, Mailbox] = {}
+        self._loads: dict[str, asyncio.Future[ModelLoaded]] = {}
+        self._unloads: dict[str, asyncio.Future[None]] = {}
+        self._on_progress: dict[str, OnProgress] = {}
+        self.snapshot: Snapshot | None = None
+        self.ready: asyncio.Future[EngineReady] = self._loop.create_future()
+        self.closed = asyncio.Event()
+        self._reader = threading.Thread(target=self._read, name="engine-reader", daemon=True)
+        self._writer = threading.Thread(target=self._write, name="engine-writer", daemon=True)
+        self._reader.start()
+        self._writer.start()
+
+    async def submit(
+        self,
+        request_id: str,
+        model: str,
+        prompt_ids: tuple[int, ...],
+        sampling: SamplingParams,
+    ) -> AsyncGenerator[TokenOutput, None]:
+        """Generates one sequence, a token at a time. Closing the iterator early aborts it.
+
+        Raises:
+            LinkerError: The sequence failed, or the engine died.
+        """
+        self._check_open()
+        mailbox = self._mailboxes[request_id] = Mailbox(MAX_UNREAD_TOKENS)
+        self._outbox.put(
+            Submit(request_id=request_id, model=model, prompt_ids=prompt_ids, sampling=sampling)
+        )
+        finished = False
+        try:
+            while not finished:
+                token = await mailbox.get()
+                finished = token.finish_reason is not None
+                yield token
+        finally:
+            self._mailboxes.pop(request_id, None)
+            if not finished:
+                self._outbox.put(Abort(request_id=request_id))
+
+    async def load(
+        self, command: LoadModel, *, on_progress: OnProgress | None = None
+    ) -> ModelLoaded:
+        """Makes a model resident and waits until it is.
+
+        A cancelled wait withdraws the model again.
+
+        Raises:
+            LinkerError: It could not be loaded; the engine is as it was before.
+        """
+        self._check_open()
+        assert command.model not in self._loads
+        future: asyncio.Future[ModelLoaded] = self._loop.create_future()
+        self._loads[command.model] = future
+        if on_progress is not None:
+            self._on_progress[command.model] = on_progress
+        self._outbox.put(command)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._outbox.put(UnloadModel(model=command.model))
+            raise
+        finally:
+            self._loads.pop(command.model, None)
+            self._on_progress.pop(command.model, None)
+
+    async def unload(self, model: str) -> None:
+        """Takes a model out of the engine, after its running sequences.
+
+        Raises:
+            LinkerError: The engine died meanwhile.
+        """
+        self._check_open()
+        future = self._unloads.get(model)
+        if future is None:
+            future = self._unloads[model] = self._loop.create_future()
+            self._outbox.put(UnloadModel(model=model))
+        await asyncio.shield(future)
+
+    def fail_all(self, message: str) -> None:
+        """Ends everything that waits for the engine with `EngineFailure`, now."""
+        for mailbox in self._mailboxes.values():
+            mailbox.fail(EngineFailure(message))
+        waits: list[asyncio.Future[Any]] = [*self._loads.values(), *self._unloads.values()]
+        for future in (*waits, self.ready):
+            if not future.done():
+                future.set_exception(EngineFailure(message))
+                future.exception()  # retrieved: nobody may be waiting for it
+
+    @property
+    def num_inflight(self) -> int:
+        """Sequences that have not ended."""
+        return len(self._mailboxes)
+
+    def shut_down(self) -> None:
+        """Asks the engine to leave."""
+        self._outbox.put(Shutdown())
+        self._outbox.put(None)
+
+    # --- event loop ---------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self.closed.is_set():
+            msg = "The engine is not running; try again in a moment."
+            raise EngineFailure(msg)
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case StepOutput():
+                for token in event.tokens:
+                    self._on_token(token)
+            case RequestFailed():
+                mailbox = self._mailboxes.get(event.request_id)
+                if mailbox is not None:
+                    mailbox.fail(from_record(dict(event.error)))
+            case Snapshot():
+                self.snapshot = event
+            case EngineReady():
+                _resolve(self.ready, event)
+            case _:
+                self._on_model_event(event)
+
+    def _on_model_event(
+        self, event: LoadProgress | ModelLoaded | LoadFailed | ModelUnloaded
+    ) -> None:
+        match event:
+            case LoadProgress():
+                on_progress = self._on_progress.get(event.model)
+                if on_progress is not None:
+                    on_progress(event.done_bytes, event.total_bytes)
+            case ModelLoaded():
+                _resolve(self._loads.get(event.model), event)
+            case LoadFailed():
+                load = self._loads.get(event.model)
+                if load is not None and not load.done():
+                    load.set_exception(from_record(dict(event.error)))
+            case ModelUnloaded():
+                _resolve(self._unloads.pop(event.model, None), None)
+
+    def _on_token(self, token: TokenOutput) -> None:
+        mailbox = self._mailboxes.get(token.request_id)
+        if mailbox is None or mailbox.put(token):
+            return
+        msg = "The answer was not read fast enough and has been cut off."
+        mailbox.fail(EngineFailure(msg))
+        del self._mailboxes[token.request_id]
+
+    def _on_closed(self) -> None:
+        self.closed.set()
+        self._outbox.put(None)
+        self.fail_all("The engine stopped before it could finish; try again in a moment.")
+
+    # --- threads ------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        while True:
+            try:
+                event = self._connection.recv()
+            except (EOFError, OSError):
+                self._call(self._on_closed)
+                return
+            if not self._call(self._on_event, event):
+                return
+
+    def _write(self) -> None:
+        while (command := self._outbox.get()) is not None:
+            try:
+                self._connection.send(command)
+            except OSError:
+                break  # the reader sees the closed connection and says so
+        # Closed by the last user: a descriptor closed under a reader could be someone else's next.
+        self._reader.join()
+        self._connection.close()
+
+    def _call(self, function: Callable[..., None], *args: object) -> bool:
+        try:
+            self._loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            return False  # the event loop is closed: nobody listens any more
+        return True
+
+
+def _resolve(future: asyncio.Future[_Value] | None, value: _Value) -> None:
+    if future is not None and not future.done():
+        future.set_result(value)

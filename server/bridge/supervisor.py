@@ -1,0 +1,205 @@
+"""Keeps an engine process running: readiness from its heartbeat, restarts after its death.
+
+Readiness follows progress: an engine whose counter stands still is not ready, one that stays
+still is killed, and one that keeps dying ends the server rather than looping for ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from linker_core.config import EngineConfig
+from linker_core.engine.messages import Snapshot
+from linker_core.errors import EngineFailure, NotReady
+from server.bridge.client import EngineClient
+from server.bridge.process import ENGINE_COMMAND, EngineProcess
+
+logger = logging.getLogger(__name__)
+
+
+class EngineState(StrEnum):
+    """Where the engine stands."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    STALLED = "stalled"
+    DOWN = "down"
+    GIVEN_UP = "given_up"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupervisionLimits:
+    """How long is too long, in seconds, and how often is too often."""
+
+    poll_s: float = 0.5
+    start_s: float = 300.0  # importing torch from a cold disk takes a while
+    stall_s: float = 5.0  # then the server is not ready
+    stall_kill_s: float = 60.0  # then the engine is killed
+    backoff_s: float = 0.2  # doubles with every crash in the window
+    crash_window_s: float = 300.0
+    max_crashes: int = 5  # in the window; one more gives up
+    stop_s: float = 5.0
+
+
+OnRunning = Callable[[EngineClient], Awaitable[None]]
+
+
+class EngineSupervisor:
+    """Runs the engine, over and over if need be.
+
+    Args:
+        config: Handed to the engine process.
+        on_running: Called with every new engine once it reads commands; loads the models.
+        on_down: Called when an engine is gone, before the next one starts.
+        command: The engine's command line without its options.
+        limits: The supervision's times and counts.
+    """
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        on_running: OnRunning,
+        on_down: Callable[[], None],
+        command: Sequence[str] = ENGINE_COMMAND,
+        limits: SupervisionLimits | None = None,
+    ) -> None:
+        self._config = config
+        self._on_running = on_running
+        self._on_down = on_down
+        self._command = command
+        self._limits = limits or SupervisionLimits()
+        self._crashes: deque[float] = deque()
+        self._process: EngineProcess | None = None
+        self._client: EngineClient | None = None
+        self.state = EngineState.STARTING
+        self.given_up = asyncio.Event()
+
+    @property
+    def client(self) -> EngineClient:
+        """The engine to talk to.
+
+        Raises:
+            NotReady: There is none at the moment.
+        """
+        if self._client is None or self._client.closed.is_set():
+            msg = "The engine is not running; it is being started."
+            raise NotReady(msg)
+        return self._client
+
+    @property
+    def is_running(self) -> bool:
+        """Whether the engine makes progress."""
+        return self.state is EngineState.RUNNING
+
+    @property
+    def snapshot(self) -> Snapshot | None:
+        """The engine's last report, None while there is no engine."""
+        return None if self._client is None else self._client.snapshot
+
+    @property
+    def pid(self) -> int | None:
+        """The engine's process id, None while there is none."""
+        return None if self._process is None else self._process.pid
+
+    async def run(self) -> None:
+        """Supervises until cancelled or until the engine has died too often (`given_up`)."""
+        try:
+            while await self._may_start():
+                await self._run_once()
+                self.state = EngineState.DOWN
+            self.state = EngineState.GIVEN_UP
+            logger.error("the engine died too often; giving up")
+            self.given_up.set()
+        finally:
+            if self.state is not EngineState.GIVEN_UP:
+                self.state = EngineState.STOPPED
+
+    def kill(self) -> None:
+        """Ends the engine process now, for a server that leaves without waiting."""
+        if self._process is not None:
+            self._process.kill()
+
+    def fail_all(self, message: str) -> None:
+        """Ends every request in flight with `EngineFailure`."""
+        if self._client is not None:
+            self._client.fail_all(message)
+
+    async def _may_start(self) -> bool:
+        now = time.monotonic()
+        while self._crashes and self._crashes[0] < now - self._limits.crash_window_s:
+            self._crashes.popleft()
+        if len(self._crashes) > self._limits.max_crashes:
+            return False
+        if self._crashes:
+            await asyncio.sleep(self._limits.backoff_s * 2 ** (len(self._crashes) - 1))
+        return True
+
+    async def _run_once(self) -> None:
+        """Starts one engine and returns when it is gone."""
+        self.state = EngineState.STARTING
+        process = self._process = await EngineProcess.spawn(self._command, self._config)
+        client = self._client = EngineClient(process.connection)
+        running: asyncio.Task[None] | None = None
+        try:
+            if await self._starts(client):
+                self.state = EngineState.RUNNING
+                logger.info("engine %d is running", process.pid)
+                running = asyncio.ensure_future(self._on_running(client))
+                running.add_done_callback(_log_failure)
+                await self._watch(process, client)
+            self._crashes.append(time.monotonic())
+        finally:
+            graceful = not client.closed.is_set() and self.state is EngineState.RUNNING
+            if self.state is not EngineState.STOPPED:
+                self.state = EngineState.DOWN
+            client.shut_down()
+            client.fail_all("The engine stopped before it could finish; try again in a moment.")
+            self._on_down()
+            if running is not None:
+                running.cancel()
+                with contextlib.suppress(asyncio.CancelledError, EngineFailure):
+                    await running
+            await process.close(grace_s=self._limits.stop_s if graceful else 0.0)
+            logger.info("engine %d ended with status %d", process.pid, await process.wait())
+            self._client = self._process = None
+
+    async def _starts(self, client: EngineClient) -> bool:
+        try:
+            async with asyncio.timeout(self._limits.start_s):
+                await asyncio.shield(client.ready)
+        except (TimeoutError, EngineFailure):
+            logger.exception("the engine did not start")
+            return False
+        return True
+
+    async def _watch(self, process: EngineProcess, client: EngineClient) -> None:
+        """Follows the heartbeat until the engine is gone or has to go."""
+        beat, beat_at = process.heartbeat(), time.monotonic()
+        while not client.closed.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._limits.poll_s):
+                    await client.closed.wait()
+            now = time.monotonic()
+            if process.heartbeat() != beat:
+                beat, beat_at = process.heartbeat(), now
+                self.state = EngineState.RUNNING
+            elif now - beat_at > self._limits.stall_kill_s:
+                logger.error("the engine stood still for %.0f s; killing it", now - beat_at)
+                return
+            elif now - beat_at > self._limits.stall_s and self.state is EngineState.RUNNING:
+                logger.warning("the engine stands still")
+                self.state = EngineState.STALLED
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        logger.error("loading the models failed", exc_info=task.exception())

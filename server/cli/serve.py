@@ -1,0 +1,244 @@
+"""`linker serve`: settings, signals and the HTTP server around the application."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from linker_core.errors import InvalidRequest
+from server.gateway.app import create_app
+from server.gateway.services import Services, build_services
+from server.onboarding.request import OnboardRequest, check_name, check_sharing
+from server.settings import Settings, load_settings
+
+logger = logging.getLogger(__name__)
+
+EXIT_FAILED = 1
+_POLL_S = 0.2
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of `linker serve`; what is not given comes from --config, then defaults."""
+    add = parser.add_argument
+    add("--config", type=Path, help="YAML file of settings (see configs/default.yaml)")
+    add("--state", type=Path, help="directory of registry and caches")
+    add("--models-root", type=Path, help="directory that POST /models may read models from")
+    add(
+        "--model",
+        nargs="+",
+        action="extend",
+        metavar="NAME=PATH",
+        help="serve these models from the start; the first is the donor of the others",
+    )
+    add("--policy", choices=("thresholds", "exact", "auto"), help="how sharing is decided")
+    add("--tau-cos", type=float, help="least cosine of a shared block; needs --tau-frob")
+    add("--tau-frob", type=float, help="largest relative distance of a shared block")
+    add("--tier", help="a row of families.yaml instead of thresholds")
+    add("--memory-budget", help="bytes for weights and KV pages: 8589934592, 512M, 8G, 8GiB")
+    add("--max-model-len", type=int, help="longest prompt and answer together, in tokens")
+    add("--device", choices=("cpu", "cuda"))
+    add("--host", help="interface to listen on (default 127.0.0.1)")
+    add("--port", type=int, help="port to listen on (default 8000)")
+    add("--no-auth", action="store_true", help="listen beyond the loopback without keys")
+    add("--strict", action="store_true", help="exit when a start-up model fails")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serves until a signal; 0 after a clean drain."""
+    settings = settings_from(args)
+    requests = startup_requests(settings)
+    return asyncio.run(_serve(settings, requests))
+
+
+def settings_from(args: argparse.Namespace) -> Settings:
+    """Returns the settings of a command line.
+
+    Raises:
+        InvalidRequest: A bad value, or an open interface without --no-auth.
+    """
+    flags: dict[str, dict[str, object]] = {
+        "http": {
+            "host": args.host,
+            "port": args.port,
+            "no_auth": args.no_auth or None,
+            "strict": args.strict or None,
+        },
+        "storage": {"state": args.state},
+        "models": {"root": args.models_root, "serve": _named_paths(args.model)},
+        "sharing": {
+            "policy": args.policy,
+            "tau_cos": args.tau_cos,
+            "tau_frob": args.tau_frob,
+            "tier": args.tier,
+        },
+        "engine": {
+            "device": args.device,
+            "memory_budget": args.memory_budget,
+            "max_model_len": args.max_model_len,
+        },
+    }
+    given = {
+        section: {key: value for key, value in values.items() if value is not None}
+        for section, values in flags.items()
+    }
+    settings = load_settings(args.config, given)
+    if not settings.http.no_auth and not _is_loopback(settings.http.host):
+        raise InvalidRequest(
+            f"--host {settings.http.host} is open to others and there are no keys; listen on "
+            "127.0.0.1, or say --no-auth.",
+            param="host",
+        )
+    return settings
+
+
+def startup_requests(settings: Settings) -> list[OnboardRequest]:
+    """Returns the start-up models as requests; the first is the donor of the others.
+
+    Raises:
+        InvalidRequest: A bad or repeated name, or contradictory sharing options.
+    """
+    sharing, requests = settings.sharing, list[OnboardRequest]()
+    for model in settings.models.serve:
+        if any(model.name == other.name for other in requests):
+            raise InvalidRequest(f"--model: the name {model.name!r} is given twice.", param="model")
+        requests.append(
+            OnboardRequest(
+                name=model.name,
+                source=str(model.path.resolve()),
+                donor=requests[0].name if requests else None,
+            )
+        )
+        check_name(model.name)
+    # A donor shares with nobody, so another threshold leaves its stored row as it is.
+    requests[1:] = [
+        replace(
+            request,
+            policy="thresholds" if sharing.policy == "auto" else sharing.policy,
+            tau_cos=sharing.tau_cos,
+            tau_frob=sharing.tau_frob,
+            tier=sharing.tier,
+        )
+        for request in requests[1:]
+    ]
+    for request in requests:
+        check_sharing(request)
+    return requests
+
+
+def _named_paths(values: list[str] | None) -> list[dict[str, str]] | None:
+    if values is None:
+        return None
+    pairs = [value.partition("=") for value in values]
+    for name, _, path in pairs:
+        if not name or not path:
+            raise InvalidRequest(
+                f"--model {name[:80]!r}: write NAME=PATH, with both parts.", param="model"
+            )
+    return [{"name": name, "path": path} for name, _, path in pairs]
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class _HttpServer(uvicorn.Server):
+    """uvicorn, except that signals are ours: it would raise a caught signal again at the end."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _serve(settings: Settings, requests: list[OnboardRequest]) -> int:
+    services = build_services(settings)
+    config = uvicorn.Config(
+        create_app(services),
+        host=settings.http.host,
+        port=settings.http.port,
+        log_config=None,  # uvicorn's loggers go where ours go: stderr
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        timeout_graceful_shutdown=5,
+    )
+    server = _HttpServer(config)
+    stopping = asyncio.Event()
+    _install_signals(services, stopping)
+    listening = asyncio.ensure_future(server.serve())
+    try:
+        await services.start(requests)
+        status = await _until_end(services, listening, stopping)
+        if status == 0:
+            status = await _drain(services)
+    finally:
+        server.should_exit = True
+        await asyncio.gather(listening, return_exceptions=True)
+        await services.stop()
+    return status
+
+
+def _install_signals(services: Services, stopping: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
+
+    def on_signal() -> None:
+        if stopping.is_set():
+            services.engine.kill()
+            os._exit(EXIT_FAILED)
+        stopping.set()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, on_signal)
+
+
+async def _until_end(
+    services: Services, listening: asyncio.Future[None], stopping: asyncio.Event
+) -> int:
+    """Waits for a reason to end; 0 for a signal, else the exit status of a failure."""
+    signalled = asyncio.ensure_future(stopping.wait())
+    given_up = asyncio.ensure_future(services.engine.given_up.wait())
+    reasons: list[asyncio.Future[Any]] = [signalled, given_up, listening, *services.tasks]
+    if services.settings.http.strict:
+        reasons.append(asyncio.ensure_future(_strict_failure(services)))
+    await asyncio.wait(reasons, return_when=asyncio.FIRST_COMPLETED)
+    if signalled.done():
+        return 0
+    for task in (listening, *services.tasks):
+        if task.done() and not task.cancelled() and task.exception() is not None:
+            logger.error("the server cannot go on", exc_info=task.exception())
+    return EXIT_FAILED
+
+
+async def _strict_failure(services: Services) -> None:
+    """Returns when a start-up model has failed; waits for ever if none does."""
+    while (failed := services.onboarder.startup_failures()) is None:
+        await asyncio.sleep(_POLL_S)
+    if failed:
+        logger.error("start-up models failed: %s", ", ".join(failed))
+        return
+    await asyncio.Event().wait()
+
+
+async def _drain(services: Services) -> int:
+    """Lets running requests finish; those that do not in time get a terminal error."""
+    deadline_s = services.settings.http.drain_s
+    logger.info("draining for at most %.0f s", deadline_s)
+    if await services.gate.drain(deadline_s):
+        return 0
+    services.engine.fail_all("The server shut down before the answer was complete.")
+    return EXIT_FAILED

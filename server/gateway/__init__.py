@@ -1,0 +1,1 @@
+"""HTTP: OpenAI routes, model management, probes. Imports neither torch nor transformers."""

@@ -1,0 +1,40 @@
+"""The ASGI application: routes over services, errors in one shape, bodies bounded."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+from fastapi import FastAPI, Request, Response
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+
+from server.gateway.body import RefuseBodies
+from server.gateway.chat import chat_router
+from server.gateway.completions import completions_router
+from server.gateway.errors import install_error_handlers
+from server.gateway.management import management_router
+from server.gateway.probes import probes_router
+from server.gateway.services import Services
+from server.gateway.streaming import ClientLeft
+
+
+def create_app(services: Services) -> FastAPI:
+    """Builds the application; starting and stopping the services is the caller's."""
+    app = FastAPI(
+        title="LinkerLLM",
+        version=version("linker-llm"),
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    for router in (chat_router, completions_router, management_router, probes_router):
+        app.include_router(router(services))
+    install_error_handlers(app, services.metrics)
+    app.add_exception_handler(ClientLeft, _on_client_left)
+    max_bytes = services.settings.http.max_body_bytes
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=max_bytes)
+    app.add_middleware(RefuseBodies, max_bytes=max_bytes, metrics=services.metrics)
+    return app
+
+
+async def _on_client_left(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=499)  # for middleware only: nobody reads it

@@ -1,0 +1,80 @@
+"""Models and jobs as JSON, for operators and for OpenAI's clients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from linker_core.engine.messages import Snapshot
+from server.onboarding.catalog import ServedModel
+from server.registry.records import JobRecord, ModelRecord
+
+_PLAN_FIELDS = ("policy", "tau_cos", "tau_frob", "mean_cos", "mean_epsilon", "region")
+
+
+def model_card(record: ModelRecord, snapshot: Snapshot | None) -> dict[str, Any]:
+    """Returns everything an operator may know of a model.
+
+    `bytes` are the ledger's where the model is resident and the plan's otherwise.
+    """
+    plan = record.plan
+    return {
+        "id": record.name,
+        "object": "model",
+        "state": record.state.value,
+        "family": record.family,
+        "donor": record.donor,
+        "fingerprint": record.fingerprint,
+        "bytes": _bytes(record, snapshot),
+        "blocks": None if plan is None else plan["blocks"],
+        "plan": None if plan is None else {name: plan[name] for name in _PLAN_FIELDS},
+        "max_model_len": record.max_model_len,
+        "error": record.error,
+        "created_at": record.created_at,
+        "last_used_at": record.last_used_at,
+    }
+
+
+def openai_card(model: ServedModel) -> dict[str, Any]:
+    """Returns a servable model as OpenAI's clients read it."""
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": int(model.created_at),
+        "owned_by": "linker",
+        "root": model.donor or model.name,
+        "parent": model.donor,
+        "max_model_len": model.max_model_len,
+        "status": "ready",
+    }
+
+
+def job_card(job: JobRecord) -> dict[str, Any]:
+    """Returns a job."""
+    return {
+        "id": job.id,
+        "object": "model.job",
+        "model": job.model,
+        "status": job.status.value,
+        "stage": job.stage.value,
+        "progress": {"done_bytes": job.done_bytes, "total_bytes": job.total_bytes},
+        "error": job.error,
+        "created_at": job.created_at,
+        "finished_at": job.finished_at,
+        "result": job.result,
+    }
+
+
+def _bytes(record: ModelRecord, snapshot: Snapshot | None) -> dict[str, int] | None:
+    plan = record.plan
+    if plan is None:
+        return None
+    held = None if snapshot is None else snapshot.models.get(record.name)
+    logical = plan["logical_bytes"] if held is None else held.logical
+    unique = plan["unique_bytes"] if held is None else held.unique
+    return {
+        "logical": logical,
+        "unique": unique,
+        "shared": plan["shared_bytes"] if held is None else held.shared,
+        "saved": logical - unique,
+        "checkpoint": plan["checkpoint_bytes"],
+    }

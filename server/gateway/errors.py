@@ -1,0 +1,126 @@
+"""One table from errors to HTTP: status, type and headers, in OpenAI's shape."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from linker_core.errors import (
+    BadCheckpoint,
+    Conflict,
+    ContextLengthExceeded,
+    EngineFailure,
+    ForbiddenSource,
+    InsufficientCapacity,
+    InvalidRequest,
+    LinkerError,
+    ModelNotFound,
+    NotReady,
+    NumericalError,
+    QueueFull,
+    UnsupportedFormat,
+)
+from server.metrics.serving import ServingMetrics
+
+logger = logging.getLogger(__name__)
+
+# Seconds; clients give up above 120.
+_RETRY_AFTER = {429: "1", 503: "2"}
+_STATUS: dict[type[LinkerError], tuple[int, str]] = {
+    InvalidRequest: (400, "invalid_request_error"),
+    ContextLengthExceeded: (400, "invalid_request_error"),
+    BadCheckpoint: (400, "invalid_request_error"),
+    UnsupportedFormat: (400, "invalid_request_error"),
+    ForbiddenSource: (403, "permission_error"),
+    ModelNotFound: (404, "not_found_error"),
+    Conflict: (409, "conflict_error"),
+    QueueFull: (429, "rate_limit_error"),
+    NotReady: (503, "service_unavailable_error"),
+    EngineFailure: (503, "service_unavailable_error"),
+    NumericalError: (500, "server_error"),
+    InsufficientCapacity: (507, "insufficient_capacity_error"),
+}
+_HTTP_CODES = {
+    404: ("not_found", "not_found_error", "There is nothing at this path."),
+    405: ("method_not_allowed", "invalid_request_error", "This path takes other methods."),
+    413: ("request_too_large", "invalid_request_error", "The request body is too large."),
+    415: (
+        "unsupported_media_type",
+        "invalid_request_error",
+        "Compressed request bodies are not read; send plain JSON.",
+    ),
+}
+REJECTION_REASONS = tuple(
+    sorted({kind.code for kind in _STATUS} | {code for code, _, _ in _HTTP_CODES.values()})
+)
+
+
+def error_body(error: LinkerError) -> dict[str, object]:
+    """Returns an error as clients read it, in a body or in a stream."""
+    _, kind = _STATUS.get(type(error), (500, "server_error"))
+    return _shape(error.message, kind, error.param, error.code)
+
+
+def error_response(error: LinkerError) -> JSONResponse:
+    """Returns an error as a response."""
+    status, _ = _STATUS.get(type(error), (500, "server_error"))
+    return _response(status, error_body(error))
+
+
+def http_error_response(status: int, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """Returns an error that HTTP itself defines, such as 405."""
+    code, kind, message = _HTTP_CODES.get(
+        status, ("invalid_request_error", "invalid_request_error", HTTPStatus(status).phrase)
+    )
+    return _response(status, _shape(message, kind, None, code), headers)
+
+
+def install_error_handlers(app: FastAPI, metrics: ServingMetrics) -> None:
+    """Makes every failure of a route an error in OpenAI's shape."""
+
+    async def on_linker_error(_request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, LinkerError)
+        metrics.rejected(error.code)
+        return error_response(error)
+
+    async def on_http_error(_request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        response = http_error_response(error.status_code, error.headers)
+        metrics.rejected(_HTTP_CODES.get(error.status_code, ("other",))[0])
+        return response
+
+    async def on_bad_query(_request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        first = error.errors()[0]
+        metrics.rejected(InvalidRequest.code)
+        return error_response(InvalidRequest(first["msg"], param=str(first["loc"][-1])))
+
+    async def on_our_fault(_request: Request, _error: Exception) -> JSONResponse:
+        message = "The server failed on this request through a fault of its own."
+        return _response(500, _shape(message, "server_error", None, "internal_error"))
+
+    app.add_exception_handler(LinkerError, on_linker_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(RequestValidationError, on_bad_query)
+    app.add_exception_handler(Exception, on_our_fault)
+
+
+def _shape(message: str, kind: str, param: str | None, code: str) -> dict[str, object]:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def _response(
+    status: int, body: dict[str, object], headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    response = JSONResponse(body, status_code=status, headers=headers)
+    if status in _RETRY_AFTER:
+        response.headers["Retry-After"] = _RETRY_AFTER[status]
+    if status == HTTPStatus.CONFLICT:
+        response.headers["x-should-retry"] = "false"  # the SDK would repeat a 409
+    return response

@@ -1,0 +1,147 @@
+"""From a request's tokens to pieces of text: one sequence, or several merged. Knows no JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from linker_core.engine.messages import FinishReason, SamplingParams, TokenOutput
+from linker_core.errors import LinkerError
+from linker_core.text.detokenizer import Detokenizer
+from server.bridge.client import EngineClient
+from server.metrics.serving import ServingMetrics
+from server.onboarding.catalog import ServedModel
+
+_MERGE_DEPTH = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextOptions:
+    """How tokens become text."""
+
+    stop: tuple[str, ...] = ()
+    include_stop: bool = False
+    skip_special_tokens: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SequenceSpec:
+    """One sequence to generate; `index` is its place among the choices."""
+
+    request_id: str
+    index: int
+    model: ServedModel
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams
+    text: TextOptions
+    arrived_at: float  # monotonic seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Delta:
+    """What one token added to one sequence."""
+
+    index: int
+    token: TokenOutput
+    text: str  # may be empty: held back, or not text
+    finish_reason: FinishReason | None
+
+
+async def generate(
+    specs: Sequence[SequenceSpec], *, client: EngineClient, metrics: ServingMetrics
+) -> AsyncGenerator[Delta, None]:
+    """Runs all sequences and yields their pieces as they come; closing it aborts what runs.
+
+    Raises:
+        LinkerError: A sequence failed; the others are aborted.
+    """
+    streams = [_run(spec, client=client, metrics=metrics) for spec in specs]
+    if len(streams) == 1:
+        async with aclosing(streams[0]) as only:
+            async for delta in only:
+                yield delta
+        return
+    arrivals: asyncio.Queue[Delta | LinkerError | None] = asyncio.Queue(_MERGE_DEPTH)
+    pumps = [asyncio.create_task(_pump(stream, arrivals)) for stream in streams]
+    try:
+        running = len(pumps)
+        while running:
+            arrival = await arrivals.get()
+            if arrival is None:
+                running -= 1
+            elif isinstance(arrival, LinkerError):
+                raise arrival
+            else:
+                yield arrival
+    finally:
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
+
+
+async def _pump(
+    stream: AsyncGenerator[Delta, None], arrivals: asyncio.Queue[Delta | LinkerError | None]
+) -> None:
+    try:
+        async with aclosing(stream):
+            async for delta in stream:
+                await arrivals.put(delta)
+    except LinkerError as error:
+        await arrivals.put(error)
+    else:
+        await arrivals.put(None)
+
+
+async def _run(
+    spec: SequenceSpec, *, client: EngineClient, metrics: ServingMetrics
+) -> AsyncGenerator[Delta, None]:
+    detokenizer = Detokenizer(
+        spec.model.text.tokenizer,
+        stop=spec.text.stop,
+        skip_special_tokens=spec.text.skip_special_tokens,
+        include_stop=spec.text.include_stop,
+    )
+    num_tokens, ended = 0, "abort"
+    tokens = client.submit(spec.request_id, spec.model.name, spec.prompt_ids, spec.sampling)
+    try:
+        async with aclosing(tokens):
+            async for token in tokens:
+                num_tokens += 1
+                if num_tokens == 1:
+                    after_s = time.monotonic() - spec.arrived_at
+                    metrics.first_token(spec.model.name, after_s=after_s)
+                text, finish_reason = _advance(detokenizer, token, spec.text)
+                if finish_reason is not None:
+                    ended = finish_reason.value
+                yield Delta(index=spec.index, token=token, text=text, finish_reason=finish_reason)
+                if finish_reason is not None:
+                    return  # a stop string: closing the tokens aborts the sequence
+    except LinkerError:
+        ended = "error"
+        raise
+    finally:
+        metrics.finished(
+            spec.model.name,
+            reason=ended,
+            prompt_tokens=len(spec.prompt_ids),
+            tokens=num_tokens,
+            after_s=time.monotonic() - spec.arrived_at,
+        )
+
+
+def _advance(
+    detokenizer: Detokenizer, token: TokenOutput, options: TextOptions
+) -> tuple[str, FinishReason | None]:
+    """Returns the text a token adds and how the sequence ended with it, if it did."""
+    is_stop_token = token.finish_reason is FinishReason.STOP
+    text = "" if is_stop_token and not options.include_stop else detokenizer.push(token.token_id)
+    if detokenizer.stopped:
+        return text, FinishReason.STOP
+    if token.finish_reason is not None:
+        text += detokenizer.finish()
+        if detokenizer.stopped:
+            return text, FinishReason.STOP
+    return text, token.finish_reason

@@ -1,0 +1,131 @@
+"""Which models there are: OpenAI's listing, onboarding, deletion, jobs."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
+
+from linker_core.errors import InvalidRequest, ModelNotFound, from_record
+from server.gateway.body import read_object
+from server.gateway.cards import job_card, model_card, openai_card
+from server.gateway.schemas import parse_request
+from server.gateway.services import Services
+from server.gateway.streaming import unless_disconnected
+from server.onboarding.request import AUTO_DONOR, OnboardRequest
+from server.registry.records import JobStatus
+from server.settings import SharingSettings
+
+
+class OnboardBody(BaseModel):
+    """POST /models. Unlike generation requests, it takes no unknown field."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    name: str
+    source: str
+    donor: str | None = None  # None: auto
+    policy: Literal["thresholds", "exact", "auto"] | None = None
+    tau_cos: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    tau_frob: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    tier: str | None = None
+
+
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "budget_kl": (None,),
+    "keep_alive": (None,),
+    "max_bytes": (None,),
+    "pin": (None, False),
+    "revision": (None,),
+}
+
+
+def management_router(services: Services) -> APIRouter:
+    """Returns the routes."""
+    router = APIRouter()
+    _add_openai_routes(router, services)
+    _add_job_routes(router, services)
+    _add_model_routes(router, services)
+    return router
+
+
+def onboard_request(body: OnboardBody, defaults: SharingSettings) -> OnboardRequest:
+    """Returns the request with what the body leaves open filled in from the settings."""
+    said = (body.policy, body.tau_cos, body.tau_frob, body.tier)
+    silent = all(value is None for value in said)
+    choice = defaults if silent else body
+    policy = choice.policy or "thresholds"
+    return OnboardRequest(
+        name=body.name,
+        source=body.source,
+        donor=body.donor or AUTO_DONOR,
+        policy="thresholds" if policy == "auto" else policy,
+        tau_cos=choice.tau_cos,
+        tau_frob=choice.tau_frob,
+        tier=choice.tier,
+    )
+
+
+def _add_openai_routes(router: APIRouter, services: Services) -> None:
+    @router.get("/v1/models")
+    async def list_served() -> dict[str, Any]:
+        models = services.catalog.models()
+        return {"object": "list", "data": [openai_card(model) for model in models]}
+
+    @router.get("/v1/models/{name:path}")
+    async def get_served(name: str) -> dict[str, Any]:
+        return openai_card(services.served(name))
+
+
+def _add_job_routes(router: APIRouter, services: Services) -> None:
+    @router.get("/models/jobs")
+    async def list_jobs() -> dict[str, Any]:
+        jobs = await services.onboarder.jobs()
+        return {"object": "list", "data": [job_card(job) for job in jobs]}
+
+    @router.get("/models/jobs/{job_id}")
+    async def get_job(job_id: str) -> dict[str, Any]:
+        job = await services.onboarder.job(job_id)
+        if job is None:
+            raise ModelNotFound("There is no such job.", param="id")
+        return job_card(job)
+
+
+def _add_model_routes(router: APIRouter, services: Services) -> None:
+    onboarder = services.onboarder
+
+    def card(name: str) -> dict[str, Any]:
+        return model_card(services.shown(onboarder.model(name)), services.engine.snapshot)
+
+    @router.post("/models")
+    async def onboard(http_request: Request, *, wait: bool = False) -> JSONResponse:
+        services.gate.check_open()
+        parsed = await read_object(http_request)
+        if parsed.get("policy") in ("budget", "bytes"):
+            raise InvalidRequest("This policy is not available here.", param="policy")
+        body = parse_request(OnboardBody, parsed, neutral=_NEUTRAL)
+        job = await onboarder.submit(onboard_request(body, services.settings.sharing))
+        if wait:
+            job = await unless_disconnected(http_request, onboarder.wait(job.id))
+            if job.status is not JobStatus.SUCCEEDED:
+                assert job.error is not None
+                raise from_record(dict(job.error))
+            return JSONResponse(card(body.name), status_code=201)
+        headers = {"Location": f"/models/jobs/{job.id}", "Retry-After": "1"}
+        return JSONResponse(job_card(job), status_code=202, headers=headers)
+
+    @router.get("/models")
+    async def list_models() -> dict[str, Any]:
+        return {"object": "list", "data": [card(model.name) for model in onboarder.models()]}
+
+    @router.get("/models/{name:path}")
+    async def get_model(name: str) -> dict[str, Any]:
+        return card(name)
+
+    @router.delete("/models/{name:path}")
+    @router.delete("/v1/models/{name:path}")
+    async def delete_model(name: str) -> dict[str, Any]:
+        await onboarder.delete(name, engine=services.engine_or_none())
+        return {"id": name, "object": "model", "deleted": True}

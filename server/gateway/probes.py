@@ -1,0 +1,43 @@
+"""Health, readiness, version, metrics: what machines ask a server."""
+
+from __future__ import annotations
+
+import asyncio
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from server.gateway.services import Services
+
+
+def probes_router(services: Services) -> APIRouter:
+    """Returns the routes."""
+    router = APIRouter()
+
+    @router.get("/health")
+    async def health() -> dict[str, Any]:
+        # Alive means that this process answers; whether work gets done is readiness.
+        return {"status": "ok"}
+
+    @router.get("/ready")
+    async def ready() -> JSONResponse:
+        reason = services.why_not_ready()
+        if reason is None:
+            return JSONResponse({"status": "ready"})
+        headers = {"Retry-After": "1"}
+        body = {"status": "not_ready", "reason": reason}
+        return JSONResponse(body, status_code=503, headers=headers)
+
+    @router.get("/version")
+    async def get_version() -> dict[str, Any]:
+        return {"version": version("linker-llm")}
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        text = await asyncio.to_thread(generate_latest, services.exposition)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
+
+    return router

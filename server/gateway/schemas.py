@@ -1,0 +1,183 @@
+"""The bodies of generation requests: fields, types and bounds. Token ids are bounded later.
+
+A known field that is not honoured must carry its neutral value; unknown fields are ignored with a
+warning that names them, since clients forward parameters of their users.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from linker_core.errors import InvalidRequest
+
+logger = logging.getLogger(__name__)
+
+_MAX_PROMPTS = 256
+_MAX_WARNED = 8
+
+Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+StopText = Annotated[str, Field(min_length=1, max_length=1024)]
+TokenId = Annotated[int, Field(ge=0)]
+Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+_Request = TypeVar("_Request", bound=BaseModel)
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+class TextPart(_Strict):
+    """A part of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(_Strict):
+    """One message of a dialogue."""
+
+    role: str = Field(min_length=1, max_length=64)
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[Any] | None = Field(default=None, max_length=0)
+    tool_call_id: None = None
+    function_call: None = None
+
+
+class StreamOptions(_Strict):
+    """What a stream carries beside the text."""
+
+    include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None
+
+
+class GenerationRequest(_Strict):
+    """What both routes share."""
+
+    model: str
+    n: int | None = Field(default=None, ge=1, le=8)
+    max_tokens: int | None = Field(default=None, ge=1)
+    temperature: float | None = Field(default=None, ge=0, le=100, allow_inf_nan=False)
+    top_p: float | None = Field(default=None, gt=0, le=1, allow_inf_nan=False)
+    top_k: int | None = Field(default=None, ge=-1, le=2**31)  # 0 and -1: all tokens
+    min_p: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    seed: int | None = Field(default=None, ge=-(2**63), le=2**63 - 1)
+    stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
+    stop_token_ids: list[TokenId] | None = Field(default=None, max_length=256)
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    repetition_penalty: float | None = Field(default=None, ge=1e-3, le=100, allow_inf_nan=False)
+    logit_bias: dict[str, Bias] | None = Field(default=None, max_length=1024)
+    min_tokens: int | None = Field(default=None, ge=0)
+    ignore_eos: bool | None = None
+    include_stop_str_in_output: bool | None = None
+    skip_special_tokens: bool | None = None
+    add_special_tokens: bool | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    user: str | None = None
+
+    def stop_texts(self) -> tuple[str, ...]:
+        """Returns the stop strings, one or many."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+class ChatRequest(GenerationRequest):
+    """POST /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    add_generation_prompt: bool | None = None
+    parallel_tool_calls: bool | None = None  # without tools there is nothing to call
+
+
+class CompletionRequest(GenerationRequest):
+    """POST /v1/completions."""
+
+    prompt: (
+        str
+        | Annotated[list[str], Field(min_length=1, max_length=_MAX_PROMPTS)]
+        | Annotated[list[TokenId], Field(min_length=1)]
+        | Annotated[
+            list[Annotated[list[TokenId], Field(min_length=1)]],
+            Field(min_length=1, max_length=_MAX_PROMPTS),
+        ]
+    )
+    logprobs: int | None = Field(default=None, ge=0, le=20)
+
+
+_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "allowed_token_ids": (None,),
+    "bad_words": (None, []),
+    "cache_salt": (None,),
+    "priority": (None, 0),
+    "prompt_logprobs": (None,),
+    "response_format": (None, {"type": "text"}),
+    "return_token_ids": (None, False),
+    "structured_outputs": (None,),
+    "truncate_prompt_tokens": (None,),
+    "variant_mode": (None, "planned"),
+}
+CHAT_NEUTRAL: dict[str, tuple[object, ...]] = {
+    **_NEUTRAL,
+    "audio": (None,),
+    "chat_template": (None,),  # templates come with models, never with requests
+    "chat_template_kwargs": (None, {}),
+    "continue_final_message": (None, False),
+    "function_call": (None, "none", "auto"),
+    "functions": (None, []),
+    "modalities": (None, ["text"]),
+    "tool_choice": (None, "none", "auto"),
+    "tools": (None, []),
+}
+COMPLETION_NEUTRAL: dict[str, tuple[object, ...]] = {
+    **_NEUTRAL,
+    "best_of": (None, 1),
+    "echo": (None, False),
+    "suffix": (None, ""),
+}
+
+
+def parse_request(
+    kind: type[_Request], body: Mapping[str, Any], *, neutral: Mapping[str, tuple[object, ...]]
+) -> _Request:
+    """Builds a request record from a parsed body.
+
+    Raises:
+        InvalidRequest: A field of the wrong type or out of bounds, or one that cannot be honoured;
+            `param` is its dotted path.
+    """
+    for name, values in neutral.items():
+        if name in body and body[name] not in values:
+            raise InvalidRequest(f"{name} is not supported here; leave it out.", param=name)
+    unknown = [name for name in body if name not in kind.model_fields and name not in neutral]
+    if unknown and kind.model_config.get("extra") != "forbid":
+        names = [name[:64] for name in unknown[:_MAX_WARNED]]
+        logger.warning("ignored %d unknown request fields: %r", len(unknown), names)
+    known = {name: value for name, value in body.items() if name not in neutral}
+    try:
+        return kind.model_validate(known)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        param = _dotted(body, first["loc"])
+        raise InvalidRequest(f"{param}: {first['msg']}.", param=param) from None
+
+
+def _dotted(body: object, loc: tuple[int | str, ...]) -> str:
+    """Returns the path of a fault; the parts that name alternatives of a type are left out."""
+    parts: list[str] = []
+    for number, part in enumerate(loc):
+        if isinstance(body, dict) and (part in body or number == len(loc) - 1):
+            body = body.get(part)
+        elif isinstance(body, list) and isinstance(part, int) and part < len(body):
+            body = body[part]
+        else:
+            continue
+        parts.append(str(part)[:64])
+    return ".".join(parts)

@@ -1,0 +1,160 @@
+"""The parts of a running server and how they hang together: built, started, drained, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from linker_core.errors import NotReady
+from server.bridge.client import EngineClient
+from server.bridge.process import ENGINE_COMMAND
+from server.bridge.supervisor import EngineState, EngineSupervisor, SupervisionLimits
+from server.gateway.errors import REJECTION_REASONS
+from server.gateway.gate import Gate
+from server.metrics.collector import FleetCollector
+from server.metrics.serving import ServingMetrics
+from server.onboarding.admission import Admission
+from server.onboarding.catalog import Catalog, ServedModel
+from server.onboarding.onboarder import Onboarder
+from server.onboarding.request import OnboardRequest
+from server.onboarding.scanner import SCAN_COMMAND, Scanner
+from server.registry.records import ModelRecord, ModelState
+from server.registry.store import Registry
+from server.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """Everything a route may use."""
+
+    settings: Settings
+    registry: Registry
+    catalog: Catalog
+    onboarder: Onboarder
+    engine: EngineSupervisor
+    metrics: ServingMetrics
+    exposition: CollectorRegistry
+    gate: Gate
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+    async def start(self, startup: Sequence[OnboardRequest]) -> None:
+        """Starts the engine and the jobs; returns at once, models come behind it."""
+        await self.onboarder.open(startup)
+        for work in (self.engine.run(), self.onboarder.run(), self.onboarder.flush()):
+            self.tasks.append(asyncio.ensure_future(work))
+
+    async def stop(self) -> None:
+        """Stops jobs and engine. Interrupted jobs are finished by the next start."""
+        for task in reversed(self.tasks):
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        with contextlib.suppress(OSError):
+            await self.onboarder.flush_once()
+        self.registry.close()
+
+    def served(self, name: str) -> ServedModel:
+        """Returns a model that can take requests.
+
+        Raises:
+            ModelNotFound: There is none of that name.
+            NotReady: It is known, but not resident now.
+        """
+        served = self.catalog.get(name)
+        if served is not None:
+            self.catalog.touch(name)
+            return served
+        state = self.shown(self.onboarder.model(name)).state
+        raise NotReady(f"The model {name!r} is {state.value}, so it cannot answer now.")
+
+    def shown(self, record: ModelRecord) -> ModelRecord:
+        """Returns a model with the state clients see: one that is coming back is not ready."""
+        if record.state is ModelState.READY and self.catalog.get(record.name) is None:
+            return replace(record, state=ModelState.ONBOARDING)
+        return record
+
+    def engine_or_none(self) -> EngineClient | None:
+        """Returns the engine, or None while there is none."""
+        try:
+            return self.engine.client
+        except NotReady:
+            return None
+
+    def why_not_ready(self) -> str | None:
+        """Returns what keeps the server from being ready, or None if it is."""
+        if self.gate.draining:
+            return "the server is shutting down"
+        if self.engine.state is not EngineState.RUNNING:
+            return f"the engine is {self.engine.state.value}"
+        if self.onboarder.startup_failures() is None:
+            return "start-up models are on their way"
+        if not self.catalog.models():
+            return "no model can be served"
+        return None
+
+
+def build_services(
+    settings: Settings,
+    *,
+    engine_command: Sequence[str] = ENGINE_COMMAND,
+    scan_command: Sequence[str] = SCAN_COMMAND,
+    limits: SupervisionLimits | None = None,
+) -> Services:
+    """Builds the parts; nothing runs yet. The registry is opened. Needs a running event loop."""
+    state = settings.state_directory()
+    state.mkdir(parents=True, exist_ok=True)
+    registry, catalog = Registry.open(settings.registry_url()), Catalog()
+    exposition = CollectorRegistry()
+    metrics = ServingMetrics(exposition, rejection_reasons=REJECTION_REASONS)
+    admission = Admission(
+        registry=registry,
+        catalog=catalog,
+        scanner=Scanner(scan_command),
+        engine=lambda: services.engine.client,
+        max_model_len=settings.engine.max_model_len,
+    )
+    onboarder = Onboarder(
+        registry=registry,
+        catalog=catalog,
+        admission=admission,
+        metrics=metrics,
+        roots=_roots(settings),
+        queue_limit=settings.models.onboarding_queue,
+    )
+    supervisor = EngineSupervisor(
+        settings.engine.to_engine_config(),
+        on_running=onboarder.restore,
+        on_down=onboarder.engine_down,
+        command=engine_command,
+        limits=limits,
+    )
+    services = Services(
+        settings=settings,
+        registry=registry,
+        catalog=catalog,
+        onboarder=onboarder,
+        engine=supervisor,
+        metrics=metrics,
+        exposition=exposition,
+        gate=Gate(settings.http.max_inflight),
+    )
+    exposition.register(
+        FleetCollector(
+            models=lambda: [services.shown(record) for record in onboarder.models()],
+            snapshot=lambda: supervisor.snapshot,
+            registry=registry,
+        )
+    )
+    return services
+
+
+def _roots(settings: Settings) -> list[Path]:
+    root = () if settings.models.root is None else (settings.models.root,)
+    return [*root, *(model.path for model in settings.models.serve)]

@@ -1,0 +1,120 @@
+"""Server-sent events, and waiting that ends when the client leaves. Knows no model."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+from linker_core.errors import LinkerError
+from server.gateway.errors import error_body, error_response
+from server.metrics.serving import ServingMetrics
+
+logger = logging.getLogger(__name__)
+
+DONE = b"data: [DONE]\n\n"
+_Result = TypeVar("_Result")
+
+
+class ClientLeft(Exception):
+    """The client closed the connection before its answer was ready."""
+
+
+def event(record: dict[str, Any]) -> bytes:
+    """Returns one event; the text stays as it is, since clients read UTF-8."""
+    return (
+        b"data: " + json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+    )
+
+
+async def unless_disconnected(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:
+    """Awaits `work`, cancelling it when the client leaves. The body must have been read.
+
+    Raises:
+        ClientLeft: It did.
+    """
+    task = asyncio.ensure_future(work)
+    departure = asyncio.ensure_future(_departure(request.receive))
+    try:
+        await asyncio.wait((task, departure), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise ClientLeft
+        return task.result()
+    finally:
+        await _cancel(task, departure)
+
+
+class EventStream(Response):
+    """A stream of events whose response begins with the first of them.
+
+    Until then an error is an ordinary response with its own status; afterwards it is an event,
+    followed by `[DONE]`. A client that leaves closes the generator.
+
+    Args:
+        events: Encoded events, `[DONE]` included.
+        metrics: Counts refusals.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncGenerator[bytes, None], *, metrics: ServingMetrics) -> None:
+        super().__init__(status_code=200, media_type=self.media_type)
+        del self.headers["content-length"]
+        self.headers["Cache-Control"] = "no-cache"
+        self.headers["X-Accel-Buffering"] = "no"
+        self._events = events
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        stream = asyncio.ensure_future(self._stream(scope, receive, send))
+        departure = asyncio.ensure_future(_departure(receive))
+        try:
+            await asyncio.wait((stream, departure), return_when=asyncio.FIRST_COMPLETED)
+            if stream.done():
+                stream.result()
+        finally:
+            await _cancel(stream, departure)
+
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+        async with aclosing(self._events) as events:
+            try:
+                async for chunk in events:
+                    if not begun:
+                        begun = True
+                        await self._begin(send)
+                    await send(_body(chunk, more=True))
+            except LinkerError as error:
+                self._metrics.rejected(error.code)
+                if not begun:
+                    await error_response(error)(scope, receive, send)
+                    return
+                await send(_body(event(error_body(error)) + DONE, more=True))
+            await send(_body(b"", more=False))
+
+    async def _begin(self, send: Send) -> None:
+        await send(
+            {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+        )
+
+
+def _body(chunk: bytes, *, more: bool) -> Message:
+    return {"type": "http.response.body", "body": chunk, "more_body": more}
+
+
+async def _departure(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _cancel(*tasks: asyncio.Future[Any]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

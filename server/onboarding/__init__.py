@@ -1,0 +1,1 @@
+"""The way of a checkpoint from source to ready."""

@@ -1,0 +1,234 @@
+"""The steps that take one checkpoint from its source into the engine. Each may be repeated.
+
+validate -> fingerprint -> scan against the donor (or find the stored scan) -> plan -> load.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from linker_core.engine.messages import LoadModel, Snapshot
+from linker_core.errors import BadCheckpoint, Conflict, ModelNotFound, NotReady
+from linker_core.sharing.plan import Policy, SharePlan, plan_donor, plan_variant
+from linker_core.sharing.scan import ScanReport, check_same_family
+from linker_core.weights.architecture import ModelConfig
+from linker_core.weights.checkpoint import Checkpoint
+from server.bridge.client import EngineClient, OnProgress
+from server.onboarding.catalog import Catalog, ServedModel, TextSide
+from server.onboarding.prepare import read_text_side
+from server.onboarding.request import AUTO_DONOR, OnboardRequest
+from server.onboarding.scanner import Scanner
+from server.registry.records import JobStage, Json, ModelRecord
+from server.registry.store import Registry
+
+OnStage = Callable[[JobStage, int, int], None]  # stage, bytes done, bytes in all
+_STAGES = {"hashing": JobStage.VALIDATING, "scanning": JobStage.SCANNING}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A validated checkpoint with its plan."""
+
+    text: TextSide
+    fingerprint: str
+    donor: ServedModel | None
+    plan: SharePlan
+
+
+class Admission:
+    """Plans checkpoints and loads them.
+
+    Args:
+        registry: Keeps the scans.
+        catalog: Where donors are found.
+        scanner: Starts scan workers.
+        engine: Returns the engine, or raises `NotReady`.
+        max_model_len: Asked of the engine for every model; None leaves it to the model.
+    """
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        catalog: Catalog,
+        scanner: Scanner,
+        engine: Callable[[], EngineClient],
+        max_model_len: int | None,
+    ) -> None:
+        self._registry = registry
+        self._catalog = catalog
+        self._scanner = scanner
+        self._engine = engine
+        self._max_model_len = max_model_len
+        self._fingerprints: dict[tuple[object, ModelConfig], str] = {}
+
+    async def plan(self, request: OnboardRequest, on_stage: OnStage) -> Planned:
+        """Validates a source and decides what of it will be stored.
+
+        Raises:
+            LinkerError: Any reason why this model cannot be onboarded.
+        """
+        text = await asyncio.to_thread(read_text_side, Path(request.source))
+        donor = self.choose_donor(request, text.config)
+        # A donor is compared with nothing, so its weights are checked for NaN in this pass.
+        result = await self._scanner.run(
+            text.path, scanned=donor is None, on_progress=_follow(on_stage)
+        )
+        fingerprint = self._fingerprints[text.identity, text.config] = result.fingerprint
+        report = None
+        if donor is not None:
+            report = await self._report(text, fingerprint, donor, on_stage)
+        plan = await asyncio.to_thread(_make_plan, request, text, fingerprint, donor, report)
+        return Planned(text=text, fingerprint=fingerprint, donor=donor, plan=plan)
+
+    def choose_donor(self, request: OnboardRequest, config: ModelConfig) -> ServedModel | None:
+        """Returns the donor a model will lean on; None makes it the donor of a new family.
+
+        Raises:
+            ModelNotFound: The named donor is not resident.
+            Conflict: The named donor is a variant itself.
+            BadCheckpoint: The named donor is of another family; the differences are named.
+        """
+        if request.donor is None:
+            return None
+        if request.donor == AUTO_DONOR:
+            others = (donor for donor in self._catalog.donors() if donor.name != request.name)
+            return next((d for d in others if _is_same_family(d.text.config, config)), None)
+        donor = self._catalog.get(request.donor)
+        if donor is None:
+            raise ModelNotFound(
+                f"The donor {request.donor!r} is not resident; onboard it first.", param="donor"
+            )
+        if donor.donor is not None:
+            raise Conflict(
+                f"{donor.name!r} is a variant of {donor.donor!r}; name that as donor.",
+                param="donor",
+            )
+        check_same_family(donor.text.config, config)
+        return donor
+
+    async def fingerprint(self, text: TextSide) -> str:
+        """Returns the digest of a checkpoint, hashing files once in this process's life.
+
+        Raises:
+            BadCheckpoint: The files cannot be read.
+        """
+        key = (text.identity, text.config)
+        known = self._fingerprints.get(key)
+        if known is None:
+            result = await self._scanner.run(
+                text.path, scanned=False, on_progress=_follow(_ignore_stage)
+            )
+            known = self._fingerprints[key] = result.fingerprint
+        return known
+
+    async def load(
+        self,
+        record: ModelRecord,
+        text: TextSide,
+        plan: SharePlan,
+        *,
+        on_progress: OnProgress | None = None,
+    ) -> ServedModel:
+        """Makes a planned model resident; `record` carries name, donor and fingerprint.
+
+        Raises:
+            NotReady: Its donor is not resident, or the engine is not there.
+            LinkerError: The engine could not load it.
+        """
+        if record.donor is not None and self._catalog.get(record.donor) is None:
+            raise NotReady(f"Its donor {record.donor!r} is not resident.")
+        assert record.fingerprint is not None
+        command = LoadModel(
+            model=record.name,
+            path=str(text.path),
+            identity=text.identity,
+            plan=plan,
+            donor=record.donor,
+            max_model_len=self._max_model_len,
+        )
+        loaded = await self._engine().load(command, on_progress=on_progress)
+        return ServedModel(
+            name=record.name,
+            donor=record.donor,
+            position=record.position,
+            created_at=record.created_at,
+            fingerprint=record.fingerprint,
+            max_model_len=loaded.max_model_len,
+            text=text,
+        )
+
+    def snapshot(self) -> Snapshot | None:
+        """Returns the engine's last report, or None while there is no engine."""
+        try:
+            return self._engine().snapshot
+        except NotReady:
+            return None
+
+    async def _report(
+        self, text: TextSide, fingerprint: str, donor: ServedModel, on_stage: OnStage
+    ) -> Json:
+        """Returns the scan of a variant against its donor, from the registry if it is there."""
+        stored = await asyncio.to_thread(self._registry.scan, donor.fingerprint, fingerprint)
+        if stored is not None:
+            return stored
+        result = await self._scanner.run(
+            text.path, donor=donor.text.path, on_progress=_follow(on_stage)
+        )
+        if (result.fingerprint, result.donor_fingerprint) != (fingerprint, donor.fingerprint):
+            raise BadCheckpoint(
+                "A file of the model or of its donor changed while it was being read. "
+                "Restore the files and retry."
+            )
+        assert result.report is not None
+        await asyncio.to_thread(
+            self._registry.save_scan, donor.fingerprint, fingerprint, result.report
+        )
+        return result.report
+
+
+def _make_plan(
+    request: OnboardRequest,
+    text: TextSide,
+    fingerprint: str,
+    donor: ServedModel | None,
+    report: Json | None,
+) -> SharePlan:
+    with Checkpoint.open(text.path) as variant:
+        if variant.identity != text.identity:
+            raise BadCheckpoint("The model's files were replaced while it was being onboarded.")
+        if donor is None:
+            return plan_donor(variant, fingerprint=fingerprint)
+        assert report is not None
+        return plan_variant(
+            ScanReport.from_json(report),
+            variant,
+            policy=Policy(request.policy),
+            donor_fingerprint=donor.fingerprint,
+            variant_fingerprint=fingerprint,
+            tau_cos=request.tau_cos,
+            tau_frob=request.tau_frob,
+            tier=request.tier,
+        )
+
+
+def _is_same_family(donor: ModelConfig, variant: ModelConfig) -> bool:
+    try:
+        check_same_family(donor, variant)
+    except BadCheckpoint:
+        return False
+    return True
+
+
+def _follow(on_stage: OnStage) -> Callable[[str, int, int], None]:
+    def follow(stage: str, done_bytes: int, total_bytes: int) -> None:
+        on_stage(_STAGES[stage], done_bytes, total_bytes)
+
+    return follow
+
+
+def _ignore_stage(_stage: JobStage, _done_bytes: int, _total_bytes: int) -> None:
+    """A restored model has no job to report to."""

@@ -1,0 +1,1 @@
+"""What survives a restart: models, scans and jobs in SQL."""

@@ -1,0 +1,74 @@
+"""The rows of the registry as frozen records. Knows no SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+Json = Mapping[str, Any]
+
+
+class ModelState(StrEnum):
+    """Where a model stands, in the words of the HTTP interface."""
+
+    ONBOARDING = "onboarding"
+    READY = "ready"
+    UNLOADED = "unloaded"
+    FAILED = "failed"
+
+
+class JobStatus(StrEnum):
+    """Where a job stands."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class JobStage(StrEnum):
+    """What a running job is doing."""
+
+    VALIDATING = "validating"
+    SCANNING = "scanning"
+    TUNING = "tuning"
+    LOADING = "loading"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelRecord:
+    """One model. `request` is the onboarding request it came from, the measure of "identical"."""
+
+    name: str
+    source: str  # resolved directory
+    request: Json
+    state: ModelState
+    position: int  # order of arrival; decides the order of lists
+    created_at: float  # seconds since the epoch
+    donor: str | None = None  # None: the donor of its own family
+    family: str | None = None  # the donor's name
+    fingerprint: str | None = None
+    plan: Json | None = None  # SharePlan.to_json
+    error: Json | None = None  # LinkerError.to_record
+    last_used_at: float | None = None
+    max_model_len: int | None = None  # as served
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobRecord:
+    """One onboarding job."""
+
+    id: str
+    model: str
+    request: Json
+    status: JobStatus
+    created_at: float
+    stage: JobStage = JobStage.VALIDATING
+    done_bytes: int = 0
+    total_bytes: int = 0
+    error: Json | None = None
+    result: Json | None = None
+    finished_at: float | None = None

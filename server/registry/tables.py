@@ -1,0 +1,68 @@
+"""The tables of the registry. One column per field of the records, by the same name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Enum, ForeignKey
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from server.registry.records import JobStage, JobStatus, ModelState
+
+
+def _by_value(kind: type[ModelState] | type[JobStatus] | type[JobStage]) -> Enum:
+    return Enum(
+        kind, native_enum=False, length=16, values_callable=lambda e: [member.value for member in e]
+    )
+
+
+class Base(DeclarativeBase):
+    """Carries the metadata of all tables."""
+
+
+class ModelRow(Base):
+    """A `ModelRecord`."""
+
+    __tablename__ = "models"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    source: Mapped[str]
+    request: Mapped[dict[str, Any]] = mapped_column(JSON)
+    state: Mapped[ModelState] = mapped_column(_by_value(ModelState), index=True)
+    position: Mapped[int]
+    created_at: Mapped[float]
+    donor: Mapped[str | None] = mapped_column(ForeignKey("models.name"))
+    family: Mapped[str | None]
+    fingerprint: Mapped[str | None]
+    plan: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    last_used_at: Mapped[float | None]
+    max_model_len: Mapped[int | None]
+
+
+class ScanRow(Base):
+    """What two checkpoints have in common; the contents decide, so a row never goes stale."""
+
+    __tablename__ = "scans"
+
+    donor_fingerprint: Mapped[str] = mapped_column(primary_key=True)
+    variant_fingerprint: Mapped[str] = mapped_column(primary_key=True)
+    report: Mapped[dict[str, Any]] = mapped_column(JSON)
+
+
+class JobRow(Base):
+    """A `JobRecord`."""
+
+    __tablename__ = "jobs"
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(index=True)
+    request: Mapped[dict[str, Any]] = mapped_column(JSON)
+    status: Mapped[JobStatus] = mapped_column(_by_value(JobStatus))
+    created_at: Mapped[float]
+    stage: Mapped[JobStage] = mapped_column(_by_value(JobStage))
+    done_bytes: Mapped[int] = mapped_column(BigInteger)
+    total_bytes: Mapped[int] = mapped_column(BigInteger)
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    finished_at: Mapped[float | None]

@@ -1,0 +1,173 @@
+"""The server's settings: YAML and flags become one frozen tree, built once. Knows no tensor.
+
+Unknown keys and values out of range are refused by name; the environment is not read here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from linker_core.config import EngineConfig
+from linker_core.errors import InvalidRequest
+
+_SIZE = re.compile(r"(\d+)\s*(?:([KMGT])(iB|B)?|B)?", re.IGNORECASE)
+_POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
+
+
+def parse_size(value: object) -> object:
+    """Reads `8589934592`, `512M`, `8G` or `8GiB` as bytes; the letters are powers of 1024."""
+    if not isinstance(value, str):
+        return value
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
+        msg = "a size is a number of bytes, or a number followed by K, M, G, T (powers of 1024)"
+        raise ValueError(msg)
+    number, letter, _ = match.groups()
+    return int(number) * 1024 ** (_POWERS[letter.upper()] if letter else 0)
+
+
+Bytes = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class HttpSettings(_Section):
+    """Where the server listens and how much work it takes."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    no_auth: bool = False  # must be said to listen on more than the loopback interface
+    strict: bool = False  # exit when a start-up model fails
+    drain_s: float = Field(default=30, ge=0, le=3600)  # what running streams get at shutdown
+    max_body_bytes: Bytes = 2 * 1024**2
+    max_inflight: int = Field(default=256, ge=1, le=65536)  # sequences waiting or running
+
+
+class StorageSettings(_Section):
+    """Where the registry lives."""
+
+    state: Path | None = None  # None: under the user's data directory
+    registry_url: str | None = None  # None: SQLite inside `state`
+
+
+class StartupModel(_Section):
+    """A model to serve from the start."""
+
+    name: str
+    path: Path
+
+
+class ModelSettings(_Section):
+    """Which checkpoints may be served."""
+
+    root: Path | None = None  # sources of POST /models must lie here
+    serve: tuple[StartupModel, ...] = ()  # the first is the donor of the others
+    onboarding_queue: int = Field(default=16, ge=1, le=1024)  # jobs waiting or running
+
+
+class SharingSettings(_Section):
+    """How plans are made where a request does not say."""
+
+    policy: Literal["thresholds", "exact", "auto"] = "auto"  # auto: thresholds
+    tau_cos: Fraction | None = None
+    tau_frob: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    tier: str | None = None
+
+
+class EngineSettings(_Section):
+    """The engine process."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    memory_budget: Bytes | None = None  # weights and KV pages together
+    max_model_len: int | None = Field(default=None, ge=1, le=2**24)
+    kv_cache_tokens: int = Field(default=16_384, ge=16, le=2**30)
+    page_tokens: int = Field(default=16, ge=1, le=1024)
+    max_batch_tokens: int = Field(default=256, ge=1, le=65536)
+    max_num_seqs: int = Field(default=64, ge=1, le=4096)
+
+    def to_engine_config(self) -> EngineConfig:
+        """Returns what the engine process is told."""
+        return EngineConfig(
+            device=self.device,
+            memory_budget_bytes=self.memory_budget,
+            kv_cache_tokens=self.kv_cache_tokens,
+            page_tokens=self.page_tokens,
+            max_batch_tokens=self.max_batch_tokens,
+            max_num_seqs=self.max_num_seqs,
+        )
+
+
+class Settings(_Section):
+    """The whole tree."""
+
+    http: HttpSettings = HttpSettings()
+    storage: StorageSettings = StorageSettings()
+    models: ModelSettings = ModelSettings()
+    sharing: SharingSettings = SharingSettings()
+    engine: EngineSettings = EngineSettings()
+
+    def state_directory(self) -> Path:
+        """Returns where registry and caches are kept."""
+        if self.storage.state is not None:
+            return self.storage.state
+        data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+        return Path(data) / "linker-llm"
+
+    def registry_url(self) -> str:
+        """Returns the SQLAlchemy URL of the registry."""
+        if self.storage.registry_url is not None:
+            return self.storage.registry_url
+        return f"sqlite:///{self.state_directory() / 'registry.sqlite3'}"
+
+
+def load_settings(path: Path | None, overrides: Mapping[str, Mapping[str, object]]) -> Settings:
+    """Builds the settings from a YAML file (or none) and the values given as flags.
+
+    Args:
+        path: A YAML file, or None for the defaults.
+        overrides: Section -> key -> value; these win over the file.
+
+    Raises:
+        InvalidRequest: A file that cannot be read, an unknown key or a value out of range; the
+            message names file, key and value.
+    """
+    tree = {} if path is None else _read(path)
+    for section, values in overrides.items():
+        if values:
+            tree[section] = {**_mapping(tree.get(section), path, section), **values}
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        where = path or "command line"
+        msg = f"{where}: {key} = {str(first['input'])[:80]!r}: {first['msg']}"
+        raise InvalidRequest(msg, param=key) from None
+
+
+def _read(path: Path) -> dict[str, object]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        msg = f"{path}: not a readable YAML file ({type(error).__name__}); check path and syntax"
+        raise InvalidRequest(msg, param="config") from error
+    return _mapping(tree, path, "the file")
+
+
+def _mapping(tree: object, path: Path | None, what: str) -> dict[str, object]:
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        msg = f"{path}: {what} must be a mapping of keys to values"
+        raise InvalidRequest(msg, param="config")
+    return {str(key): value for key, value in tree.items()}
