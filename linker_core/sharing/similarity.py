@@ -38,6 +38,8 @@ class PairSums:
     @property
     def cos(self) -> float:
         """BS Eq. 1's summand. Both zero: 1; only one zero: 0 (BS leaves these undefined)."""
+        if self.identical:
+            return 1.0  # the square roots below would round it
         norms = math.sqrt(self.donor_square) * math.sqrt(self.variant_square)
         if norms == 0.0:
             return 1.0 if self.donor_square == self.variant_square else 0.0
@@ -88,6 +90,7 @@ class TileReader:
         return words, reals
 
 
+@np.errstate(invalid="ignore", over="ignore")  # NaN and infinities are counted, not warned of
 def compare(
     name: str,
     donor: TileReader,
@@ -108,22 +111,22 @@ def compare(
     Raises:
         BadCheckpoint: A file changed.
     """
-    sums = np.zeros(4)
+    dot = donor_square = variant_square = delta_square = 0.0
     identical, num_nonfinite = True, 0
     for start in range(0, count, _TILE):
         length = min(_TILE, count - start)
         words_a, a = donor.read(name, start, length)
         words_b, b = variant.read(name, start, length)
-        sums[:3] += (_dot(a, b), _dot(a, a), square_b := _dot(b, b))
-        if not math.isfinite(square_b):
+        dot += _dot(a, b)
+        donor_square += _dot(a, a)
+        variant_square += (tile_square := _dot(b, b))
+        if not math.isfinite(tile_square):
             num_nonfinite += length - int(np.count_nonzero(np.isfinite(b)))
         np.subtract(a, b, out=a)
-        delta_square = _dot(a, a)
-        sums[3] += delta_square
+        delta_square += (tile_delta := _dot(a, a))
         # Bytes are compared only where the values agree: -0.0 equals 0.0 but is another word.
-        identical = identical and delta_square == 0.0 and _same_words(words_a, words_b)
+        identical = identical and tile_delta == 0.0 and _same_words(words_a, words_b)
         progress(length)
-    dot, donor_square, variant_square, delta_square = map(float, sums)
     return PairSums(
         dot=dot,
         donor_square=donor_square,
@@ -135,6 +138,7 @@ def compare(
     )
 
 
+@np.errstate(invalid="ignore", over="ignore")
 def count_nonfinite(name: str, reader: TileReader, *, count: int) -> int:
     """Returns how many elements of one tensor are NaN or infinite."""
     total = 0
@@ -148,8 +152,7 @@ def count_nonfinite(name: str, reader: TileReader, *, count: int) -> int:
 
 def _dot(x: Reals, y: Reals) -> float:
     # einsum stays on the calling thread; BLAS would start a pool of its own for each of ours.
-    with np.errstate(invalid="ignore", over="ignore"):
-        return float(np.einsum("i,i", x, y))
+    return float(np.einsum("i,i", x, y))
 
 
 def _same_words(a: Words, b: Words) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 MAX_DEPTH = 64
 _STRINGS = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _BRACKETS = re.compile(rb"[\[\]{}]")
 
 
@@ -28,9 +29,8 @@ def parse(data: bytes, *, max_depth: int = MAX_DEPTH) -> Any:
     if _depth(data) > max_depth:
         raise ValueError(f"nested deeper than {max_depth} levels")
     try:
-        text = data.decode("utf-8")
-        return json.loads(
-            text,
+        value = json.loads(
+            data.decode("utf-8"),
             object_pairs_hook=_unique_pairs,
             parse_constant=_refuse_constant,
             parse_float=_finite_float,
@@ -38,6 +38,9 @@ def parse(data: bytes, *, max_depth: int = MAX_DEPTH) -> Any:
         )
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start}") from error
+    if _ESCAPED_SURROGATE.search(data):
+        _refuse_lone_surrogates(value)
+    return value
 
 
 def _depth(data: bytes) -> int:
@@ -54,18 +57,15 @@ def _unique_pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key, value in pairs:
         if key in record:
             raise ValueError(f"key {key[:80]!r} appears twice")
-        _refuse_surrogates(key)
-        if isinstance(value, list):
-            for item in value:
-                _refuse_surrogates(item)
-        _refuse_surrogates(value)
         record[key] = value
     return record
 
 
-def _refuse_surrogates(value: object) -> None:
-    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
-        raise ValueError("a string holds a lone surrogate")
+def _refuse_lone_surrogates(value: Any) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError("a string holds a lone surrogate") from error
 
 
 def _refuse_constant(name: str) -> float:

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from linker_core.errors import BadCheckpoint, LinkerError, UnsupportedFormat
+from linker_core.weights.architecture import (
+    FULL,
+    SLIDING,
+    Rope,
+    expected_tensors,
+    parse_config,
+)
+from linker_core.weights.keys import LM_HEAD_NAME, Section, parse_key
+from tests.tiny import ARCHITECTURES, make_checkpoint
+
+
+def record(**changes: Any) -> dict[str, Any]:
+    base = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "hidden_size": 48,
+        "intermediate_size": 80,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 512,
+        "max_position_embeddings": 256,
+        "torch_dtype": "bfloat16",
+    }
+    return {key: value for key, value in (base | changes).items() if value != "absent"}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("tie", [True, False])
+def test_expected_tensors_are_those_of_transformers(
+    tmp_path: Path, architecture: str, tie: bool
+) -> None:
+    path = make_checkpoint(tmp_path / "m", architecture=architecture, tie=tie)
+    with torch.device("meta"):
+        kind = AutoModelForCausalLM
+        model = kind.from_config(AutoConfig.from_pretrained(path))  # type: ignore[no-untyped-call]
+    theirs = {name: tuple(p.shape) for name, p in model.state_dict().items()}
+    if tie:
+        del theirs[LM_HEAD_NAME]
+    config = parse_config(json.loads((path / "config.json").read_text()))
+    assert expected_tensors(config) == theirs
+
+
+def test_parse_config_written_by_transformers_4_and_5_agree() -> None:
+    scaling = {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+    }
+    four = record(architectures=["LlamaForCausalLM"], rope_theta=5e5, rope_scaling=scaling)
+    five = record(
+        architectures=["LlamaForCausalLM"],
+        rope_parameters=scaling | {"rope_theta": 5e5},
+        torch_dtype="absent",
+        dtype="bfloat16",
+    )
+    assert parse_config(four) == parse_config(five)
+    assert parse_config(five).rope == Rope(
+        theta=5e5,
+        kind="llama3",
+        factor=8.0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position=8192,
+    )
+
+
+def test_parse_config_qwen2_windows_only_from_max_window_layers_on() -> None:
+    config = parse_config(record(use_sliding_window=True, sliding_window=8, max_window_layers=1))
+    assert config.layer_types == (FULL, SLIDING)
+    assert parse_config(record(sliding_window=8)).layer_types == (FULL, FULL)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"architectures": ["GPT2LMHeadModel"]}, UnsupportedFormat, "Qwen2ForCausalLM"),
+        ({"architectures": "absent"}, UnsupportedFormat, "architectures"),
+        ({"auto_map": {"AutoModel": "x.Y"}}, UnsupportedFormat, "custom code"),
+        ({"trust_remote_code": True}, UnsupportedFormat, "custom code"),
+        ({"quantization_config": {"bits": 4}}, UnsupportedFormat, "quantised"),
+        ({"num_hidden_layers": 10**9}, BadCheckpoint, "num_hidden_layers"),
+        ({"vocab_size": 2**31}, BadCheckpoint, "vocab_size"),
+        ({"hidden_size": 0}, BadCheckpoint, "hidden_size"),
+        ({"hidden_size": True}, BadCheckpoint, "hidden_size"),
+        ({"hidden_size": "48"}, BadCheckpoint, "hidden_size"),
+        ({"hidden_size": "absent"}, BadCheckpoint, "missing"),
+        ({"hidden_size": 50}, BadCheckpoint, "head_dim"),
+        ({"num_key_value_heads": 3}, BadCheckpoint, "divisor"),
+        ({"rms_norm_eps": 5}, BadCheckpoint, "rms_norm_eps"),
+        ({"rope_theta": -1}, BadCheckpoint, "rope_theta"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2}}, UnsupportedFormat, "dynamic"),
+        ({"rope_scaling": {"rope_type": "longrope"}}, UnsupportedFormat, "longrope"),
+        ({"rope_scaling": [1]}, BadCheckpoint, "rope"),
+        ({"partial_rotary_factor": 0.5}, UnsupportedFormat, "partial"),
+        ({"hidden_act": "__import__"}, BadCheckpoint, "hidden_act"),
+        ({"torch_dtype": "float8"}, BadCheckpoint, "torch_dtype"),
+        ({"tie_word_embeddings": "yes"}, BadCheckpoint, "tie_word_embeddings"),
+        ({"eos_token_id": [-1]}, BadCheckpoint, "eos_token_id"),
+    ],
+)
+def test_parse_config_out_of_bounds_is_refused(
+    changes: dict[str, Any], error: type[LinkerError], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        parse_config(record(**changes))
+
+
+def test_parse_config_any_width_that_shapes_allow_is_accepted() -> None:
+    config = parse_config(record(hidden_size=42, head_dim=6, num_attention_heads=6, vocab_size=513))
+    shapes = expected_tensors(config)
+    assert shapes["model.layers.0.self_attn.q_proj.weight"] == (36, 42)
+    assert sum(map(math.prod, shapes.values())) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "layer"),
+    [
+        ("model.embed_tokens.weight", Section.EMBED, None),
+        ("model.layers.10.self_attn.q_norm.weight", Section.BLOCKS, 10),
+        ("model.norm.weight", Section.FINAL_NORM, None),
+        ("lm_head.weight", Section.LM_HEAD, None),
+    ],
+)
+def test_parse_key_known_name_has_its_place(name: str, section: Section, layer: int | None) -> None:
+    key = parse_key(name)
+    assert key is not None
+    assert (key.section, key.layer) == (section, layer)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.layers.01.a.b", "model.layers.1", "x", "model.layers.-1.a.b"]
+)
+def test_parse_key_unknown_name_has_none(name: str) -> None:
+    assert parse_key(name) is None
