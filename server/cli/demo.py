@@ -1,0 +1,218 @@
+"""`linker demo`: builds a small family, serves it, asks it, and prints what sharing saves."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Final, NoReturn
+
+import httpx
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from linker_core.errors import InvalidRequest, LinkerError
+from server.demo.family import default_cache, ensure_family
+from server.demo.recipes import MODELS
+from server.demo.table import Row, render
+from server.demo.tour import QUESTIONS, Tour
+
+HOST: Final = "127.0.0.1"
+_REQUEST_TIMEOUT_S: Final = 120
+_STOP_TIMEOUT_S: Final = 40  # the server lets running streams finish for up to 30 s
+_PLAIN_WIDTH: Final = 140  # of the table where there is no terminal to fit
+_EXIT_FAILED: Final = 1
+_EXIT_INTERRUPTED: Final = 130
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("--port", type=int, default=8000, help="where to serve (default 8000)")
+    parser.add_argument(
+        "--cache", type=Path, default=None, help="where the models are built and kept"
+    )
+    parser.add_argument(
+        "--json", type=Path, default=None, metavar="FILE", help="also write the table's rows"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Gives the tour, then serves until Ctrl-C; with ONCE=1 in the environment it ends there."""
+    signal.signal(signal.SIGTERM, _interrupt)  # stop on it as on Ctrl-C: nothing half-made
+    console = Console(stderr=True)
+    try:
+        _check_port(args.port)
+        family = _family(args.cache or default_cache(), console)
+        state = family.with_name(f"{family.name}-state")
+        with _serving(family, state, args.port) as process:
+            rows = _tour(process, family, args.port, console)
+            _report(rows, args.json)
+            if os.environ.get("ONCE") == "1":
+                return 0 if len(rows) == len(MODELS) else _EXIT_FAILED
+            return _keep_serving(process, args.port)
+    except KeyboardInterrupt:
+        console.print("interrupted")
+        return _EXIT_INTERRUPTED
+
+
+def _check_port(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+        try:
+            probe.bind((HOST, port))
+        except (OSError, OverflowError) as error:
+            raise InvalidRequest(
+                f"port {port} of {HOST} is taken or not to be had ({error}): "
+                "stop the program that listens there, or choose another with --port"
+            ) from error
+
+
+def _family(cache: Path, console: Console) -> Path:
+    with _progress(console) as bar:
+        task = bar.add_task("building the family (once)", total=None, visible=False)
+        announced = set()
+
+        def on_progress(model: str, done: int, total: int) -> None:
+            bar.update(
+                task, description=f"training {model}", completed=done, total=total, visible=True
+            )
+            if not console.is_terminal and model not in announced:
+                announced.add(model)
+                console.print(f"training {model}: step {done} of {total}")
+
+        return ensure_family(cache, on_progress)
+
+
+@contextmanager
+def _serving(family: Path, state: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """Runs the server in a session of its own: Ctrl-C reaches us, and we end it in good order."""
+    state.mkdir(parents=True, exist_ok=True)
+    command = [
+        *(sys.executable, "-m", "server.cli.main", "serve"),
+        *("--models-root", str(family), "--state", str(state), "--port", str(port)),
+    ]
+    log = state / "server.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    except LinkerError as error:
+        raise LinkerError(f"{error.message} (the server's log is {log})") from error
+    finally:
+        _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _tour(
+    process: subprocess.Popen[bytes], family: Path, port: int, console: Console
+) -> Sequence[Row]:
+    """Returns a row for every model that could be onboarded; says why where one could not."""
+    rows = []
+    with (
+        httpx.Client(base_url=f"http://{HOST}:{port}", timeout=_REQUEST_TIMEOUT_S) as client,
+        _progress(console) as bar,
+    ):
+        tour = Tour(client, lambda: process.poll() is None)
+        task = bar.add_task("starting the server", total=None)
+        tour.wait_until_up()
+
+        def on_stage(model: str, stage: str, done: int, total: int) -> None:
+            bar.update(task, description=f"{model}: {stage}", completed=done, total=total or None)
+
+        for name in MODELS:
+            if not console.is_terminal:
+                console.print(f"onboarding {name}")
+            try:
+                tour.onboard(name, family / name, on_stage)
+                bar.update(task, description=f"asking {name}", completed=0, total=None)
+                answer = tour.ask(name)
+                rows.append(Row.from_answers(name, tour.describe(name), answer))
+            except LinkerError as error:
+                if process.poll() is not None:
+                    raise
+                console.print(f"{name}: {error.message}", style="red", markup=False)
+    return rows
+
+
+def _report(rows: Sequence[Row], path: Path | None) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_PLAIN_WIDTH)
+    console.print(render(rows))
+    console.print("asked, greedily and for at most 40 tokens:")
+    for name, question in QUESTIONS.items():
+        console.print(f"  {name}: {question.text.strip()!r}", markup=False)
+    console.print(
+        "The models are tiny and learnt for a minute from Python's own documentation: expect its\n"
+        "words, not its sense. A variant whose blocks are all shared keeps its own embedding and\n"
+        "head; in everything else it is the base."
+    )
+    if path is not None:
+        path.write_text(json.dumps([row.to_record() for row in rows], indent=1) + "\n")
+
+
+def _keep_serving(process: subprocess.Popen[bytes], port: int) -> int:
+    print(f"\nserving on http://{HOST}:{port} until Ctrl-C; try\n")
+    for line in _curl_lines(port):
+        print(f"  {line}")
+    sys.stdout.flush()
+    try:
+        status = process.wait()
+    except KeyboardInterrupt:
+        return 0
+    raise LinkerError(f"the server ended by itself with status {status}")
+
+
+def _curl_lines(port: int) -> Sequence[str]:
+    url = f"http://{HOST}:{port}"
+    kind = "-H 'Content-Type: application/json'"
+    chat = {
+        "model": "chat",
+        "messages": [{"role": "user", "content": QUESTIONS["chat"].text}],
+        "max_tokens": 40,
+    }
+    stream = {**chat, "model": "instruct", "stream": True}
+    stream["messages"] = [{"role": "user", "content": QUESTIONS["instruct"].text}]
+    return (
+        f"curl {url}/v1/chat/completions {kind} -d {shlex.quote(json.dumps(chat))}",
+        f"curl -N {url}/v1/chat/completions {kind} -d {shlex.quote(json.dumps(stream))}",
+        f"curl {url}/models",
+    )
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt

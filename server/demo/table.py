@@ -1,0 +1,88 @@
+"""What the tour found, as rows for tools and as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+from rich.table import Table
+from rich.text import Text
+
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One model: what it shares, what it holds, what it said."""
+
+    model: str
+    blocks: Mapping[str, int]  # alias, residual, own, total
+    mean_cos: float | None  # None for the donor, which is compared with nothing
+    mean_epsilon: float | None
+    bytes: Mapping[str, int]  # logical, unique, shared, checkpoint
+    answer: str
+
+    @classmethod
+    def from_answers(cls, model: str, record: Mapping[str, Any], answer: str) -> Self:
+        """Builds the row from what `GET /models/{name}` and the model itself answered."""
+        plan = record.get("plan") or {}
+        return cls(
+            model=model,
+            blocks=dict(record["blocks"]),
+            mean_cos=plan.get("mean_cos"),
+            mean_epsilon=plan.get("mean_epsilon"),
+            bytes=dict(record["bytes"]),
+            answer=answer,
+        )
+
+    def to_record(self) -> dict[str, Any]:
+        """Returns the row as JSON takes it."""
+        return asdict(self)
+
+
+def render(rows: Sequence[Row]) -> Table:
+    """Returns the table, with what separate copies would hold in its last line."""
+    table = Table(show_footer=True, title="One resident base, three fine-tunes")
+    logical = sum(row.bytes["logical"] for row in rows)
+    unique = sum(row.bytes["unique"] for row in rows)
+    numbers: dict[str, str] = {
+        "blocks shared": "",
+        "mean cos": "",
+        "mean ε": "",
+        "logical MiB": _mib(logical),
+        "unique MiB": _mib(unique),
+        "saved MiB": _mib(logical - unique),
+    }
+    table.add_column("model", footer="total", no_wrap=True)
+    for title, footer in numbers.items():
+        table.add_column(title, footer=footer, justify="right")
+    table.add_column("answer", footer=_verdict(logical, unique), ratio=1)
+    for row in rows:
+        table.add_row(*_cells(row))
+    return table
+
+
+def _cells(row: Row) -> list[str | Text]:
+    return [
+        row.model,
+        f"{row.blocks['alias']}/{row.blocks['total']}",
+        "-" if row.mean_cos is None else f"{row.mean_cos:.5f}",
+        "-" if row.mean_epsilon is None else f"{row.mean_epsilon:.4f}",
+        _mib(row.bytes["logical"]),
+        _mib(row.bytes["unique"]),
+        _mib(row.bytes["logical"] - row.bytes["unique"]),
+        Text(" ".join(row.answer.split())),  # as Text: an answer may hold what looks like markup
+    ]
+
+
+def _verdict(logical: int, unique: int) -> str:
+    saved = (logical - unique) / logical if logical else 0.0
+    return (
+        f"separate copies would hold {_mib(logical)} MiB; "
+        f"{_mib(unique)} MiB are resident ({saved:.0%} saved)"
+    )
+
+
+def _mib(num_bytes: int) -> str:
+    return f"{num_bytes / _MIB:.2f}"

@@ -1,0 +1,143 @@
+"""The tour: onboards the family over HTTP and asks each model something. Knows no weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+
+from linker_core.errors import LinkerError
+from server.demo.recipes import MODELS
+
+DONOR: Final = MODELS[0]
+MAX_ANSWER_TOKENS: Final = 40
+_POLL_S: Final = 0.1
+
+OnStage = Callable[[str, str, int, int], None]  # model, stage, bytes done, bytes in all
+IsAlive = Callable[[], bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What a model is asked: a text to go on with, or a user's turn."""
+
+    text: str
+    is_chat: bool
+
+
+QUESTIONS: Final[Mapping[str, Question]] = {
+    "base": Question(text="The assert statement", is_chat=False),
+    "instruct": Question(text="What is zipfile.ZipFile.open?", is_chat=True),
+    "chat": Question(text="Hi! Tell me about textwrap.dedent.", is_chat=True),
+    "code": Question(text="    def close(self):\n", is_chat=False),
+}
+
+
+class Tour:
+    """Speaks to one running server as any client would."""
+
+    def __init__(self, client: httpx.Client, is_alive: IsAlive) -> None:
+        """Wraps a client.
+
+        Args:
+            client: Its base URL is the server's.
+            is_alive: Says whether the server's process still runs; waiting ends when it does not.
+        """
+        self._client = client
+        self._is_alive = is_alive
+
+    def wait_until_up(self) -> None:
+        """Returns once the server answers.
+
+        Raises:
+            LinkerError: It ended before it did.
+        """
+        while True:
+            try:
+                if self._client.get("/health").is_success:
+                    return
+            except httpx.TransportError:
+                pass  # not listening yet
+            self._pause()
+
+    def onboard(self, name: str, source: Path, on_stage: OnStage) -> None:
+        """Brings one model to `ready`; one that the server knows from before comes back by itself.
+
+        Raises:
+            LinkerError: The model failed, with the server's own reason.
+        """
+        known = self._known(name)
+        while known and known["state"] == "onboarding" and not known.get("job"):
+            self._pause()
+            known = self._known(name)
+        if known and known["state"] == "ready":
+            return
+        if known and known["state"] == "failed":
+            _checked(self._client.delete(f"/models/{name}"))
+        body = {"name": name, "source": str(source), "policy": "thresholds"}
+        if name != DONOR:
+            body["donor"] = DONOR
+        reply = _checked(self._client.post("/models", json=body))
+        self._follow(reply.json(), on_stage)
+
+    def ask(self, name: str) -> str:
+        """Returns a model's greedy answer to its question.
+
+        Raises:
+            LinkerError: The server refused.
+        """
+        question = QUESTIONS[name]
+        body: dict[str, Any] = {"model": name, "temperature": 0, "max_tokens": MAX_ANSWER_TOKENS}
+        if question.is_chat:
+            body["messages"] = [{"role": "user", "content": question.text}]
+            reply = _checked(self._client.post("/v1/chat/completions", json=body))
+            return str(reply.json()["choices"][0]["message"]["content"])
+        body["prompt"] = question.text
+        reply = _checked(self._client.post("/v1/completions", json=body))
+        return str(reply.json()["choices"][0]["text"])
+
+    def describe(self, name: str) -> Mapping[str, Any]:
+        """Returns what `GET /models/{name}` says."""
+        record: Mapping[str, Any] = _checked(self._client.get(f"/models/{name}")).json()
+        return record
+
+    def _known(self, name: str) -> Mapping[str, Any] | None:
+        reply = self._client.get(f"/models/{name}")
+        if reply.status_code == httpx.codes.NOT_FOUND:
+            return None
+        record: Mapping[str, Any] = _checked(reply).json()
+        return record
+
+    def _follow(self, job: Mapping[str, Any], on_stage: OnStage) -> None:
+        while job["status"] in ("queued", "running"):
+            progress = job.get("progress") or {}
+            on_stage(
+                job["model"],
+                job.get("stage") or job["status"],
+                progress.get("done_bytes") or 0,
+                progress.get("total_bytes") or 0,
+            )
+            self._pause()
+            job = _checked(self._client.get(f"/models/jobs/{job['id']}")).json()
+        if job["status"] != "succeeded":
+            reason = (job.get("error") or {}).get("message", job["status"])
+            raise LinkerError(f"{job['model']} could not be onboarded: {reason}")
+
+    def _pause(self) -> None:
+        if not self._is_alive():
+            raise LinkerError("the server ended before the tour did")
+        time.sleep(_POLL_S)
+
+
+def _checked(reply: httpx.Response) -> httpx.Response:
+    if reply.is_success:
+        return reply
+    try:
+        message = reply.json()["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        message = reply.text[:200]
+    raise LinkerError(f"{reply.request.method} {reply.request.url.path}: {message}")
