@@ -1,0 +1,311 @@
+"""Admission is all or nothing, aliases are the donor's storage, and bytes are the plan's."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from safetensors.torch import load_file
+
+from linker_core.errors import BadCheckpoint, Conflict, InsufficientCapacity, ModelNotFound
+from linker_core.residency.pool import Pool, ResidentVariant
+from linker_core.sharing.plan import Policy, SharePlan, plan_donor, plan_variant
+from linker_core.sharing.scan import scan
+from linker_core.weights.checkpoint import Checkpoint
+from tests.tiny import make_checkpoint, make_variant
+
+CPU = torch.device("cpu")
+UP = "model.layers.1.mlp.up_proj.weight"
+
+
+class Family:
+    """A donor and a near variant on disk, with their plans."""
+
+    def __init__(self, folder: Path, *, tie: bool = True, added: tuple[str, ...] = ()) -> None:
+        donor = make_checkpoint(folder / "donor", tie=tie)
+        variant = make_variant(folder / "variant", donor, scale={UP: 0.9}, added_tokens=added)
+        self.donor = Checkpoint.open(donor)
+        self.variant = Checkpoint.open(variant)
+        self.donor_plan = plan_donor(self.donor, fingerprint="donor")
+        self.plan = plan_variant(
+            scan(self.donor, self.variant),
+            self.variant,
+            policy=Policy.THRESHOLDS,
+            donor_fingerprint="donor",
+            variant_fingerprint="variant",
+            tau_cos=0.99,
+            tau_frob=0.05,
+        )
+
+    def admit_both(self, pool: Pool) -> tuple[ResidentVariant, ResidentVariant]:
+        donor = exhaust(pool.admit("base", self.donor, self.donor_plan, None))
+        return donor, exhaust(pool.admit("chat", self.variant, self.plan, "base"))
+
+
+def exhaust(admission: Generator[int, None, ResidentVariant]) -> ResidentVariant:
+    returned: list[ResidentVariant] = []
+
+    def drive() -> Generator[int, None, None]:
+        returned.append((yield from admission))
+
+    for _ in drive():
+        pass
+    return returned[0]
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Iterator[Family]:
+    made = Family(tmp_path)
+    with made.donor, made.variant:
+        yield made
+
+
+def test_admit_holds_every_word_as_on_disk(family: Family) -> None:
+    pool = Pool(device=CPU)
+    _, variant = family.admit_both(pool)
+    state = load_file(family.variant.path / "model.safetensors")
+    for name in family.variant.tensors:
+        if name.startswith("model.layers.0."):
+            continue  # aliased
+        assert torch.equal(variant.tensors[name].tensor, state[name])
+        assert variant.tensors[name].tensor.dtype == torch.bfloat16
+
+
+def test_admit_alias_is_the_donors_stored_tensor(family: Family) -> None:
+    donor, variant = family.admit_both(Pool(device=CPU))
+    for name, stored in variant.tensors.items():
+        assert (stored is donor.tensors[name]) is name.startswith("model.layers.0.")
+
+
+def test_admit_tied_head_is_the_embedding(family: Family) -> None:
+    for resident in family.admit_both(Pool(device=CPU)):
+        assert resident.tensors["lm_head.weight"] is resident.tensors["model.embed_tokens.weight"]
+
+
+def test_ledger_bytes_are_the_plans(family: Family) -> None:
+    pool = Pool(device=CPU)
+    family.admit_both(pool)
+    ledger = pool.ledger
+    assert ledger.unique_bytes("base") == ledger.logical_bytes("base") == family.donor.nbytes
+    assert ledger.shared_bytes("base") == 0
+    assert ledger.unique_bytes("chat") == family.plan.unique_bytes
+    assert ledger.shared_bytes("chat") == family.plan.shared_bytes
+    assert ledger.resident_bytes() == family.donor.nbytes + family.plan.unique_bytes
+    pool.check_integrity()
+
+
+def test_admit_yields_progress_up_to_the_unique_bytes(family: Family) -> None:
+    pool = Pool(device=CPU)
+    exhaust(pool.admit("base", family.donor, family.donor_plan, None))
+    admission = pool.admit("chat", family.variant, family.plan, "base")
+    seen = list(admission)
+    assert seen == sorted(seen)
+    assert seen[-1] == family.plan.unique_bytes
+
+
+def test_remove_frees_the_unique_tensors_and_only_them(family: Family) -> None:
+    pool = Pool(device=CPU)
+    donor, variant = family.admit_both(pool)
+    own = weakref.ref(variant.tensors[UP].tensor)
+    shared = weakref.ref(donor.tensors["model.layers.0.mlp.up_proj.weight"].tensor)
+    del donor, variant
+    assert pool.remove("chat") == family.plan.unique_bytes
+    gc.collect()
+    assert own() is None
+    assert shared() is not None
+    assert pool.ledger.resident_bytes() == family.donor.nbytes
+
+
+def test_remove_donor_in_use_names_its_dependants(family: Family) -> None:
+    pool = Pool(device=CPU)
+    family.admit_both(pool)
+    with pytest.raises(Conflict, match="chat"):
+        pool.remove("base")
+    assert [v.model for v in pool.models()] == ["base", "chat"]
+    pool.remove("chat")
+    assert pool.remove("base") == family.donor.nbytes
+
+
+def test_admit_abandoned_half_way_leaves_the_pool_as_it_was(family: Family) -> None:
+    pool = Pool(device=CPU, budget_bytes=10**9)
+    exhaust(pool.admit("base", family.donor, family.donor_plan, None))
+    free = pool.free_bytes()
+    admission = pool.admit("chat", family.variant, family.plan, "base")
+    next(admission)
+    assert pool.free_bytes() == free - family.plan.unique_bytes
+    admission.close()
+    assert pool.free_bytes() == free
+    assert [v.model for v in pool.models()] == ["base"]
+    pool.check_integrity()
+
+
+def test_admit_failed_allocation_leaves_the_pool_as_it_was(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = Pool(device=CPU, budget_bytes=10**9)
+    exhaust(pool.admit("base", family.donor, family.donor_plan, None))
+    free, calls = pool.free_bytes(), 0
+    allocate = torch.empty
+
+    def fail_third(*size: object, **options: object) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise RuntimeError("DefaultCPUAllocator: not enough memory")
+        return allocate(*size, **options)  # type: ignore[call-overload, no-any-return]
+
+    monkeypatch.setattr(torch, "empty", fail_third)
+    with pytest.raises(InsufficientCapacity):
+        exhaust(pool.admit("chat", family.variant, family.plan, "base"))
+    assert pool.free_bytes() == free
+    pool.check_integrity()
+
+
+@pytest.mark.parametrize("missing", [1, 10_000])
+def test_admit_beyond_the_budget_says_what_is_needed_and_free(family: Family, missing: int) -> None:
+    needed = family.donor.nbytes + family.plan.unique_bytes
+    pool = Pool(device=CPU, budget_bytes=needed - missing)
+    exhaust(pool.admit("base", family.donor, family.donor_plan, None))
+    with pytest.raises(InsufficientCapacity, match=str(family.plan.unique_bytes)):
+        exhaust(pool.admit("chat", family.variant, family.plan, "base"))
+    exact = Pool(device=CPU, budget_bytes=needed)
+    family.admit_both(exact)
+    assert exact.free_bytes() == 0
+
+
+def test_kv_reservation_counts_against_the_budget(family: Family) -> None:
+    pool = Pool(device=CPU, budget_bytes=family.donor.nbytes + 100)
+    exhaust(pool.admit("base", family.donor, family.donor_plan, None))
+    with pytest.raises(InsufficientCapacity, match="KV"):
+        pool.reserve_kv("base", 101)
+    pool.reserve_kv("base", 100)
+    assert (pool.kv_bytes(), pool.free_bytes()) == (100, 0)
+    pool.release_kv("base")
+    assert pool.free_bytes() == 100
+
+
+def test_admit_same_name_twice_is_a_conflict(family: Family) -> None:
+    pool = Pool(device=CPU)
+    family.admit_both(pool)
+    with pytest.raises(Conflict):
+        exhaust(pool.admit("chat", family.variant, family.plan, "base"))
+
+
+def test_admit_without_its_donor_is_not_found(family: Family) -> None:
+    with pytest.raises(ModelNotFound):
+        exhaust(Pool(device=CPU).admit("chat", family.variant, family.plan, "base"))
+
+
+def test_admit_plan_of_another_donor_is_a_conflict(family: Family) -> None:
+    pool = Pool(device=CPU)
+    other = plan_donor(family.donor, fingerprint="other")
+    exhaust(pool.admit("base", family.donor, other, None))
+    with pytest.raises(Conflict, match="another donor"):
+        exhaust(pool.admit("chat", family.variant, family.plan, "base"))
+
+
+def test_admit_plan_of_another_checkpoint_is_refused(family: Family) -> None:
+    record = family.plan.to_json()
+    del record["rungs"][UP]
+    pool = Pool(device=CPU)
+    exhaust(pool.admit("base", family.donor, family.donor_plan, None))
+    with pytest.raises(BadCheckpoint, match="other tensors"):
+        exhaust(pool.admit("chat", family.variant, SharePlan.from_json(record), "base"))
+
+
+def test_admit_alias_of_another_shape_is_refused(tmp_path: Path) -> None:
+    made = Family(tmp_path, added=("<a>", "<b>"))
+    record = made.plan.to_json()
+    record["rungs"]["model.embed_tokens.weight"] = "alias"
+    with made.donor, made.variant:
+        pool = Pool(device=CPU)
+        exhaust(pool.admit("base", made.donor, made.donor_plan, None))
+        with pytest.raises(BadCheckpoint, match="embed_tokens"):
+            exhaust(pool.admit("chat", made.variant, SharePlan.from_json(record), "base"))
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """Any order of admissions, abandoned admissions and removals keeps the pool whole."""
+
+    folder: Path
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack = ExitStack()
+        self.family = Family.__new__(Family)
+        self.family.donor = self.stack.enter_context(Checkpoint.open(self.folder / "donor"))
+        self.family.variant = self.stack.enter_context(Checkpoint.open(self.folder / "variant"))
+        self.donor_plan = plan_donor(self.family.donor, fingerprint="donor")
+        self.plan = plan_variant(
+            scan(self.family.donor, self.family.variant),
+            self.family.variant,
+            policy=Policy.EXACT,
+            donor_fingerprint="donor",
+            variant_fingerprint="variant",
+        )
+        room_for_two = self.family.donor.nbytes + 2 * self.plan.unique_bytes
+        self.pool = Pool(device=CPU, budget_bytes=room_for_two)
+
+    @rule(steps=st.integers(0, 40))
+    @precondition(lambda self: not self.resident("base"))
+    def admit_donor(self, steps: int) -> None:
+        self.advance(self.pool.admit("base", self.family.donor, self.donor_plan, None), steps)
+
+    @rule(name=st.sampled_from("abc"), steps=st.integers(0, 5))
+    def admit_variant(self, name: str, steps: int) -> None:
+        admission = self.pool.admit(name, self.family.variant, self.plan, "base")
+        try:
+            self.advance(admission, steps)
+        except Conflict:
+            assert self.resident(name)
+        except ModelNotFound:
+            assert not self.resident("base")
+        except InsufficientCapacity:
+            assert len(self.pool.models()) == 3
+
+    @rule(name=st.sampled_from(["base", *"abc"]))
+    def remove(self, name: str) -> None:
+        before = self.pool.free_bytes()
+        try:
+            freed = self.pool.remove(name)
+        except ModelNotFound:
+            assert not self.resident(name)
+        except Conflict:
+            assert name == "base"
+            assert len(self.pool.models()) > 1
+        else:
+            assert self.pool.free_bytes() == before + freed
+
+    @invariant()
+    def whole(self) -> None:
+        self.pool.check_integrity()
+
+    def resident(self, name: str) -> bool:
+        return name in {variant.model for variant in self.pool.models()}
+
+    def advance(self, admission: Generator[int, None, ResidentVariant], steps: int) -> None:
+        for _ in range(steps):
+            if next(admission, None) is None:
+                return
+        admission.close()
+
+    def teardown(self) -> None:
+        self.stack.close()
+
+
+def test_pool_survives_any_order_of_operations(tmp_path: Path) -> None:
+    make_variant(tmp_path / "variant", make_checkpoint(tmp_path / "donor"), scale={UP: 0.1})
+
+    class Machine(PoolMachine):
+        folder = tmp_path
+
+    Machine.TestCase.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+    Machine.TestCase().runTest()
