@@ -65,24 +65,21 @@ class Tour:
             self._pause()
 
     def onboard(self, name: str, source: Path, on_stage: OnStage) -> None:
-        """Brings one model to `ready`; one that the server knows from before comes back by itself.
+        """Brings one model to `ready`. One that the server knows from before comes back by itself.
 
         Raises:
             LinkerError: The model failed, with the server's own reason.
         """
-        known = self._known(name)
-        while known and known["state"] == "onboarding" and not known.get("job"):
-            self._pause()
-            known = self._known(name)
-        if known and known["state"] == "ready":
-            return
-        if known and known["state"] == "failed":
-            _checked(self._client.delete(f"/models/{name}"))
         body = {"name": name, "source": str(source), "policy": "thresholds"}
         if name != DONOR:
             body["donor"] = DONOR
-        reply = _checked(self._client.post("/models", json=body))
-        self._follow(reply.json(), on_stage)
+        self._follow(self._post_model(body), on_stage)
+        while (record := self.describe(name))["state"] == "onboarding":
+            on_stage(name, "coming back", 0, 0)
+            self._pause()
+        if record["state"] != "ready":
+            reason = (record.get("error") or {}).get("message", record["state"])
+            raise LinkerError(f"{name} cannot be served: {reason}")
 
     def ask(self, name: str) -> str:
         """Returns a model's greedy answer to its question.
@@ -105,12 +102,14 @@ class Tour:
         record: Mapping[str, Any] = _checked(self._client.get(f"/models/{name}")).json()
         return record
 
-    def _known(self, name: str) -> Mapping[str, Any] | None:
-        reply = self._client.get(f"/models/{name}")
-        if reply.status_code == httpx.codes.NOT_FOUND:
-            return None
-        record: Mapping[str, Any] = _checked(reply).json()
-        return record
+    def _post_model(self, body: Mapping[str, str]) -> Mapping[str, Any]:
+        """Returns the job; the same content posted again gives the job of the first time."""
+        reply = self._client.post("/models", json=body)
+        while reply.status_code == httpx.codes.SERVICE_UNAVAILABLE:  # the engine is starting
+            self._pause()
+            reply = self._client.post("/models", json=body)
+        job: Mapping[str, Any] = _checked(reply).json()
+        return job
 
     def _follow(self, job: Mapping[str, Any], on_stage: OnStage) -> None:
         while job["status"] in ("queued", "running"):

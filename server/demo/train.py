@@ -27,7 +27,6 @@ CHAT_TEMPLATE: Final = (
 )
 _IGNORED: Final = -100  # a label that costs nothing
 _NUM_SOURCES_FOR_TOKENIZER: Final = 30
-_ORTHOGONALISING_STEPS: Final = 3  # Muon's five cost a third of a step here, and gain nothing
 _FLOOR: Final = 0.02  # share of the rate at the first and the last step
 
 Batch_BT = tuple[torch.Tensor, torch.Tensor]  # token ids, labels
@@ -142,9 +141,7 @@ def pretrain(
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     optimizers = [
-        torch.optim.Muon(
-            matrices, lr=training.block_rate, weight_decay=0.0, ns_steps=_ORTHOGONALISING_STEPS
-        ),
+        torch.optim.Muon(matrices, lr=training.block_rate, weight_decay=0.0),
         torch.optim.AdamW(
             rest, lr=training.embedding_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
         ),
