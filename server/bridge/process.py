@@ -17,6 +17,14 @@ from linker_core.config import EngineConfig
 
 logger = logging.getLogger(__name__)
 
+_ENVIRONMENT = {
+    # Freed weights go back to the system at once (glibc would keep a third of them).
+    "MALLOC_MMAP_THRESHOLD_": "131072",
+    # Spinning OpenMP threads slow a step tenfold and more as soon as anything else wants a core.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
+
 ENGINE_COMMAND = (sys.executable, "-m", "linker_core.engine.worker")
 _HEARTBEAT_BYTES = 8
 
@@ -55,8 +63,7 @@ class EngineProcess:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=2,  # the server's stdout is its own
                 pass_fds=(theirs.fileno(), memory_fd),
-                # Freed weights go back to the system at once (glibc would keep a third of them).
-                env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "131072"},
+                env=_ENVIRONMENT | os.environ,
             )
         except BaseException:
             ours.close()
