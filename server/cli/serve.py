@@ -9,6 +9,7 @@ import ipaddress
 import logging
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -166,11 +167,10 @@ class _HttpServer(uvicorn.Server):
 
 
 async def _serve(settings: Settings, requests: list[OnboardRequest]) -> int:
+    listener = _listen(settings.http.host, settings.http.port)
     services = build_services(settings)
     config = uvicorn.Config(
         create_app(services),
-        host=settings.http.host,
-        port=settings.http.port,
         log_config=None,  # uvicorn's loggers go where ours go: stderr
         access_log=False,
         lifespan="off",
@@ -180,7 +180,8 @@ async def _serve(settings: Settings, requests: list[OnboardRequest]) -> int:
     server = _HttpServer(config)
     stopping = asyncio.Event()
     _install_signals(services, stopping)
-    listening = asyncio.ensure_future(server.serve())
+    listening = asyncio.ensure_future(server.serve(sockets=[listener]))
+    logger.info("listening on http://%s:%d", *listener.getsockname()[:2])
     try:
         await services.start(requests)
         status = await _until_end(services, listening, stopping)
@@ -191,6 +192,18 @@ async def _serve(settings: Settings, requests: list[OnboardRequest]) -> int:
         await asyncio.gather(listening, return_exceptions=True)
         await services.stop()
     return status
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """Binds before anything is started, so that a port in use costs nothing."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise InvalidRequest(
+            f"Cannot listen on {host} port {port}: {error.strerror}. Choose another --port.",
+            param="port",
+        ) from error
 
 
 def _install_signals(services: Services, stopping: asyncio.Event) -> None:

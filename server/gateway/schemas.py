@@ -164,9 +164,15 @@ def parse_request(
     try:
         return kind.model_validate(known)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        param = _dotted(body, first["loc"])
-        raise InvalidRequest(f"{param}: {first['msg']}.", param=param) from None
+        found = error.errors(include_url=False, include_input=False)
+        faults = [(_dotted(body, fault["loc"]), fault["msg"]) for fault in found]
+        first = faults[0][0]
+        # Of a field that may be of several types, the alternative that fits best says most.
+        param, message = max(
+            (fault for fault in faults if fault[0].startswith(first)),
+            key=lambda fault: fault[0].count("."),
+        )
+        raise InvalidRequest(f"{param}: {message}.", param=param) from None
 
 
 def _dotted(body: object, loc: tuple[int | str, ...]) -> str:

@@ -115,8 +115,9 @@ def _memory(models: Sequence[ModelRecord], snapshot: Snapshot | None) -> Iterato
         "linker_device_memory_bytes", "Memory of the device by use.", labels=["device", "state"]
     )
     if snapshot is not None:
-        for state in ("weights", "kv", "free"):
-            device.add_metric([snapshot.device, state], getattr(snapshot, f"device_{state}_bytes"))
+        device.add_metric([snapshot.device, "weights"], snapshot.device_weight_bytes)
+        device.add_metric([snapshot.device, "kv"], snapshot.device_kv_bytes)
+        device.add_metric([snapshot.device, "free"], snapshot.device_free_bytes)
     yield device
 
 

@@ -128,13 +128,22 @@ class Onboarder:
         again = {name for name, request in requests.items() if not self._is_stored(request)}
         again |= {r.name for r in self.models() if r.donor in again and r.name not in requests}
         again |= {r.name for r in self.models() if r.state is ModelState.ONBOARDING}
-        for name in sorted(again, key=lambda n: list(requests).index(n) if n in requests else 99):
+        open_jobs = await self._open_jobs()
+        order = [*requests, *(record.name for record in self.models())]
+        for name in sorted(again, key=order.index):
             request = requests.get(name)
             if request is None:
                 request = OnboardRequest.from_json(self._models[name].request)
-            await self._enqueue(request)
+            await self._enqueue(request, job=open_jobs.pop(name, None))
+        for job in open_jobs.values():
+            await self._save(_interrupted(job))
         kept = {name for name, r in self._models.items() if r.state is not ModelState.FAILED}
         self._startup = frozenset(kept | requests.keys())
+
+    async def _open_jobs(self) -> dict[str, JobRecord]:
+        """Returns the jobs that the last stop interrupted, by model."""
+        jobs = await asyncio.to_thread(self._registry.jobs)
+        return {job.model: job for job in jobs if job.finished_at is None}
 
     def _is_stored(self, request: OnboardRequest) -> bool:
         stored = self._models.get(request.name)
@@ -282,7 +291,8 @@ class Onboarder:
         if donor is None and not waiting_donor and snapshot is not None:
             check_capacity(text.checkpoint_bytes, snapshot.device_free_bytes)
 
-    async def _enqueue(self, request: OnboardRequest) -> JobRecord:
+    async def _enqueue(self, request: OnboardRequest, *, job: JobRecord | None = None) -> JobRecord:
+        """Queues a new job, or an interrupted one again."""
         now = time.time()
         stored = self._models.get(request.name)
         position = (
@@ -290,13 +300,15 @@ class Onboarder:
             if stored is not None
             else await asyncio.to_thread(self._registry.next_position)
         )
-        job = JobRecord(
-            id=f"job-{uuid.uuid4().hex}",
-            model=request.name,
-            request=request.to_json(),
-            status=JobStatus.QUEUED,
-            created_at=now,
-        )
+        if job is None:
+            job = JobRecord(
+                id=f"job-{uuid.uuid4().hex}",
+                model=request.name,
+                request=request.to_json(),
+                status=JobStatus.QUEUED,
+                created_at=now,
+            )
+        job = replace(job, request=request.to_json(), status=JobStatus.QUEUED)
         record = ModelRecord(
             name=request.name,
             source=request.source,
@@ -397,6 +409,11 @@ def _failed(record: ModelRecord, error: LinkerError) -> ModelRecord:
     return replace(record, state=ModelState.FAILED, error=error.to_record())
 
 
+def _interrupted(job: JobRecord) -> JobRecord:
+    error = EngineFailure("The server stopped before the job was done.").to_record()
+    return replace(job, status=JobStatus.FAILED, error=error, finished_at=time.time())
+
+
 def _succeeded(job: JobRecord, plan: SharePlan) -> JobRecord:
     result = {
         "id": job.model,
@@ -408,4 +425,10 @@ def _succeeded(job: JobRecord, plan: SharePlan) -> JobRecord:
             "checkpoint": plan.checkpoint_bytes,
         },
     }
-    return replace(job, status=JobStatus.SUCCEEDED, result=result, finished_at=time.time())
+    return replace(
+        job,
+        status=JobStatus.SUCCEEDED,
+        done_bytes=job.total_bytes,
+        result=result,
+        finished_at=time.time(),
+    )

@@ -14,8 +14,8 @@ def resolve_source(source: str, roots: Sequence[Path]) -> Path:
     """Returns the directory that a source means, every symbolic link followed.
 
     Args:
-        source: An absolute path, or a path relative to one of the roots.
-        roots: The directories, themselves resolved here, that a source must be or lie in.
+        source: An absolute path, or a path relative to the first root.
+        roots: The directories that a source must be or lie in, once they are resolved too.
 
     Raises:
         InvalidRequest: Not a path at all.
@@ -24,16 +24,12 @@ def resolve_source(source: str, roots: Sequence[Path]) -> Path:
     if not source or "\0" in source or len(source) > _MAX_SOURCE_CHARS:
         raise InvalidRequest("A source is the path of a model directory.", param="source")
     allowed = [root.resolve() for root in roots]
-    inside: list[Path] = []
-    for root in allowed:
-        try:
-            path = (root / source).resolve()  # an absolute source replaces the root
-        except (OSError, RuntimeError):  # a loop of links, or a part of the path is too long
-            continue
-        if any(path.is_relative_to(other) for other in allowed):
-            inside.append(path)
-    if inside:
-        return next((path for path in inside if path.exists()), inside[0])
+    try:
+        path = (allowed[0] / source).resolve()  # an absolute source replaces the root
+    except (IndexError, OSError, RuntimeError):  # no roots, a loop of links, too long a part
+        path = None
+    if path is not None and any(path.is_relative_to(root) for root in allowed):
+        return path
     raise ForbiddenSource(
         "The source is not inside a directory this server may read models from. Move it under "
         "the models root, or name it when the server is started.",

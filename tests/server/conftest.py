@@ -1,0 +1,31 @@
+"""Checkpoints and servers that the server's tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.server.live import LiveServer, live_server
+from tests.tiny import make_checkpoint, make_variant
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A root with a donor `base`, variants `near` and `far`, and `other` of another shape."""
+    root = tmp_path_factory.mktemp("models")
+    make_checkpoint(root / "base")
+    make_variant(root / "near", root / "base", scale=0.01)
+    make_variant(root / "far", root / "base", scale=0.5, seed=2)
+    make_checkpoint(root / "other", hidden=64, layers=1, seed=3)
+    return root
+
+
+@pytest.fixture(scope="package")
+def server(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server of `base` and `near` over the fake engine, for tests that change nothing."""
+    models = {"base": family / "base", "near": family / "near"}
+    with live_server(tmp_path_factory.mktemp("state"), models=models, root=family) as live:
+        live.until_ready()
+        yield live

@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+
+from tests.server.fake_engine import MAX_MODEL_LEN, Fault
+from tests.server.live import LiveServer
+
+CHAT = "/v1/chat/completions"
+HI = [{"role": "user", "content": "hi"}]
+
+
+def error_of(server: LiveServer, status: int, path: str = CHAT, **body: Any) -> dict[str, Any]:
+    response = server.client.post(path, json=body)
+    assert response.status_code == status, response.text
+    assert set(response.json()) == {"error"}
+    error = response.json()["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert isinstance(error["code"], str)
+    assert isinstance(error, dict)
+    return error
+
+
+def test_unknown_model_is_404(server: LiveServer) -> None:
+    error = error_of(server, 404, model="nobody", messages=HI)
+    assert (error["code"], error["param"]) == ("model_not_found", "model")
+
+
+@pytest.mark.parametrize("more", [{"max_tokens": MAX_MODEL_LEN}, {}])
+def test_too_long_is_400_with_the_words_clients_look_for(
+    server: LiveServer, more: dict[str, Any]
+) -> None:
+    content = "hi" if more else "x" * MAX_MODEL_LEN
+    messages = [{"role": "user", "content": content}]
+    error = error_of(server, 400, model="base", messages=messages, **more)
+    assert error["code"] == "context_length_exceeded"
+    said = f"This model's maximum context length is {MAX_MODEL_LEN} tokens"
+    assert said in error["message"]
+    assert "context_length_exceeded" in error["message"]
+
+
+def test_too_long_is_told_before_a_stream_begins(server: LiveServer) -> None:
+    error_of(server, 400, model="base", messages=HI, max_tokens=MAX_MODEL_LEN, stream=True)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("temperature", "1"), ("temperature", True), ("temperature", -1), ("top_p", 0),
+        ("top_p", 1.5), ("top_k", -2), ("min_p", 2), ("n", 9), ("n", 0), ("max_tokens", 0),
+        ("max_tokens", 1.5), ("stop", [""]), ("stop", ["a"] * 17), ("stop", 3), ("seed", 2**63),
+        ("frequency_penalty", 3), ("repetition_penalty", 0), ("logit_bias", {"x": 1}),
+        ("logit_bias", {"512": 1}), ("logit_bias", {"1": 101}), ("stop_token_ids", [512]),
+        ("stop_token_ids", [-1]), ("top_logprobs", 21), ("stream", "yes"), ("messages", []),
+        ("messages", "hi"), ("min_tokens", -1), ("model", 3),
+    ],
+)  # fmt: skip
+def test_field_out_of_bounds_is_400_and_named(server: LiveServer, field: str, value: Any) -> None:
+    error = error_of(server, 400, **{"model": "base", "messages": HI, field: value})
+    assert error["code"] == "invalid_request_error"
+    assert error["param"].split(".")[0] == field
+
+
+@pytest.mark.parametrize(
+    ("messages", "param"),
+    [
+        ([{"content": "hi"}], "messages.0.role"),
+        ([{"role": "user", "content": 3}], "messages.0.content"),
+        ([{"role": "user", "content": [{"type": "image_url"}]}], "messages.0.content.0.type"),
+        ([{"role": "assistant", "tool_calls": [{}]}], "messages.0.tool_calls"),
+    ],
+)
+def test_fault_inside_a_message_is_named_by_its_path(
+    server: LiveServer, messages: Any, param: str
+) -> None:
+    assert error_of(server, 400, model="base", messages=messages)["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tools", [{"type": "function"}]), ("tool_choice", "required"),
+        ("response_format", {"type": "json_object"}), ("prompt_logprobs", 1),
+        ("chat_template", "{{ 1 }}"), ("chat_template_kwargs", {"tokenize": True}),
+        ("structured_outputs", {"regex": "a"}), ("bad_words", ["a"]), ("priority", 1),
+        ("continue_final_message", True), ("allowed_token_ids", [1]), ("cache_salt", "s"),
+        ("truncate_prompt_tokens", 4), ("variant_mode", "unshared"), ("return_token_ids", True),
+    ],
+)  # fmt: skip
+def test_known_field_that_is_not_honoured_is_400(
+    server: LiveServer, field: str, value: Any
+) -> None:
+    error = error_of(server, 400, **{"model": "base", "messages": HI, field: value})
+    assert error["param"] == field
+
+
+def test_known_field_at_its_neutral_value_is_accepted(server: LiveServer) -> None:
+    neutral = {
+        "tools": None, "tool_choice": "auto", "response_format": {"type": "text"}, "bad_words": [],
+        "parallel_tool_calls": True, "user": "u", "variant_mode": "planned", "top_k": -1,
+    }  # fmt: skip
+    assert server.chat("base", **neutral).status_code == 200
+
+
+@pytest.mark.parametrize(("field", "value"), [("echo", True), ("suffix", "x"), ("best_of", 2)])
+def test_completion_field_that_is_not_honoured_is_400(
+    server: LiveServer, field: str, value: Any
+) -> None:
+    body = {"model": "base", "prompt": "a", field: value}
+    assert error_of(server, 400, "/v1/completions", **body)["param"] == field
+
+
+@pytest.mark.parametrize("prompt", ["", [], [[]], [""], [512], [[1], "a"], [-1], {"a": 1}, None])
+def test_bad_prompt_is_400(server: LiveServer, prompt: Any) -> None:
+    error = error_of(server, 400, "/v1/completions", model="base", prompt=prompt)
+    assert error["param"].split(".")[0] == "prompt"
+
+
+def test_min_tokens_above_max_tokens_is_400(server: LiveServer) -> None:
+    error = error_of(server, 400, model="base", messages=HI, min_tokens=5, max_tokens=4)
+    assert error["param"] == "min_tokens"
+
+
+def test_unknown_field_is_ignored_with_a_warning_that_names_only_it(
+    server: LiveServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        assert server.chat("base", "s3cret", api_base="http://s3cret").status_code == 200
+    assert "api_base" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"{", b"[]", b"null", b'{"model": NaN}', b'{"a": Infinity}', b'{"a": 1e400}',
+        b'{"a": 1, "a": 2}', b'{"a": "\\ud800"}', b'{"\\ud800": 1}', b"\xef\xbb\xbf{}", b"\xff{}",
+        b'{"a": ' + b"[" * 64 + b"]" * 64 + b"}", b'{"a": ' + b"[" * 100_000, b"{'a': 1}",
+        b'{"a": ' + b"9" * 5000 + b"}",
+    ],
+    ids=lambda body: str(body[:16]),
+)  # fmt: skip
+def test_body_that_is_not_plain_json_is_400(server: LiveServer, body: bytes) -> None:
+    response = server.client.post(CHAT, content=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "invalid_request_error"
+
+
+def test_body_nested_up_to_the_limit_is_read(server: LiveServer) -> None:
+    body = b'{"a": ' + b"[" * 63 + b"]" * 63 + b"}"
+    response = server.client.post(CHAT, content=body)
+    assert response.json()["error"]["param"] == "model"
+
+
+def test_large_body_is_413_whether_declared_or_not(server: LiveServer) -> None:
+    body = b" " * (2 * 1024**2 + 1)
+    declared = server.client.post(CHAT, content=body)
+    assert declared.status_code == 413
+    assert declared.json()["error"]["code"] == "request_too_large"
+    chunked = server.client.post(CHAT, content=iter([body]))
+    assert chunked.status_code == 413
+    assert chunked.json()["error"]["code"] == "request_too_large"
+
+
+def test_compressed_body_is_415(server: LiveServer) -> None:
+    response = server.client.post(CHAT, content=b"x", headers={"Content-Encoding": "gzip"})
+    assert response.status_code == 415
+    assert response.json()["error"]["code"] == "unsupported_media_type"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nothing", 404, "not_found"),
+        ("GET", CHAT, 405, "method_not_allowed"),
+        ("PUT", "/models", 405, "method_not_allowed"),
+        ("GET", "/models/jobs/nothing", 404, "model_not_found"),
+        ("GET", "/models/nobody", 404, "model_not_found"),
+        ("GET", "/v1/models/no/body", 404, "model_not_found"),
+        ("DELETE", "/models/nobody", 404, "model_not_found"),
+    ],
+)
+def test_path_and_method_errors_have_the_same_shape(
+    server: LiveServer, method: str, path: str, status: int, code: str
+) -> None:
+    response = server.client.request(method, path)
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+
+
+def test_numerical_error_of_a_sequence_is_500(server: LiveServer) -> None:
+    body = {"model": "base", "prompt": [Fault.FAIL]}
+    assert error_of(server, 500, "/v1/completions", **body)["code"] == "numerical_error"
+
+
+def test_failure_before_the_first_token_of_a_stream_has_its_status(server: LiveServer) -> None:
+    body = {"model": "base", "prompt": [Fault.FAIL], "stream": True}
+    assert error_of(server, 500, "/v1/completions", **body)["code"] == "numerical_error"
+
+
+def test_rejections_are_counted_by_reason(server: LiveServer) -> None:
+    line = 'linker_rejections_total{reason="model_not_found"}'
+    before = server.metric(line)
+    server.chat("nobody")
+    assert server.metric(line) == before + 1

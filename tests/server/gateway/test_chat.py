@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import openai
+import pytest
+
+from tests.server.fake_engine import MAX_MODEL_LEN
+from tests.server.live import LiveServer
+
+HI = [{"role": "user", "content": "hi"}]
+
+
+def events(server: LiveServer, **body: Any) -> list[Any]:
+    response = server.chat("base", stream=True, **body)
+    assert response.status_code == 200
+    blocks = response.text.split("\n\n")
+    assert blocks.pop() == ""
+    assert all(block.startswith("data: ") for block in blocks)
+    records = [block.removeprefix("data: ") for block in blocks]
+    return [record if record == "[DONE]" else json.loads(record) for record in records]
+
+
+def test_chat_answers_with_text_usage_and_finish_reason(server: LiveServer) -> None:
+    answer = server.chat("base").json()
+    assert answer["object"] == "chat.completion"
+    assert answer["model"] == "base"
+    assert answer["choices"] == [
+        {
+            "index": 0,
+            "message": {"role": "assistant", "content": "user\nhi"},
+            "logprobs": None,
+            "finish_reason": "stop",
+        }
+    ]
+    # <|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n, answered up to <|im_end|>.
+    assert answer["usage"] == {"prompt_tokens": 21, "completion_tokens": 9, "total_tokens": 30}
+
+
+def test_chat_stops_at_max_tokens_with_length(server: LiveServer) -> None:
+    choice = server.chat("base", max_tokens=4).json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("use", "length")
+
+
+def test_chat_takes_content_as_text_parts(server: LiveServer) -> None:
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    body = {"model": "base", "messages": [{"role": "user", "content": parts}]}
+    answer = server.client.post("/v1/chat/completions", json=body).json()
+    assert answer["choices"][0]["message"]["content"] == "user\na\nb"
+
+
+def test_chat_default_length_is_what_is_left_of_the_context(server: LiveServer) -> None:
+    answer = server.chat("base", ignore_eos=True).json()
+    assert answer["usage"]["total_tokens"] == MAX_MODEL_LEN
+    assert answer["choices"][0]["finish_reason"] == "length"
+
+
+def test_stop_string_ends_the_answer_before_it(server: LiveServer) -> None:
+    choice = server.chat("base", "hello world", stop=["o w"]).json()["choices"][0]
+    assert (choice["message"]["content"], choice["finish_reason"]) == ("user\nhell", "stop")
+
+
+def test_stop_string_is_kept_when_asked_for(server: LiveServer) -> None:
+    more = {"stop": "lo", "include_stop_str_in_output": True}
+    choice = server.chat("base", "hello", **more).json()["choices"][0]
+    assert choice["message"]["content"] == "user\nhello"
+
+
+def test_stop_string_aborts_the_sequence_in_the_engine(server: LiveServer) -> None:
+    server.chat("base", "xyz", stop="xy", ignore_eos=True)
+    line = 'linker_num_requests_running{model="base"}'
+    server.until(lambda: server.metric(line) == 0)
+
+
+def test_several_choices_have_their_index(server: LiveServer) -> None:
+    answer = server.chat("base", n=3).json()
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    assert {choice["message"]["content"] for choice in answer["choices"]} == {"user\nhi"}
+    assert answer["usage"] == {"prompt_tokens": 21, "completion_tokens": 27, "total_tokens": 48}
+
+
+def test_stream_has_the_documented_order_byte_for_byte(server: LiveServer) -> None:
+    response = server.chat(
+        "base", stream=True, max_tokens=3, stream_options={"include_usage": True}
+    )
+    assert response.headers["content-type"] == "text/event-stream; charset=utf-8"
+    head = json.loads(response.text.split("\n\n")[0].removeprefix("data: "))
+    prefix = (
+        f'data: {{"id":"{head["id"]}","object":"chat.completion.chunk",'
+        f'"created":{head["created"]},"model":"base","choices":['
+    )
+    quiet = '"logprobs":null,"finish_reason":null}],"usage":null}\n\n'
+    assert response.text == (
+        prefix + '{"index":0,"delta":{"role":"assistant","content":""},' + quiet
+        + prefix + '{"index":0,"delta":{"content":"u"},' + quiet
+        + prefix + '{"index":0,"delta":{"content":"s"},'
+        + '"logprobs":null,"finish_reason":"length"}],"usage":null}\n\n'
+        + prefix + '],"usage":{"prompt_tokens":21,"completion_tokens":3,"total_tokens":24}}\n\n'
+        + "data: [DONE]\n\n"
+    )  # fmt: skip
+    assert re.fullmatch(r"chatcmpl-[0-9a-f]{32}", head["id"])
+
+
+def test_stream_without_usage_says_nothing_of_it(server: LiveServer) -> None:
+    chunks = events(server)
+    assert chunks[-1] == "[DONE]"
+    assert all("usage" not in chunk for chunk in chunks[:-1])
+
+
+def test_stream_of_several_choices_ends_each_with_its_reason(server: LiveServer) -> None:
+    chunks = [chunk for chunk in events(server, n=2) if chunk != "[DONE]"]
+    for index in range(2):
+        own = [c["choices"][0] for c in chunks if c["choices"][0]["index"] == index]
+        assert own[0]["delta"] == {"role": "assistant", "content": ""}
+        assert "".join(c["delta"].get("content", "") for c in own) == "user\nhi"
+        assert [c["finish_reason"] for c in own if c["finish_reason"]] == ["stop"]
+        assert own[-1]["finish_reason"] == "stop"
+
+
+def test_continuous_usage_grows_with_every_chunk(server: LiveServer) -> None:
+    options = {"continuous_usage_stats": True, "include_usage": True}
+    chunks = [c for c in events(server, max_tokens=3, stream_options=options) if c != "[DONE]"]
+    assert [c["usage"]["completion_tokens"] for c in chunks] == [1, 2, 3, 3]
+
+
+def test_logprobs_report_token_and_alternatives(server: LiveServer) -> None:
+    answer = server.chat("base", max_tokens=2, logprobs=True, top_logprobs=2).json()
+    content = answer["choices"][0]["logprobs"]["content"]
+    assert len(content) == 2
+    assert content[1]["token"] == "u"
+    assert content[1]["logprob"] == -0.5
+    assert content[1]["bytes"] == [117]
+    assert [top["logprob"] for top in content[1]["top_logprobs"]] == [-0.5, -1.5]
+
+
+def test_logprobs_of_a_stream_cover_every_token(server: LiveServer) -> None:
+    chunks = [c for c in events(server, logprobs=True) if c != "[DONE]"]
+    entries = [c["choices"][0]["logprobs"] for c in chunks]
+    assert sum(len(entry["content"]) for entry in entries if entry) == 9
+
+
+def test_top_logprobs_without_logprobs_is_refused(server: LiveServer) -> None:
+    response = server.chat("base", top_logprobs=2)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "top_logprobs"
+
+
+def test_openai_sdk_reads_an_answer(server: LiveServer) -> None:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+        answer = client.chat.completions.create(model="near", messages=HI)  # type: ignore[arg-type]
+    assert answer.choices[0].message.content == "user\nhi"
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_openai_sdk_reads_a_stream(server: LiveServer) -> None:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+        stream = client.chat.completions.create(
+            model="near",
+            messages=HI,  # type: ignore[arg-type]
+            stream=True,
+        )
+        text = "".join(c.choices[0].delta.content or "" for c in stream if c.choices)
+    assert text == "user\nhi"
+
+
+def test_openai_sdk_raises_its_error_for_an_unknown_model(server: LiveServer) -> None:
+    with (
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
+        pytest.raises(openai.NotFoundError) as caught,
+    ):
+        client.chat.completions.create(model="nobody", messages=HI)  # type: ignore[arg-type]
+    assert caught.value.code == "model_not_found"

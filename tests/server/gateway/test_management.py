@@ -1,0 +1,319 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.server.fake_engine import MUTE_ENGINE, TOO_BIG
+from tests.server.live import LiveServer, live_server
+from tests.tiny import make_checkpoint
+
+
+@pytest.fixture
+def live(family: Path, tmp_path: Path) -> Iterator[LiveServer]:
+    """A server of its own, with `base` resident."""
+    with live_server(tmp_path / "state", models={"base": family / "base"}, root=family) as server:
+        server.until_ready()
+        yield server
+
+
+def failure(response: Any, status: int) -> dict[str, Any]:
+    assert response.status_code == status, response.text
+    error = response.json()["error"]
+    assert isinstance(error, dict)
+    return error
+
+
+def test_listing_has_the_donor_first_and_the_fields_of_clients(server: LiveServer) -> None:
+    data = server.client.get("/v1/models").json()["data"]
+    assert [model["id"] for model in data] == ["base", "near"]
+    assert [model["parent"] for model in data] == [None, "base"]
+    assert [model["root"] for model in data] == ["base", "base"]
+    assert {model["status"] for model in data} == {"ready"}
+    assert data[1] == server.client.get("/v1/models/near").json()
+
+
+def test_card_of_a_variant_has_what_tools_rely_on(server: LiveServer) -> None:
+    card = server.client.get("/models/near").json()
+    assert (card["id"], card["state"], card["donor"], card["family"]) == (
+        "near", "ready", "base", "base",
+    )  # fmt: skip
+    held = card["bytes"]
+    assert held["logical"] == held["unique"] + held["shared"] == held["checkpoint"]
+    assert held["saved"] == held["shared"] > 0
+    assert card["blocks"] == {"alias": 2, "residual": 0, "own": 0, "total": 2}
+    plan = card["plan"]
+    assert plan["policy"] == "thresholds"
+    assert plan["region"] == "aligned"
+    assert 0.999 < plan["mean_cos"] < 1
+    assert plan["mean_epsilon"] == pytest.approx(0.01, rel=0.1)
+
+
+def test_card_of_a_donor_has_its_own_plan(server: LiveServer) -> None:
+    card = server.client.get("/models/base").json()
+    assert (card["donor"], card["family"], card["plan"]["policy"]) == (None, "base", "donor")
+    assert card["bytes"]["unique"] == card["bytes"]["logical"]
+    assert card["bytes"]["shared"] == 0
+
+
+def test_onboarding_answers_202_with_a_job_that_succeeds(live: LiveServer, family: Path) -> None:
+    response = live.onboard("acme/near", family / "near", wait=False)
+    assert response.status_code == 202
+    assert response.headers["Retry-After"] == "1"
+    job = response.json()
+    where = response.headers["Location"]
+    assert where == f"/models/jobs/{job['id']}"
+    assert (job["object"], job["model"]) == ("model.job", "acme/near")
+    live.until(lambda: live.client.get(where).json()["status"] == "succeeded")
+    done = live.client.get(where).json()
+    assert done["stage"] == "loading"
+    assert done["progress"]["done_bytes"] == done["progress"]["total_bytes"] > 0
+    assert done["error"] is None
+    assert done["result"]["id"] == "acme/near"
+    assert live.chat("acme/near").status_code == 200
+
+
+def test_waiting_onboarding_answers_201_with_the_model(live: LiveServer, family: Path) -> None:
+    response = live.onboard("near", family / "near")
+    assert response.status_code == 201
+    assert response.json() == live.client.get("/models/near").json()
+    assert response.json()["donor"] == "base"
+
+
+def test_automatic_donor_of_another_shape_is_its_own_family(live: LiveServer, family: Path) -> None:
+    card = live.onboard("other", family / "other").json()
+    assert (card["donor"], card["family"]) == (None, "other")
+
+
+def test_identical_repetition_gives_the_same_job(live: LiveServer, family: Path) -> None:
+    live.onboard("near", family / "near")
+    jobs = live.client.get("/models/jobs").json()["data"]
+    again = live.onboard("near", family / "near", wait=False)
+    assert again.status_code == 202
+    assert again.json() == jobs[0]
+    assert live.client.get("/models/jobs").json()["data"] == jobs
+
+
+def test_same_name_with_other_content_is_409_and_not_to_be_retried(
+    live: LiveServer, family: Path
+) -> None:
+    live.onboard("near", family / "near")
+    for more in ({"source": str(family / "far")}, {"tau_cos": 0.9, "tau_frob": 0.5}):
+        body = {"name": "near", "source": str(family / "near"), **more}
+        response = live.client.post("/models", json=body)
+        assert failure(response, 409)["code"] == "conflict"
+        assert response.headers["x-should-retry"] == "false"
+
+
+def test_exact_policy_and_thresholds_are_taken_from_the_body(
+    live: LiveServer, family: Path
+) -> None:
+    exact = live.onboard("exact", family / "near", policy="exact").json()
+    assert exact["plan"]["policy"] == "exact"
+    assert exact["blocks"]["alias"] == 0
+    loose = live.onboard("loose", family / "far", tau_cos=0.5, tau_frob=0.9).json()
+    assert (loose["plan"]["tau_cos"], loose["blocks"]["alias"]) == (0.5, 2)
+
+
+def test_second_admission_of_a_pair_scans_nothing(live: LiveServer, family: Path) -> None:
+    live.onboard("one", family / "near")
+    scans: list[bool] = []
+    scanner = live.services.onboarder._admission._scanner
+    run = scanner.run
+
+    async def counting(*args: Any, **kwargs: Any) -> Any:
+        scans.append(kwargs.get("donor") is not None)
+        return await run(*args, **kwargs)
+
+    scanner.run = counting  # type: ignore[method-assign]
+    assert live.onboard("two", family / "near").status_code == 201
+    assert scans == [False]
+
+
+@pytest.mark.parametrize(
+    "name", ["../x", "", "a/b/c", ".hidden", "a b", "x" * 97, "jobs", "plan", "load/x", "ä", "a\n"]
+)
+def test_bad_name_is_400(server: LiveServer, family: Path, name: str) -> None:
+    error = failure(server.onboard(name, family / "near"), 400)
+    assert error["param"] == "name"
+
+
+@pytest.mark.parametrize("source", ["/etc", "../..", "/", "{root}/../elsewhere", "link"])
+def test_source_outside_the_roots_is_403_without_its_path(
+    server: LiveServer, family: Path, source: str
+) -> None:
+    link = family / "link"
+    if not link.is_symlink():
+        link.symlink_to("/usr")
+    source = source.format(root=family)
+    error = failure(server.onboard("outside", Path(source)), 403)
+    assert error["code"] == "forbidden_source"
+    assert source not in error["message"].split()
+    assert str(family) not in error["message"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"policy": "budget"}, {"policy": "guess"}, {"tau_cos": 0.9}, {"tau_frob": 0.1},
+        {"tau_cos": 2, "tau_frob": 0.1}, {"surprise": 1}, {"pin": True}, {"name": 3},
+        {"policy": "exact", "tier": "conservative"},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_bad_onboarding_option_is_400(
+    server: LiveServer, family: Path, more: dict[str, Any]
+) -> None:
+    body = {"name": "odd", "source": str(family / "near"), **more}
+    error = failure(server.client.post("/models", json=body), 400)
+    assert error["code"] == "invalid_request_error"
+    assert error["param"]
+
+
+def test_unknown_tier_fails_with_the_status_of_a_bad_parameter(
+    live: LiveServer, family: Path
+) -> None:
+    error = failure(live.onboard("odd", family / "near", tier="nonsense"), 400)
+    assert error["param"] == "tier"
+    assert live.client.get("/models/odd").json()["state"] == "failed"
+
+
+def test_unknown_donor_is_404_and_named(server: LiveServer, family: Path) -> None:
+    error = failure(server.onboard("x", family / "near", donor="nobody"), 404)
+    assert error["param"] == "donor"
+
+
+def test_variant_as_donor_is_409(server: LiveServer, family: Path) -> None:
+    assert failure(server.onboard("x", family / "far", donor="near"), 409)["param"] == "donor"
+
+
+def test_other_shapes_than_the_named_donor_are_400_at_once(
+    server: LiveServer, family: Path
+) -> None:
+    response = server.onboard("x", family / "other", donor="base", wait=False)
+    error = failure(response, 400)
+    assert error["code"] == "bad_checkpoint"
+    assert "hidden_size" in error["message"]
+
+
+def damaged(root: Path, how: str) -> Path:
+    path = root / how
+    if path.exists():
+        return path
+    shutil.copytree(root / "near", path)
+    weights = path / "model.safetensors"
+    match how:
+        case "truncated":
+            weights.write_bytes(weights.read_bytes()[:-100])
+        case "lying":
+            weights.write_bytes(b"\xff" * 8 + weights.read_bytes()[8:])
+        case "pickle":
+            weights.rename(path / "pytorch_model.bin")
+        case "architecture":
+            config = path / "config.json"
+            config.write_text(config.read_text().replace("Qwen2ForCausalLM", "GPT2LMHeadModel"))
+        case "no-tokenizer":
+            (path / "tokenizer.json").unlink()
+        case "empty":
+            shutil.rmtree(path)
+            path.mkdir()
+    return path
+
+
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [
+        ("truncated", "bad_checkpoint"),
+        ("lying", "bad_checkpoint"),
+        ("pickle", "unsupported_format"),
+        ("architecture", "unsupported_format"),
+        ("no-tokenizer", "bad_checkpoint"),
+        ("missing", "bad_checkpoint"),
+    ],
+)
+def test_bad_checkpoint_is_400_before_a_job_exists(
+    server: LiveServer, family: Path, how: str, code: str
+) -> None:
+    path = family / "nowhere" if how == "missing" else damaged(family, how)
+    error = failure(server.onboard("broken", path, wait=False), 400)
+    assert error["code"] == code
+    assert str(family) not in error["message"]
+    assert server.client.get("/models/broken").status_code == 404
+
+
+def test_weights_that_are_not_finite_fail_the_job(live: LiveServer, family: Path) -> None:
+    path = family / "not-finite"
+    if not path.exists():
+        shutil.copytree(family / "other", path)
+        weights = path / "model.safetensors"
+        data = bytearray(weights.read_bytes())
+        data[-2:] = b"\x80\x7f"  # infinity in bfloat16, little-endian
+        weights.write_bytes(data)
+    error = failure(live.onboard("broken", path), 400)
+    assert error["code"] == "bad_checkpoint"
+    card = live.client.get("/models/broken").json()
+    assert (card["state"], card["error"]["code"]) == ("failed", "bad_checkpoint")
+
+
+def test_too_little_memory_is_507_before_a_job_exists(
+    live: LiveServer, family: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = live.services.engine.snapshot
+    assert snapshot is not None
+    full = replace(snapshot, device_free_bytes=1000)
+    monkeypatch.setattr(live.services.onboarder._admission, "snapshot", lambda: full)
+    error = failure(live.onboard("other", family / "other", wait=False), 507)
+    assert "1000 are free" in error["message"]
+    assert error["code"] == "insufficient_capacity"
+
+
+def test_engine_that_refuses_a_model_fails_the_job_with_its_status(
+    live: LiveServer, family: Path
+) -> None:
+    assert failure(live.onboard(TOO_BIG, family / "near"), 507)["code"] == "insufficient_capacity"
+    job = live.client.get("/models/jobs").json()["data"][0]
+    assert (job["status"], job["error"]["code"]) == ("failed", "insufficient_capacity")
+    assert failure(live.chat(TOO_BIG), 503)["code"] == "not_ready"
+    assert live.chat("base").status_code == 200
+
+
+def test_failed_model_can_be_onboarded_again(live: LiveServer, family: Path) -> None:
+    live.onboard("odd", family / "near", tier="nonsense")
+    assert live.onboard("odd", family / "near").status_code == 201
+
+
+def test_full_onboarding_queue_is_429(family: Path, tmp_path: Path) -> None:
+    with live_server(
+        tmp_path, root=family, settings={"models": {"onboarding_queue": 1, "root": family}},
+        engine_command=MUTE_ENGINE,
+    ) as server:  # fmt: skip
+        assert server.onboard("one", family / "base", wait=False).status_code == 202
+        response = server.onboard("two", family / "near", wait=False)
+        assert failure(response, 429)["code"] == "queue_full"
+        assert response.headers["Retry-After"] == "1"
+        assert failure(server.chat("one"), 503)["code"] == "not_ready"
+        assert failure(server.client.delete("/models/one"), 409)["code"] == "conflict"
+
+
+def test_deleted_model_is_gone_from_every_list(live: LiveServer, family: Path) -> None:
+    live.onboard("near", family / "near")
+    reply = live.client.delete("/models/near")
+    assert reply.json() == {"id": "near", "object": "model", "deleted": True}
+    assert failure(live.chat("near"), 404)["code"] == "model_not_found"
+    assert [m["id"] for m in live.client.get("/v1/models").json()["data"]] == ["base"]
+    assert 'model="near"' not in live.client.get("/metrics").text
+    assert live.services.registry.model("near") is None
+
+
+def test_donor_in_use_is_409_with_its_dependants(server: LiveServer) -> None:
+    error = failure(server.client.delete("/v1/models/base"), 409)
+    assert "near" in error["message"]
+
+
+def test_model_of_a_family_root_may_not_exist_twice(live: LiveServer, tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "elsewhere")
+    assert failure(live.onboard("base", tmp_path / "elsewhere"), 403)["code"] == "forbidden_source"
