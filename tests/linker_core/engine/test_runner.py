@@ -179,3 +179,18 @@ def test_forward_only_wanted_rows_reach_the_head(tmp_path: Path) -> None:
     assert relative_error(logits[1], reference_logits(own, asking.tokens)[-1]) <= TOLERANCE
     donor = reference_model(base)
     assert relative_error(logits[0], reference_logits(donor, quiet.tokens)[-1]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_forward_variant_of_another_checkpoint_dtype_shares_the_batch(
+    tmp_path: Path, dtype: str
+) -> None:
+    family = build_family(make_checkpoint(tmp_path / "base"))
+    other = make_checkpoint(tmp_path / "other", dtype=dtype, seed=3)
+    family.add(stored_tensors(other, donor=family.stored[0], aliased=lambda n: "layers.1" in n))
+    streams = [Stream(family, slot, tokens_of(slot, 9)) for slot in (0, 1)]
+    logits = family.runner.forward([stream.chunk(9) for stream in streams])
+    for row, path in enumerate((tmp_path / "base", other)):
+        model = reference_model(path, stored=family.stored[row])
+        want = reference_logits(model, streams[row].tokens)[-1]
+        assert relative_error(logits[row], want) <= TOLERANCE
