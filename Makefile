@@ -3,6 +3,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+
+# Spinning OpenMP threads slow everything tenfold as soon as two processes share the cores.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 INSTALLED := $(VENV)/.installed
 PACKAGES := server linker_core analysis configs
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -159,8 +160,7 @@ def save_state(path: Path, state: Mapping[str, torch.Tensor], *, shards: int = 1
 def write_tokenizer(path: Path, *, vocab_size: int, added_tokens: Sequence[str] = ()) -> None:
     """A byte-level tokenizer of `vocab_size` tokens, ChatML template and generation defaults.
 
-    The tokens are three special ones, the 256 bytes, then made-up merges that never occur, so that
-    every id has a text.
+    The tokens are three special ones, the 256 bytes, then pairs of bytes, so every id has a text.
     """
     tokenizer = byte_level_tokenizer(vocab_size)
     tokenizer.add_special_tokens([AddedToken(token, special=True) for token in added_tokens])
@@ -173,12 +173,11 @@ def write_tokenizer(path: Path, *, vocab_size: int, added_tokens: Sequence[str] 
 
 
 def byte_level_tokenizer(vocab_size: int) -> Tokenizer:
-    """Three special tokens, 256 bytes and fillers up to `vocab_size`."""
+    """Three special tokens, 256 bytes, and pairs of bytes up to `vocab_size`."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     assert vocab_size >= len(SPECIAL) + len(alphabet)
     tokens = [*SPECIAL, *alphabet]
-    pairs = [(a, b) for a in alphabet[:60] for b in alphabet[60:70]]
-    merges = pairs[: vocab_size - len(tokens)]
+    merges = list(itertools.islice(itertools.product(alphabet, alphabet), vocab_size - len(tokens)))
     tokens += [a + b for a, b in merges]
     assert len(tokens) == vocab_size
     tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(tokens)}, merges))
