@@ -88,7 +88,7 @@ class Engine:
             case UnloadModel():
                 self._unload(command.model)
             case Shutdown():
-                assert False, "the worker leaves on Shutdown"  # noqa: B011, PT015
+                raise AssertionError("the worker leaves on Shutdown")
 
     def step(self) -> list[Event]:
         """Schedules, runs and postprocesses one batch of every family, and moves what is loading.

@@ -6,6 +6,7 @@ Owns the family's runner, pages and sequences. Knows nothing of loading or of me
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -86,14 +87,19 @@ class Family:
         for sequence, error in plan.failed:
             self._record_failure(sequence, error, output)
         if plan.chunks:
-            logits_RV = self._run(plan.chunks, output)
-            if logits_RV is not None:
-                self._postprocess(plan.chunks, logits_RV, output)
+            asking = [chunk.sequence for chunk in plan.chunks if chunk.wants_token]
+            results = self._run(plan.chunks, asking, output)
+            if results is not None:
+                self._postprocess(plan.chunks, zip(asking, results, strict=True), output)
         return output
 
-    def _run(self, chunks: list[Scheduled], output: FamilyOutput) -> torch.Tensor | None:
+    def _run(
+        self, chunks: list[Scheduled], asking: list[SequenceState], output: FamilyOutput
+    ) -> list[Sampled | LinkerError] | None:
+        """Computes the chunks and chooses a token for each sequence that asks for one."""
         try:
-            return self.runner.forward([_as_chunk(chunk) for chunk in chunks])
+            logits_RV = self.runner.forward([_as_chunk(chunk) for chunk in chunks])
+            return sample(logits_RV, asking) if asking else []
         except Exception:  # noqa: BLE001 - no row can be blamed; the engine itself goes on
             _log.exception("a step of family %s failed", self.name)
             error = EngineFailure(
@@ -105,14 +111,14 @@ class Family:
             return None
 
     def _postprocess(
-        self, chunks: list[Scheduled], logits_RV: torch.Tensor, output: FamilyOutput
+        self,
+        chunks: list[Scheduled],
+        results: Iterable[tuple[SequenceState, Sampled | LinkerError]],
+        output: FamilyOutput,
     ) -> None:
-        asking = [chunk.sequence for chunk in chunks if chunk.wants_token]
         for chunk in chunks:
             self.scheduler.advance(chunk)
-        if not asking:
-            return
-        for sequence, result in zip(asking, sample(logits_RV, asking), strict=True):
+        for sequence, result in results:
             if isinstance(result, LinkerError):
                 self._fail(sequence, result, output)
             else:
