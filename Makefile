@@ -36,9 +36,9 @@ fix: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/pytest $(PYTEST_ARGS)
 
-# On a machine with a CUDA device; needs torch, transformers, accelerate, numba and pytest alone.
+# On a machine with a CUDA device; torch, transformers, accelerate, numba and pytest suffice.
 gpu-check:
-	$(PYTHON) -m pytest -m gpu tests/linker_core
+	$(PYTHON) -m pytest -o addopts= -m gpu tests/gpu
 
 demo: $(INSTALLED)
 	$(BIN)/linker demo $(ARGS)
