@@ -166,8 +166,7 @@ class EngineSupervisor:
             self._on_down()
             if running is not None:
                 running.cancel()
-                with contextlib.suppress(asyncio.CancelledError, EngineFailure):
-                    await running
+                await asyncio.gather(running, return_exceptions=True)
             await process.close(grace_s=self._limits.stop_s if graceful else 0.0)
             logger.info("engine %d ended with status %d", process.pid, await process.wait())
             self._client = self._process = None

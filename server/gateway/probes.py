@@ -8,7 +8,8 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from server.gateway.services import Services
 
@@ -38,6 +39,6 @@ def probes_router(services: Services) -> APIRouter:
     @router.get("/metrics")
     async def metrics() -> Response:
         text = await asyncio.to_thread(generate_latest, services.exposition)
-        return Response(text, media_type=CONTENT_TYPE_LATEST)
+        return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     return router

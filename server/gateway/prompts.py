@@ -90,7 +90,7 @@ def sequences(
     base = _sampling(request, model, logprobs=logprobs)
     specs: list[SequenceSpec] = []
     for prompt in prompts:
-        limit = _answer_tokens(len(prompt), model, max_tokens, default_max_tokens)
+        limit = _answer_tokens(request, len(prompt), model, max_tokens, default_max_tokens)
         if base.min_tokens > limit:
             raise InvalidRequest(
                 f"min_tokens is {base.min_tokens}, max_tokens {limit}.", param="min_tokens"
@@ -120,11 +120,16 @@ def _template_record(message: Message) -> Mapping[str, object]:
 
 
 def _answer_tokens(
-    num_prompt: int, model: ServedModel, max_tokens: int | None, default: int | None
+    request: GenerationRequest,
+    num_prompt: int,
+    model: ServedModel,
+    max_tokens: int | None,
+    default: int | None,
 ) -> int:
     """Returns how many tokens an answer may have."""
+    prompt_field = "messages" if isinstance(request, ChatRequest) else "prompt"
     if num_prompt == 0:
-        raise InvalidRequest("The prompt is empty; give at least one token.", param="prompt")
+        raise InvalidRequest("The prompt is empty; give at least one token.", param=prompt_field)
     left = model.max_model_len - num_prompt
     if left < 1 or (max_tokens is not None and max_tokens > left):
         wanted = max_tokens or 1
@@ -132,7 +137,7 @@ def _answer_tokens(
             f"This model's maximum context length is {model.max_model_len} tokens. However, you "
             f"requested {num_prompt + wanted} tokens ({num_prompt} in the prompt, {wanted} for "
             "the answer). Shorten the prompt or ask for fewer tokens (context_length_exceeded).",
-            param="max_tokens" if left >= 1 else "messages",
+            param=prompt_field if left < 1 else "max_tokens",
         )
     if max_tokens is not None:
         return max_tokens

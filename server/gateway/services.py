@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, disable_created_metrics
 
-from linker_core.errors import NotReady
+from linker_core.errors import InvalidRequest, NotReady
 from server.bridge.client import EngineClient
 from server.bridge.process import ENGINE_COMMAND
 from server.bridge.supervisor import EngineState, EngineSupervisor, SupervisionLimits
@@ -109,7 +109,14 @@ def build_services(
 ) -> Services:
     """Builds the parts; nothing runs yet. The registry is opened. Needs a running event loop."""
     state = settings.state_directory()
-    state.mkdir(parents=True, exist_ok=True)
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidRequest(
+            f"The state directory {state} cannot be made: {error.strerror}. Choose another one.",
+            param="state",
+        ) from error
+    disable_created_metrics()  # a second series beside every counter, which nobody reads
     registry, catalog = Registry.open(settings.registry_url()), Catalog()
     exposition = CollectorRegistry()
     metrics = ServingMetrics(exposition, rejection_reasons=REJECTION_REASONS)

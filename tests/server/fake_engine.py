@@ -57,6 +57,8 @@ class Fault(IntEnum):
     FAIL = 503  # the sequence fails at once
     HANG = 504  # the whole loop stands still
     FLOOD = 505  # ten thousand tokens in one message
+    SLOW = 506  # a token every 50 ms, so that there is time to do something meanwhile
+    MUTE = 507  # a first token that is text, then nothing
 
 
 @dataclass
@@ -155,8 +157,10 @@ class FakeEngine:
             fault = sequence.submit.prompt_ids[0]
             if fault == Fault.DIE and sequence.num_done == 2:
                 os._exit(1)
-            if fault == Fault.WAIT and sequence.num_done:
+            if fault in (Fault.WAIT, Fault.MUTE) and sequence.num_done:
                 continue
+            if fault == Fault.SLOW:
+                time.sleep(0.05)
             count = 10_000 if fault == Fault.FLOOD else 1
             tokens += [sequence.next_token() for _ in range(count)]
             if fault == Fault.FLOOD:

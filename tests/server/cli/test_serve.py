@@ -1,0 +1,256 @@
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from linker_core.errors import InvalidRequest
+from server.cli.serve import add_arguments, settings_from, startup_requests
+from server.settings import Settings
+from tests.server.fake_engine import Fault
+
+DEADLINE_S = 60.0
+
+
+def settings(*arguments: str) -> Settings:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return settings_from(parser.parse_args(arguments))
+
+
+def test_models_are_taken_repeated_and_together(tmp_path: Path) -> None:
+    tree = settings("--model", "a=x", "b=y", "--model", f"c={tmp_path}")
+    requests = startup_requests(tree)
+    assert [request.name for request in requests] == ["a", "b", "c"]
+    assert [request.donor for request in requests] == [None, "a", "a"]
+    assert requests[2].source == str(tmp_path)
+
+
+def test_flags_become_settings() -> None:
+    tree = settings(
+        *("--memory-budget", "2G", "--max-model-len", "128", "--device", "cuda", "--port", "0"),
+        *("--tau-cos", "0.9", "--tau-frob", "0.1", "--state", "/s", "--models-root", "/m"),
+    )
+    assert tree.engine.to_engine_config().memory_budget_bytes == 2 << 30
+    assert (tree.engine.max_model_len, tree.engine.device) == (128, "cuda")
+    assert (tree.sharing.tau_cos, tree.sharing.tau_frob) == (0.9, 0.1)
+    assert (tree.storage.state, tree.models.root) == (Path("/s"), Path("/m"))
+    assert (tree.http.host, tree.http.port) == ("127.0.0.1", 0)
+
+
+def test_thresholds_bind_variants_and_leave_the_donor_alone() -> None:
+    requests = startup_requests(
+        settings("--model", "a=x", "b=y", "--tau-cos", "0.9", "--tau-frob", "0.1")
+    )
+    assert [request.tau_cos for request in requests] == [None, 0.9]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--model", "a"), ("--model", "=x"), ("--model", "a="), ("--memory-budget", "lots"),
+        ("--max-model-len", "0"), ("--port", "70000"), ("--host", "0.0.0.0"),
+        ("--config", "/nothing.yaml"),
+    ],
+)  # fmt: skip
+def test_bad_flag_is_refused(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(InvalidRequest):
+        settings(*arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--model", "a=x", "a=y"), ("--model", "../a=x"), ("--model", "jobs=x"),
+        ("--model", "a=x", "b=y", "--tau-cos", "0.9"),
+    ],
+)  # fmt: skip
+def test_bad_start_up_model_is_refused(arguments: tuple[str, ...]) -> None:
+    with pytest.raises(InvalidRequest):
+        startup_requests(settings(*arguments))
+
+
+def test_open_interface_needs_no_auth_to_be_said() -> None:
+    assert settings("--host", "0.0.0.0", "--no-auth").http.host == "0.0.0.0"
+    assert settings("--host", "::1").http.host == "::1"
+
+
+class Served:
+    """A `linker serve` process."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+        self.log: list[str] = []
+        self._url: str | None = None
+        self._listening = threading.Event()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            self.log.append(line)
+            found = re.search(r"listening on (http://\S+)", line)
+            if found:
+                self._url = found[1]
+                self._listening.set()
+        self._listening.set()
+
+    @property
+    def url(self) -> str:
+        assert self._listening.wait(DEADLINE_S)
+        assert self._url is not None, self.log
+        return self._url
+
+    def until(self, path: str, condition: Callable[[httpx.Response], bool]) -> None:
+        give_up_at = time.monotonic() + DEADLINE_S
+        while not condition(httpx.get(f"{self.url}{path}", trust_env=False)):
+            assert time.monotonic() < give_up_at, self.log
+            time.sleep(0.02)
+
+    def until_ready(self) -> None:
+        self.until("/ready", lambda response: response.status_code == 200)
+
+    def until_running(self) -> None:
+        sample = 'linker_num_requests_running{model="base"} 1.0'
+        self.until("/metrics", lambda response: sample in response.text)
+
+    def ends(self) -> int:
+        status = self.process.wait(DEADLINE_S)
+        self._reader.join(DEADLINE_S)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+        return status
+
+
+@contextmanager
+def serving(tmp_path: Path, *arguments: str) -> Iterator[Served]:
+    command = (sys.executable, "-m", "tests.server.cli.fake_serve", "--state", str(tmp_path / "s"))
+    process = subprocess.Popen(
+        (*command, "--port", "0", *arguments), stderr=subprocess.PIPE, text=True
+    )
+    served = Served(process)
+    try:
+        yield served
+    finally:
+        if process.poll() is None:
+            process.kill()
+        served.ends()
+
+
+def engine_of(served: Served) -> psutil.Process:
+    children = psutil.Process(served.process.pid).children()
+    return next(child for child in children if "tests.server.fake_engine" in child.cmdline())
+
+
+def stream(served: Served, prompt: list[int], max_tokens: int) -> httpx.Response:
+    body = {"model": "base", "prompt": prompt, "max_tokens": max_tokens, "stream": True}
+    return httpx.post(
+        f"{served.url}/v1/completions", json=body, timeout=DEADLINE_S, trust_env=False
+    )
+
+
+def cut_off(served: Served) -> None:
+    with pytest.raises(httpx.HTTPError):
+        stream(served, [Fault.MUTE, 50], 20)
+
+
+def test_sigterm_lets_streams_finish_and_exits_0(tmp_path: Path, family: Path) -> None:
+    with serving(tmp_path, "--model", f"base={family / 'base'}") as served:
+        served.until_ready()
+        engine, ended = engine_of(served), list[httpx.Response]()
+        text = threading.Thread(target=lambda: ended.append(stream(served, [Fault.SLOW, 50], 20)))
+        text.start()
+        served.until_running()
+        served.process.send_signal(signal.SIGTERM)
+        text.join(DEADLINE_S)
+        assert ended[0].text.endswith("data: [DONE]\n\n")
+        last = json.loads(ended[0].text.split("\n\n")[-3].removeprefix("data: "))
+        assert last["choices"][0]["finish_reason"] == "length"
+        assert served.ends() == 0
+        assert not engine.is_running()
+
+
+def test_streams_past_the_deadline_end_with_an_error_and_status_1(
+    tmp_path: Path, family: Path
+) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("http: {drain_s: 0.2}\n")
+    arguments = ("--config", str(config), "--model", f"base={family / 'base'}")
+    with serving(tmp_path, *arguments) as served:
+        served.until_ready()
+        ended = list[httpx.Response]()
+        text = threading.Thread(target=lambda: ended.append(stream(served, [Fault.MUTE, 50], 20)))
+        text.start()
+        served.until_running()
+        served.process.send_signal(signal.SIGTERM)
+        text.join(DEADLINE_S)
+        assert '"code":"engine_failure"' in ended[0].text
+        assert ended[0].text.endswith("data: [DONE]\n\n")
+        assert served.ends() == 1
+
+
+def test_second_signal_exits_at_once(tmp_path: Path, family: Path) -> None:
+    with serving(tmp_path, "--model", f"base={family / 'base'}") as served:
+        served.until_ready()
+        engine = engine_of(served)
+        waiting = threading.Thread(target=cut_off, args=(served,))
+        waiting.start()
+        served.until_running()
+        served.process.send_signal(signal.SIGINT)
+        served.until("/ready", lambda response: response.status_code == 503)
+        served.process.send_signal(signal.SIGINT)
+        assert served.ends() == 1
+        waiting.join(DEADLINE_S)
+        psutil.wait_procs([engine], DEADLINE_S)
+        assert not engine.is_running()
+
+
+def test_engine_does_not_outlive_a_killed_server(tmp_path: Path, family: Path) -> None:
+    with serving(tmp_path, "--model", f"base={family / 'base'}") as served:
+        served.until_ready()
+        engine = engine_of(served)
+        served.process.kill()
+        served.ends()
+        assert psutil.wait_procs([engine], DEADLINE_S)[0]
+
+
+def test_strict_exits_when_a_start_up_model_fails(tmp_path: Path, family: Path) -> None:
+    models = (f"base={family / 'base'}", f"broken={family / 'nowhere'}")
+    with serving(tmp_path, "--strict", "--model", *models) as served:
+        assert served.ends() == 1
+        assert any("broken" in line for line in served.log)
+
+
+def test_port_in_use_is_one_line_and_status_2(tmp_path: Path) -> None:
+    with serving(tmp_path) as first:
+        port = first.url.rsplit(":", 1)[1]
+        with serving(tmp_path / "other", "--port", port) as second:
+            assert second.ends() == 2
+            assert len(second.log) == 1
+            assert port in second.log[0]
+
+
+def test_no_prompt_or_answer_is_logged(tmp_path: Path, family: Path) -> None:
+    with serving(tmp_path, "--model", f"base={family / 'base'}") as served:
+        served.until_ready()
+        canary = "Xq7canary"
+        for content, more in ((canary, {}), (canary, {canary: 1}), (canary, {"n": canary})):
+            body = {"model": "base", "messages": [{"role": "user", "content": content}], **more}
+            httpx.post(f"{served.url}/v1/chat/completions", json=body, trust_env=False)
+        served.process.send_signal(signal.SIGTERM)
+        assert served.ends() == 0
+    named = [line for line in served.log if canary in line]
+    assert all("unknown request fields" in line for line in named)

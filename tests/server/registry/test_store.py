@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sqlalchemy import text
+
+from linker_core.errors import Conflict
+from server.registry.records import JobRecord, JobStage, JobStatus, ModelRecord, ModelState
+from server.registry.store import Registry
+
+MODEL = ModelRecord(
+    name="acme/chat",
+    source="/models/chat",
+    request={"name": "acme/chat", "tau_cos": 0.99},
+    state=ModelState.READY,
+    position=1,
+    created_at=10.0,
+    donor=None,
+    family="acme/chat",
+    fingerprint="ab",
+    plan={"policy": "donor"},
+    max_model_len=128,
+)
+JOB = JobRecord(
+    id="job-1", model="acme/chat", request={}, status=JobStatus.RUNNING, created_at=11.0,
+    stage=JobStage.SCANNING, done_bytes=5 << 40, total_bytes=6 << 40,
+)  # fmt: skip
+
+
+@pytest.fixture
+def registry(tmp_path: Path) -> Iterator[Registry]:
+    registry = Registry.open(f"sqlite:///{tmp_path / 'r.sqlite3'}")
+    yield registry
+    registry.close()
+
+
+def test_records_come_back_as_they_were_saved(registry: Registry) -> None:
+    registry.save(MODEL, JOB)
+    assert registry.model("acme/chat") == MODEL
+    assert registry.job("job-1") == JOB
+
+
+def test_records_survive_a_reopening(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'again.sqlite3'}"
+    first = Registry.open(url)
+    first.save(MODEL)
+    first.close()
+    second = Registry.open(url)
+    assert second.models() == [MODEL]
+    second.close()
+
+
+def test_saving_twice_replaces(registry: Registry) -> None:
+    registry.save(MODEL)
+    changed = replace(MODEL, state=ModelState.FAILED, error={"code": "x"})
+    registry.save(changed)
+    assert registry.models() == [changed]
+
+
+def test_models_are_in_order_of_position(registry: Registry) -> None:
+    registry.save(replace(MODEL, name="b", position=2), replace(MODEL, name="a", position=3), MODEL)
+    assert [model.name for model in registry.models()] == ["acme/chat", "b", "a"]
+    assert registry.next_position() == 4
+
+
+def test_unknown_names_give_none(registry: Registry) -> None:
+    assert registry.model("x") is None
+    assert registry.job("x") is None
+    assert registry.scan("x", "y") is None
+    assert registry.next_position() == 0
+
+
+def test_donor_with_dependants_cannot_be_deleted(registry: Registry) -> None:
+    registry.save(MODEL)
+    registry.save(replace(MODEL, name="near", donor="acme/chat", position=2))
+    assert registry.dependants("acme/chat") == ["near"]
+    with pytest.raises(Conflict):
+        registry.delete_model("acme/chat")
+    registry.delete_model("near")
+    registry.delete_model("acme/chat")
+    assert registry.models() == []
+
+
+def test_records_of_one_save_are_stored_together_or_not_at_all(registry: Registry) -> None:
+    orphan = replace(MODEL, name="orphan", donor="nobody")
+    with pytest.raises(Exception, match="FOREIGN KEY"):
+        registry.save(JOB, orphan)
+    assert registry.job("job-1") is None
+
+
+def test_names_are_parameters_never_sql(registry: Registry) -> None:
+    registry.save(MODEL)
+    assert registry.model("' OR 1=1 --") is None
+    registry.delete_model("x'; DROP TABLE models; --")
+    assert registry.models() == [MODEL]
+
+
+def test_scans_are_found_by_both_fingerprints(registry: Registry) -> None:
+    registry.save_scan("d", "v", {"blocks": []})
+    assert registry.scan("d", "v") == {"blocks": []}
+    assert registry.scan("v", "d") is None
+
+
+def test_jobs_of_a_model_are_listed_newest_first(registry: Registry) -> None:
+    registry.save(JOB, replace(JOB, id="job-2", created_at=12.0), replace(JOB, id="x", model="y"))
+    assert [job.id for job in registry.jobs(model="acme/chat")] == ["job-2", "job-1"]
+
+
+def test_touch_notes_the_last_use(registry: Registry) -> None:
+    registry.save(MODEL)
+    registry.touch({"acme/chat": 99.0, "gone": 1.0})
+    model = registry.model("acme/chat")
+    assert model is not None
+    assert model.last_used_at == 99.0
+
+
+def test_sqlite_is_durable_and_checks_references(registry: Registry) -> None:
+    with registry._engine.connect() as connection:
+        settings = {
+            name: connection.execute(text(f"PRAGMA {name}")).scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        }
+    assert settings == {
+        "journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 5000,
+    }  # fmt: skip

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import configs
+from linker_core.errors import InvalidRequest
+from server.settings import Settings, load_settings, parse_size
+
+
+def test_shipped_defaults_are_the_defaults() -> None:
+    assert load_settings(Path(configs.__path__[0]) / "default.yaml", {}) == Settings()
+
+
+def test_flags_win_over_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("http: {port: 1, host: '::1'}\nengine: {memory_budget: 8GiB}\n")
+    settings = load_settings(file, {"http": {"port": 2}})
+    assert (settings.http.port, settings.http.host) == (2, "::1")
+    assert settings.engine.memory_budget == 8 * 1024**3
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("http: {prot: 1}", ("http.prot",)),
+        ("engine: {device: tpu}", ("engine.device", "tpu", "cpu")),
+        ("http: {port: 70000}", ("http.port", "70000", "65535")),
+        ("- 1", ("mapping",)),
+        ("http: 3", ("http",)),
+        ("a: [", ("YAML",)),
+        ("engine: {memory_budget: much}", ("engine.memory_budget", "much")),
+    ],
+)
+def test_bad_file_is_refused_naming_file_key_and_value(
+    tmp_path: Path, text: str, words: tuple[str, ...]
+) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(InvalidRequest) as caught:
+        load_settings(file, {})
+    assert all(word in caught.value.message for word in (str(file), *words))
+
+
+def test_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequest, match=r"nothing\.yaml"):
+        load_settings(tmp_path / "nothing.yaml", {})
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("5", 5), ("512M", 512 << 20), ("8G", 8 << 30), ("8GiB", 8 << 30), ("1kb", 1024)],
+)
+def test_sizes_are_read_with_their_unit(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "-1", "1.5G", "G", "1P", "1 G B"])
+def test_other_sizes_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="powers of 1024"):
+        parse_size(text)
+
+
+def test_state_lies_under_the_users_data_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", "/data")
+    assert Settings().registry_url() == "sqlite:////data/linker-llm/registry.sqlite3"
