@@ -6,9 +6,9 @@ was before.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -133,7 +133,7 @@ class Pool:
             return self._budget_bytes - held
         if self.device.type == "cuda":
             return int(torch.cuda.mem_get_info(self.device)[0])
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return _available_host_bytes()
 
     def check_integrity(self) -> None:
         """Asserts that ledger, variants and budget agree."""
@@ -158,3 +158,11 @@ class Pool:
                 f"{nbytes} bytes are needed for {what}, {max(free, 0)} are free. "
                 "Remove a model or raise the memory budget."
             )
+
+
+def _available_host_bytes() -> int:
+    """What the kernel would give without swapping; the page cache counts, since it can be dropped."""
+    for line in Path("/proc/meminfo").read_text("ascii").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("the kernel reports no MemAvailable")
