@@ -1,4 +1,4 @@
-"""Settings of the engine process: one frozen record, built by the server and handed over as JSON."""
+"""Settings of the engine process: one frozen record, built by the server, handed over as JSON."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ class Pool:
 
 
 def _available_host_bytes() -> int:
-    """What the kernel would give without swapping; the page cache counts, since it can be dropped."""
+    """What the kernel would give without swapping; it can drop the page cache, so that counts."""
     for line in Path("/proc/meminfo").read_text("ascii").splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
