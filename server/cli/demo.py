@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import shlex
 import signal
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Gives the tour, then serves until Ctrl-C; with ONCE=1 in the environment it ends there."""
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every request
     signal.signal(signal.SIGTERM, _interrupt)  # stop on it as on Ctrl-C: nothing half-made
     console = Console(stderr=True)
     try:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,7 +26,6 @@ Item = TypeVar("Item")
 OnProgress = Callable[[str, int, int], None]  # model, steps done, steps of the whole family
 _HELD_OUT_EVERY: Final = 32  # of a list, one in so many is kept from training
 _NUM_HELD_OUT: Final = 32  # sequences of a measurement
-_MAX_THREADS: Final = 4  # more do not help at this size
 
 
 class FamilyBuilder:
@@ -149,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m server.demo.build", description=__doc__)
     parser.add_argument("folder", type=Path, help="an existing, empty folder")
     folder: Path = parser.parse_args(argv).folder
-    torch.set_num_threads(min(_MAX_THREADS, len(os.sched_getaffinity(0))))
+    torch.set_num_threads(1)  # the workers of the training are the parallelism
 
     def report(model: str, done: int, total: int) -> None:
         sys.stdout.write(json.dumps({"model": model, "done": done, "total": total}) + "\n")

@@ -6,6 +6,7 @@ Shape suffixes: B sequences, T tokens.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import tokenizers
@@ -16,6 +17,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from server.demo.corpus import Corpus, Dialogue
 from server.demo.recipes import Shape, Training
 
+# Workers take parts of a batch, each on one thread. Two threads inside every product would be
+# no faster, and ten times slower as soon as another program wants one of the two cores.
+NUM_WORKERS: Final = 2
 END_OF_TEXT: Final = "<|endoftext|>"
 TURN_START: Final = "<|im_start|>"
 TURN_END: Final = "<|im_end|>"
@@ -27,6 +31,7 @@ CHAT_TEMPLATE: Final = (
 )
 _IGNORED: Final = -100  # a label that costs nothing
 _NUM_SOURCES_FOR_TOKENIZER: Final = 30
+_BETAS: Final = (0.9, 0.95)
 _FLOOR: Final = 0.02  # share of the rate at the first and the last step
 
 Batch_BT = tuple[torch.Tensor, torch.Tensor]  # token ids, labels
@@ -141,12 +146,22 @@ def pretrain(
     chosen = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if id(p) not in chosen]
     optimizers = [
-        torch.optim.Muon(matrices, lr=training.block_rate, weight_decay=0.0),
-        torch.optim.AdamW(
-            rest, lr=training.embedding_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True
-        ),
+        # One Muon per worker: a step of it costs as much as half a backward pass.
+        torch.optim.Muon(matrices[worker::NUM_WORKERS], lr=training.block_rate, weight_decay=0.0)
+        for worker in range(NUM_WORKERS)
     ]
-    _train(model, batches, training, optimizers, on_step)
+    _train(
+        model,
+        batches,
+        training,
+        [
+            *optimizers,
+            torch.optim.AdamW(
+                rest, lr=training.embedding_rate, betas=_BETAS, weight_decay=0.0, fused=True
+            ),
+        ],
+        on_step,
+    )
 
 
 def posttrain(
@@ -160,7 +175,7 @@ def posttrain(
         {"params": matrices, "lr": training.block_rate},
         {"params": [model.model.embed_tokens.weight], "lr": training.embedding_rate},
     ]
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(groups, betas=_BETAS, weight_decay=0.0, fused=True)
     _train(model, batches, training, [optimizer], on_step)
 
 
@@ -175,16 +190,28 @@ def _train(
         torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _share(step, training.steps))
         for optimizer in optimizers
     ]
-    for _ in range(training.steps):
-        ids_BT, labels_BT = next(batches)
-        loss = model(input_ids=ids_BT, labels=labels_BT, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer, schedule in zip(optimizers, schedules, strict=True):
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-        on_step()
+    learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    with ThreadPoolExecutor(NUM_WORKERS) as workers:
+        for _ in range(training.steps):
+            ids_BT, labels_BT = next(batches)
+            parts = list(zip(ids_BT.chunk(NUM_WORKERS), labels_BT.chunk(NUM_WORKERS), strict=True))
+            gradients = list(workers.map(lambda part: _gradients(model, learnt, part), parts))
+            for parameter, *shares in zip(learnt, *gradients, strict=True):
+                parameter.grad = torch.stack(shares).mean(0)
+            torch.nn.utils.clip_grad_norm_(learnt, 1.0)
+            list(workers.map(lambda optimizer: optimizer.step(), optimizers))
+            for schedule in schedules:
+                schedule.step()
+            on_step()
+
+
+def _gradients(
+    model: LlamaForCausalLM, learnt: Sequence[torch.nn.Parameter], part: Batch_BT
+) -> tuple[torch.Tensor, ...]:
+    """Returns the gradients of a part of a batch, leaving the model as it is."""
+    ids_BT, labels_BT = part
+    loss = model(input_ids=ids_BT, labels=labels_BT, use_cache=False).loss
+    return torch.autograd.grad(loss, learnt)
 
 
 def _share(step: int, num_steps: int) -> float:

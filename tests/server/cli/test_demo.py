@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from linker_core.errors import InvalidRequest
+from server.cli import demo
+from server.demo.build import FamilyBuilder
+from server.demo.recipes import FAMILY, MODELS, tiny, version
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache that holds a family already, of models too small to say anything."""
+    folder = tmp_path_factory.mktemp("cache")
+    family = folder / version(FAMILY)
+    family.mkdir()
+    FamilyBuilder(tiny(FAMILY, steps=2), lambda _model, _done, _total: None).build(family)
+    return folder
+
+
+def free_port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        return int(server.getsockname()[1])
+
+
+def parse(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    demo.add_arguments(parser)
+    return parser.parse_args(arguments)
+
+
+@contextmanager
+def running(
+    *arguments: str, environment: dict[str, str] | None = None
+) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "server.cli.main", "demo", *arguments],
+        env={**os.environ, **(environment or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_taken_port_is_refused_before_anything_is_built(tmp_path: Path) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(InvalidRequest, match=f"port {port}.*--port"):
+            demo.run(parse("--port", str(port), "--cache", str(tmp_path)))
+    assert not list(tmp_path.iterdir())
+
+
+def test_once_ends_after_the_table_and_a_second_time_works_on_what_is_there(
+    cache: Path, tmp_path: Path
+) -> None:
+    for attempt in ("first", "second"):
+        port, file = free_port(), tmp_path / f"{attempt}.json"
+        arguments = ("--port", str(port), "--cache", str(cache), "--json", str(file))
+        with running(*arguments, environment={"ONCE": "1"}) as process:
+            table, log = process.communicate()
+        assert process.returncode == 0, log
+        assert "separate copies would hold" in " ".join(table.split())
+        rows = json.loads(file.read_text())
+        assert [row["model"] for row in rows] == list(MODELS)
+        for row in rows:
+            assert row["blocks"]["total"] == 2
+            assert row["bytes"]["logical"] == row["bytes"]["unique"] + row["bytes"]["shared"]
+            assert row["bytes"]["checkpoint"] > 0
+        assert [row["blocks"]["alias"] for row in rows[1:3]] == [2, 2]
+        assert is_free(port)
+
+
+def test_ctrl_c_stops_server_and_demo(cache: Path) -> None:
+    port = free_port()
+    with running("--port", str(port), "--cache", str(cache)) as process:
+        assert process.stdout is not None
+        lines: list[str] = []
+        while len([line for line in lines if line.lstrip().startswith("curl ")]) < 3:
+            line = process.stdout.readline()
+            assert line, "the demo ended before it served"
+            lines.append(line)
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models") as reply:
+            served = json.load(reply)
+        assert [model["id"] for model in served["data"]] == list(MODELS)
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+        assert process.returncode == 0
+    assert is_free(port)
+
+
+def test_model_that_fails_is_named_and_the_others_are_shown(cache: Path, tmp_path: Path) -> None:
+    broken = tmp_path / version(FAMILY)
+    for name in MODELS:
+        (broken / name).mkdir(parents=True)
+        for path in (cache / version(FAMILY) / name).iterdir():
+            (broken / name / path.name).write_bytes(path.read_bytes())
+    (broken / "chat" / "model.safetensors").write_bytes(b"\0" * 100)
+    arguments = ("--port", str(free_port()), "--cache", str(tmp_path))
+    with running(*arguments, environment={"ONCE": "1"}) as process:
+        table, log = process.communicate()
+    assert process.returncode == 1
+    assert "chat: " in log
+    assert "code" in table
