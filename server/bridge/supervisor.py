@@ -41,7 +41,7 @@ class SupervisionLimits:
 
     poll_s: float = 0.5
     start_s: float = 300.0  # importing torch from a cold disk takes a while
-    stall_s: float = 5.0  # then the server is not ready
+    stall_s: float = 4.5  # then the server is not ready; with poll_s, within five seconds
     stall_kill_s: float = 60.0  # then the engine is killed
     backoff_s: float = 0.2  # doubles with every crash in the window
     crash_window_s: float = 300.0

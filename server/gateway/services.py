@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
-from linker_core.errors import InvalidRequest, NotReady
+from linker_core.errors import NotReady
 from server.bridge.client import EngineClient
 from server.bridge.process import ENGINE_COMMAND
 from server.bridge.supervisor import EngineState, EngineSupervisor, SupervisionLimits
@@ -24,6 +24,7 @@ from server.onboarding.catalog import Catalog, ServedModel
 from server.onboarding.onboarder import Onboarder
 from server.onboarding.request import OnboardRequest
 from server.onboarding.scanner import SCAN_COMMAND, Scanner
+from server.registry.lock import StateLock
 from server.registry.records import ModelRecord, ModelState
 from server.registry.store import Registry
 from server.settings import Settings
@@ -36,6 +37,7 @@ class Services:
     """Everything a route may use."""
 
     settings: Settings
+    lock: StateLock
     registry: Registry
     catalog: Catalog
     onboarder: Onboarder
@@ -59,6 +61,7 @@ class Services:
         with contextlib.suppress(OSError):
             await self.onboarder.flush_once()
         self.registry.close()
+        self.lock.release()
 
     def served(self, name: str) -> ServedModel:
         """Returns a model that can take requests.
@@ -108,15 +111,9 @@ def build_services(
     limits: SupervisionLimits | None = None,
 ) -> Services:
     """Builds the parts; nothing runs yet. The registry is opened. Needs a running event loop."""
-    state = settings.state_directory()
-    try:
-        state.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidRequest(
-            f"The state directory {state} cannot be made: {error.strerror}. Choose another one.",
-            param="state",
-        ) from error
-    disable_created_metrics()  # a second series beside every counter, which nobody reads
+    lock = StateLock(settings.state_directory())
+    # A second series beside every counter, which nobody reads.
+    disable_created_metrics()  # type: ignore[no-untyped-call]
     registry, catalog = Registry.open(settings.registry_url()), Catalog()
     exposition = CollectorRegistry()
     metrics = ServingMetrics(exposition, rejection_reasons=REJECTION_REASONS)
@@ -144,6 +141,7 @@ def build_services(
     )
     services = Services(
         settings=settings,
+        lock=lock,
         registry=registry,
         catalog=catalog,
         onboarder=onboarder,

@@ -7,8 +7,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.server.cached_scan import CACHE_VARIABLE
 from tests.server.live import LiveServer, live_server
 from tests.tiny import make_checkpoint, make_variant
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _scans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Where `cached_scan` remembers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("scans")))
+        yield
 
 
 @pytest.fixture(scope="session")

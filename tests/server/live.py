@@ -19,6 +19,7 @@ from server.gateway.app import create_app
 from server.gateway.services import Services, build_services
 from server.onboarding.request import OnboardRequest
 from server.settings import Settings
+from tests.server.cached_scan import CACHED_SCAN
 from tests.server.fake_engine import FAKE_ENGINE
 
 DEADLINE_S = 60.0
@@ -81,7 +82,7 @@ def live_server(
     limits: SupervisionLimits | None = None,
     settings: Mapping[str, Mapping[str, object]] | None = None,
 ) -> Iterator[LiveServer]:
-    """Runs a server until the block ends. Without `engine_command` it is the real engine."""
+    """Runs a server until the block ends. Without `engine_command` it is the real one in full."""
     tree: dict[str, dict[str, object]] = {
         "storage": {"state": state},
         "models": {
@@ -115,7 +116,9 @@ class _Host(threading.Thread):
         super().__init__(name="live-server")
         self._settings = settings
         self._limits = limits
-        self._engine = {} if engine_command is None else {"engine_command": engine_command}
+        self._commands: dict[str, Sequence[str]] = {}
+        if engine_command is not None:
+            self._commands = {"engine_command": engine_command, "scan_command": CACHED_SCAN}
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._begun = threading.Event()
         self._stopping: asyncio.Event | None = None
@@ -146,7 +149,7 @@ class _Host(threading.Thread):
             self._begun.set()
 
     async def _serve(self) -> None:
-        services = build_services(self._settings, limits=self._limits, **self._engine)
+        services = build_services(self._settings, limits=self._limits, **self._commands)
         config = uvicorn.Config(create_app(services), log_config=None, lifespan="off")
         server = uvicorn.Server(config)
         self._stopping = asyncio.Event()

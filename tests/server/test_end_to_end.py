@@ -21,7 +21,7 @@ NAMES = ("base", "near", "far", "wide")
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("real")
-    base = make_checkpoint(root / "base")
+    base = make_checkpoint(root / "base", tie=False)  # a tied random model repeats one token
     make_variant(root / "near", base, scale=0.01)
     make_variant(root / "far", base, scale=0.5, seed=2)
     make_variant(root / "wide", base, scale=0.01, seed=3, added_tokens=ADDED)
@@ -68,7 +68,8 @@ def answers(server: LiveServer) -> dict[str, str]:
 
 def test_models_answer_in_one_batch_as_they_do_alone(server: LiveServer) -> None:
     alone = answers(server)
-    assert alone["far"] != alone["base"]
+    assert len(set(alone.values())) > 1
+    assert len(set(alone["base"])) > 1
     with ThreadPoolExecutor(len(NAMES) * 3) as pool:
         mixed = [pool.submit(answer, server, name) for name in NAMES * 3]
         assert [future.result() for future in mixed] == [alone[name] for name in NAMES * 3]

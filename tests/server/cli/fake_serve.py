@@ -7,10 +7,11 @@ import sys
 
 from server.cli import main, serve
 from server.gateway.services import build_services
+from tests.server.cached_scan import CACHED_SCAN
 from tests.server.fake_engine import FAKE_ENGINE
 
 if __name__ == "__main__":
-    serve.build_services = functools.partial(  # type: ignore[assignment]
-        build_services, engine_command=FAKE_ENGINE
+    vars(serve)["build_services"] = functools.partial(
+        build_services, engine_command=FAKE_ENGINE, scan_command=CACHED_SCAN
     )
     sys.exit(main.main(["serve", *sys.argv[1:]]))

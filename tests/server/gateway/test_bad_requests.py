@@ -97,7 +97,7 @@ def test_known_field_that_is_not_honoured_is_400(
 
 
 def test_known_field_at_its_neutral_value_is_accepted(server: LiveServer) -> None:
-    neutral = {
+    neutral: dict[str, Any] = {
         "tools": None, "tool_choice": "auto", "response_format": {"type": "text"}, "bad_words": [],
         "parallel_tool_calls": True, "user": "u", "variant_mode": "planned", "top_k": -1,
     }  # fmt: skip

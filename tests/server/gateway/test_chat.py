@@ -6,11 +6,12 @@ from typing import Any
 
 import openai
 import pytest
+from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
 
 from tests.server.fake_engine import MAX_MODEL_LEN
 from tests.server.live import LiveServer
 
-HI = [{"role": "user", "content": "hi"}]
+HI: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
 
 
 def events(server: LiveServer, **body: Any) -> list[Any]:
@@ -149,7 +150,7 @@ def test_top_logprobs_without_logprobs_is_refused(server: LiveServer) -> None:
 
 def test_openai_sdk_reads_an_answer(server: LiveServer) -> None:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
-        answer = client.chat.completions.create(model="near", messages=HI)  # type: ignore[arg-type]
+        answer = client.chat.completions.create(model="near", messages=HI)
     assert answer.choices[0].message.content == "user\nhi"
     assert answer.choices[0].finish_reason == "stop"
 
@@ -158,10 +159,11 @@ def test_openai_sdk_reads_a_stream(server: LiveServer) -> None:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
         stream = client.chat.completions.create(
             model="near",
-            messages=HI,  # type: ignore[arg-type]
+            messages=HI,
             stream=True,
         )
-        text = "".join(c.choices[0].delta.content or "" for c in stream if c.choices)
+        chunks = [chunk for chunk in stream if isinstance(chunk, ChatCompletionChunk)]
+        text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert text == "user\nhi"
 
 
@@ -170,5 +172,5 @@ def test_openai_sdk_raises_its_error_for_an_unknown_model(server: LiveServer) ->
         openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client,
         pytest.raises(openai.NotFoundError) as caught,
     ):
-        client.chat.completions.create(model="nobody", messages=HI)  # type: ignore[arg-type]
+        client.chat.completions.create(model="nobody", messages=HI)
     assert caught.value.code == "model_not_found"

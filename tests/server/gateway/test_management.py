@@ -89,6 +89,22 @@ def test_automatic_donor_of_another_shape_is_its_own_family(live: LiveServer, fa
     assert (card["donor"], card["family"]) == (None, "other")
 
 
+def test_donor_and_variant_posted_together_find_each_other(family: Path, tmp_path: Path) -> None:
+    with live_server(tmp_path / "state", root=family) as server:
+        for name in ("base", "near"):
+            assert server.onboard(name, family / name, wait=False).status_code == 202
+        server.until(lambda: server.client.get("/models/near").json()["state"] == "ready")
+        assert server.client.get("/models/near").json()["donor"] == "base"
+
+
+def test_variant_of_a_donor_that_is_still_on_its_way_waits_for_it(
+    family: Path, tmp_path: Path
+) -> None:
+    with live_server(tmp_path / "state", root=family) as server:
+        server.onboard("base", family / "base", wait=False)
+        assert server.onboard("near", family / "near", donor="base").status_code == 201
+
+
 def test_identical_repetition_gives_the_same_job(live: LiveServer, family: Path) -> None:
     live.onboard("near", family / "near")
     jobs = live.client.get("/models/jobs").json()["data"]

@@ -1,0 +1,39 @@
+"""One server per state directory: a lock that ends with the process, however it ends."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+
+from linker_core.errors import InvalidRequest
+
+
+class StateLock:
+    """Holds a state directory, made if need be, until `release`.
+
+    Raises:
+        InvalidRequest: The directory cannot be made, or another server holds it.
+    """
+
+    def __init__(self, state: Path) -> None:
+        try:
+            state.mkdir(parents=True, exist_ok=True)
+            self._descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            raise InvalidRequest(
+                f"The state directory {state} cannot be used: {error.strerror}. Choose another.",
+                param="state",
+            ) from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(self._descriptor)
+            raise InvalidRequest(
+                f"Another server uses the state directory {state}. Stop it, or choose another.",
+                param="state",
+            ) from error
+
+    def release(self) -> None:
+        """Lets the next server have the directory."""
+        os.close(self._descriptor)
