@@ -18,20 +18,20 @@ class Row:
 
     model: str
     blocks: Mapping[str, int]  # alias, residual, own, total
-    mean_cos: float | None  # None for the donor, which is compared with nothing
-    mean_epsilon: float | None
+    mean_cos: float
+    mean_epsilon: float
     bytes: Mapping[str, int]  # logical, unique, shared, checkpoint
     answer: str
 
     @classmethod
     def from_answers(cls, model: str, record: Mapping[str, Any], answer: str) -> Self:
         """Builds the row from what `GET /models/{name}` and the model itself answered."""
-        plan = record.get("plan") or {}
+        plan = record["plan"]
         return cls(
             model=model,
             blocks=dict(record["blocks"]),
-            mean_cos=plan.get("mean_cos"),
-            mean_epsilon=plan.get("mean_epsilon"),
+            mean_cos=plan["mean_cos"],
+            mean_epsilon=plan["mean_epsilon"],
             bytes=dict(record["bytes"]),
             answer=answer,
         )
@@ -57,7 +57,7 @@ def render(rows: Sequence[Row]) -> Table:
     table.add_column("model", footer="total", no_wrap=True)
     for title, footer in numbers.items():
         table.add_column(title, footer=footer, justify="right")
-    table.add_column("answer", footer=_verdict(logical, unique), ratio=1)
+    table.add_column("answer", footer=_verdict(logical, unique), ratio=1, overflow="fold")
     for row in rows:
         table.add_row(*_cells(row))
     return table
@@ -67,8 +67,8 @@ def _cells(row: Row) -> list[str | Text]:
     return [
         row.model,
         f"{row.blocks['alias']}/{row.blocks['total']}",
-        "-" if row.mean_cos is None else f"{row.mean_cos:.5f}",
-        "-" if row.mean_epsilon is None else f"{row.mean_epsilon:.4f}",
+        f"{row.mean_cos:.5f}",
+        f"{row.mean_epsilon:.4f}",
         _mib(row.bytes["logical"]),
         _mib(row.bytes["unique"]),
         _mib(row.bytes["logical"] - row.bytes["unique"]),

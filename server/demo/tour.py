@@ -30,10 +30,10 @@ class Question:
 
 
 QUESTIONS: Final[Mapping[str, Question]] = {
-    "base": Question(text="The assert statement", is_chat=False),
+    "base": Question(text="Return a", is_chat=False),
     "instruct": Question(text="What is textwrap.dedent?", is_chat=True),
     "chat": Question(text="Hi! Tell me about textwrap.dedent.", is_chat=True),
-    "code": Question(text="    def close(self):\n", is_chat=False),
+    "code": Question(text="    if not isinstance(", is_chat=False),
 }
 
 

@@ -17,8 +17,8 @@ DONOR: dict[str, Any] = {
     "bytes": {"logical": 3 * MIB, "unique": 3 * MIB, "shared": 0, "saved": 0,
               "checkpoint": 3 * MIB},
     "blocks": {"alias": 0, "residual": 0, "own": 6, "total": 6},
-    "plan": {"policy": "thresholds", "tau_cos": None, "tau_frob": None, "mean_cos": None,
-             "mean_epsilon": None, "region": None},
+    "plan": {"policy": "thresholds", "tau_cos": None, "tau_frob": None, "mean_cos": 1.0,
+             "mean_epsilon": 0.0, "region": "aligned"},
 }  # fmt: skip
 VARIANT: dict[str, Any] = {
     **DONOR,
@@ -54,9 +54,9 @@ def test_row_of_a_variant_shows_blocks_similarity_bytes_and_answer() -> None:
     ]  # fmt: skip
 
 
-def test_row_of_the_donor_has_no_similarity_and_answers_are_no_markup() -> None:
+def test_row_of_the_donor_is_like_itself_and_answers_are_no_markup() -> None:
     assert cells(shown(), "base") == [
-        "base", "0/6", "-", "-", "3.00", "3.00", "0.00", "is [bold] used",
+        "base", "0/6", "1.00000", "0.0000", "3.00", "3.00", "0.00", "is [bold] used",
     ]  # fmt: skip
 
 
@@ -72,7 +72,6 @@ def test_records_have_the_promised_keys_and_are_json() -> None:
     assert [set(record) for record in records] == [
         {"model", "blocks", "mean_cos", "mean_epsilon", "bytes", "answer"}
     ] * 2
-    assert records[0]["mean_cos"] is None
     assert records[1]["blocks"] == {"alias": 6, "residual": 0, "own": 0, "total": 6}
     assert records[1]["bytes"]["unique"] == MIB // 2
     assert records[1]["answer"] == "Sure thing!"
