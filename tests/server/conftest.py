@@ -22,12 +22,13 @@ def _scans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with a donor `base`, variants `near` and `far`, and `other` of another shape."""
+    """A root with a donor `base`, variants `near` and `far`, and `other` and `tall` of other shapes."""
     root = tmp_path_factory.mktemp("models")
     make_checkpoint(root / "base")
     make_variant(root / "near", root / "base", scale=0.01)
     make_variant(root / "far", root / "base", scale=0.5, seed=2)
     make_checkpoint(root / "other", hidden=64, layers=1, seed=3)
+    make_checkpoint(root / "tall", layers=3, seed=4)
     return root
 
 

@@ -13,10 +13,11 @@ from tests.server.live import LiveServer, live_server
 from tests.tiny import make_checkpoint
 
 
-@pytest.fixture
-def live(family: Path, tmp_path: Path) -> Iterator[LiveServer]:
-    """A server of its own, with `base` resident."""
-    with live_server(tmp_path / "state", models={"base": family / "base"}, root=family) as server:
+@pytest.fixture(scope="module")
+def live(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    """A server with `base` resident for tests that add models, each under a name of its own."""
+    state = tmp_path_factory.mktemp("managed")
+    with live_server(state, models={"base": family / "base"}, root=family) as server:
         server.until_ready()
         yield server
 
@@ -106,9 +107,9 @@ def test_variant_of_a_donor_that_is_still_on_its_way_waits_for_it(
 
 
 def test_identical_repetition_gives_the_same_job(live: LiveServer, family: Path) -> None:
-    live.onboard("near", family / "near")
+    live.onboard("again", family / "near")
     jobs = live.client.get("/models/jobs").json()["data"]
-    again = live.onboard("near", family / "near", wait=False)
+    again = live.onboard("again", family / "near", wait=False)
     assert again.status_code == 202
     assert again.json() == jobs[0]
     assert live.client.get("/models/jobs").json()["data"] == jobs
@@ -117,9 +118,9 @@ def test_identical_repetition_gives_the_same_job(live: LiveServer, family: Path)
 def test_same_name_with_other_content_is_409_and_not_to_be_retried(
     live: LiveServer, family: Path
 ) -> None:
-    live.onboard("near", family / "near")
+    live.onboard("taken", family / "near")
     for more in ({"source": str(family / "far")}, {"tau_cos": 0.9, "tau_frob": 0.5}):
-        body = {"name": "near", "source": str(family / "near"), **more}
+        body = {"name": "taken", "source": str(family / "near"), **more}
         response = live.client.post("/models", json=body)
         assert failure(response, 409)["code"] == "conflict"
         assert response.headers["x-should-retry"] == "false"
@@ -135,7 +136,9 @@ def test_exact_policy_and_thresholds_are_taken_from_the_body(
     assert (loose["plan"]["tau_cos"], loose["blocks"]["alias"]) == (0.5, 2)
 
 
-def test_second_admission_of_a_pair_scans_nothing(live: LiveServer, family: Path) -> None:
+def test_second_admission_of_a_pair_scans_nothing(
+    live: LiveServer, family: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     live.onboard("one", family / "near")
     scans: list[bool] = []
     scanner = live.services.onboarder._admission._scanner
@@ -145,7 +148,7 @@ def test_second_admission_of_a_pair_scans_nothing(live: LiveServer, family: Path
         scans.append(kwargs.get("donor") is not None)
         return await run(*args, **kwargs)
 
-    scanner.run = counting  # type: ignore[method-assign]
+    monkeypatch.setattr(scanner, "run", counting)
     assert live.onboard("two", family / "near").status_code == 201
     assert scans == [False]
 
@@ -282,7 +285,7 @@ def test_too_little_memory_is_507_before_a_job_exists(
     assert snapshot is not None
     full = replace(snapshot, device_free_bytes=1000)
     monkeypatch.setattr(live.services.onboarder._admission, "snapshot", lambda: full)
-    error = failure(live.onboard("other", family / "other", wait=False), 507)
+    error = failure(live.onboard("large", family / "tall", wait=False), 507)
     assert "1000 are free" in error["message"]
     assert error["code"] == "insufficient_capacity"
 
@@ -298,8 +301,8 @@ def test_engine_that_refuses_a_model_fails_the_job_with_its_status(
 
 
 def test_failed_model_can_be_onboarded_again(live: LiveServer, family: Path) -> None:
-    live.onboard("odd", family / "near", tier="nonsense")
-    assert live.onboard("odd", family / "near").status_code == 201
+    live.onboard("retried", family / "near", tier="nonsense")
+    assert live.onboard("retried", family / "near").status_code == 201
 
 
 def test_full_onboarding_queue_is_429(family: Path, tmp_path: Path) -> None:
@@ -316,13 +319,13 @@ def test_full_onboarding_queue_is_429(family: Path, tmp_path: Path) -> None:
 
 
 def test_deleted_model_is_gone_from_every_list(live: LiveServer, family: Path) -> None:
-    live.onboard("near", family / "near")
-    reply = live.client.delete("/models/near")
-    assert reply.json() == {"id": "near", "object": "model", "deleted": True}
-    assert failure(live.chat("near"), 404)["code"] == "model_not_found"
-    assert [m["id"] for m in live.client.get("/v1/models").json()["data"]] == ["base"]
-    assert 'model="near"' not in live.client.get("/metrics").text
-    assert live.services.registry.model("near") is None
+    live.onboard("gone", family / "near")
+    reply = live.client.delete("/models/gone")
+    assert reply.json() == {"id": "gone", "object": "model", "deleted": True}
+    assert failure(live.chat("gone"), 404)["code"] == "model_not_found"
+    assert "gone" not in [m["id"] for m in live.client.get("/v1/models").json()["data"]]
+    assert 'model="gone"' not in live.client.get("/metrics").text
+    assert live.services.registry.model("gone") is None
 
 
 def test_donor_in_use_is_409_with_its_dependants(server: LiveServer) -> None:
