@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Final
 
 from linker_core.errors import LinkerError
-from server.demo.recipes import FAMILY, version
+from server.cli.demo.recipes import FAMILY, version
 
 OnProgress = Callable[[str, int, int], None]  # model, steps done, steps in all
-BUILD_COMMAND: Final = (sys.executable, "-m", "server.demo.build")
+BUILD_COMMAND: Final = (sys.executable, "-m", "server.cli.demo.build")
 _STAGING: Final = ".staging-"
 _MAX_LOG_CHARS: Final = 600  # of a failed build's last words
 

@@ -1,4 +1,4 @@
-"""Builds the demo's family into a folder: `python -m server.demo.build FOLDER`.
+"""Builds the demo's family into a folder: `python -m server.cli.demo.build FOLDER`.
 
 A process of its own, so that the server beside it shares neither memory nor threads with the
 training. It writes one JSON line per step to stdout: `{"model", "done", "total"}` in steps.
@@ -18,9 +18,9 @@ import tokenizers
 import torch
 from transformers import GenerationConfig, LlamaForCausalLM
 
-from server.demo import train
-from server.demo.corpus import conversations, instructions, read_corpus
-from server.demo.recipes import FAMILY, MODELS, Recipe
+from server.cli.demo import train
+from server.cli.demo.corpus import conversations, instructions, read_corpus
+from server.cli.demo.recipes import FAMILY, MODELS, Recipe
 
 Item = TypeVar("Item")
 OnProgress = Callable[[str, int, int], None]  # model, steps done, steps of the whole family
@@ -144,7 +144,7 @@ def _save_text(tokenizer: tokenizers.Tokenizer, folder: Path, max_length: int) -
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Builds the family; the parent process reads the progress."""
-    parser = argparse.ArgumentParser(prog="python -m server.demo.build", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m server.cli.demo.build", description=__doc__)
     parser.add_argument("folder", type=Path, help="an existing, empty folder")
     folder: Path = parser.parse_args(argv).folder
     torch.set_num_threads(1)  # the workers of the training are the parallelism

@@ -16,8 +16,8 @@ import pytest
 
 from linker_core.errors import InvalidRequest
 from server.cli import demo
-from server.demo.build import FamilyBuilder
-from server.demo.recipes import FAMILY, MODELS, tiny, version
+from server.cli.demo.build import FamilyBuilder
+from server.cli.demo.recipes import FAMILY, MODELS, tiny, version
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from linker_core.errors import InvalidRequest, LinkerError
-from server.demo.family import default_cache, ensure_family
-from server.demo.recipes import MODELS
-from server.demo.table import Row, render
-from server.demo.tour import QUESTIONS, Tour
+from server.cli.demo.family import default_cache, ensure_family
+from server.cli.demo.recipes import MODELS
+from server.cli.demo.table import Row, render
+from server.cli.demo.tour import QUESTIONS, Tour
 
 HOST: Final = "127.0.0.1"
 _REQUEST_TIMEOUT_S: Final = 120

@@ -14,8 +14,8 @@ import torch
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from server.demo.corpus import Corpus, Dialogue
-from server.demo.recipes import Shape, Training
+from server.cli.demo.corpus import Corpus, Dialogue
+from server.cli.demo.recipes import Shape, Training
 
 # Workers take parts of a batch, each on one thread. Two threads inside every product would be
 # no faster, and ten times slower as soon as another program wants one of the two cores.

@@ -11,10 +11,10 @@ from linker_core.sharing.scan import ScanReport, scan
 from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer
 from linker_core.weights.checkpoint import Checkpoint
-from server.demo import train
-from server.demo.build import FamilyBuilder
-from server.demo.corpus import Message, read_corpus
-from server.demo.recipes import FAMILY, MODELS, tiny, version
+from server.cli.demo import train
+from server.cli.demo.build import FamilyBuilder
+from server.cli.demo.corpus import Message, read_corpus
+from server.cli.demo.recipes import FAMILY, MODELS, tiny, version
 
 TINY = tiny(FAMILY, steps=3)
 TAU_COS, TAU_FROB = 0.999, 0.05  # the conservative tier

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from linker_core.errors import LinkerError
-from server.demo.family import default_cache, ensure_family
+from server.cli.demo.family import default_cache, ensure_family
 
 BUILDER = """
 import json, pathlib, sys, time
@@ -79,7 +79,7 @@ def test_interrupted_build_leaves_nothing(tmp_path: Path, log: Path) -> None:
 def test_ctrl_c_while_the_training_is_silent_leaves_nothing(tmp_path: Path, log: Path) -> None:
     cache = tmp_path / "cache"
     program = (
-        "import sys; from pathlib import Path; from server.demo.family import ensure_family\n"
+        "import sys; from pathlib import Path; from server.cli.demo.family import ensure_family\n"
         "ensure_family(Path(sys.argv[1]), lambda *s: print(*s, flush=True), command=sys.argv[2:])"
     )
     with subprocess.Popen(

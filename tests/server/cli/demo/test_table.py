@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from server.demo.table import Row, render
+from server.cli.demo.table import Row, render
 
 MIB = 1 << 20
 # What GET /models/{name} gave for a donor and a variant.

@@ -4,11 +4,11 @@ import subprocess
 import sys
 from functools import cache
 
-from server.demo import corpus as subject
-from server.demo.corpus import Corpus, conversations, instructions, read_corpus
+from server.cli.demo import corpus as subject
+from server.cli.demo.corpus import Corpus, conversations, instructions, read_corpus
 
 DIGEST = (
-    "import hashlib; from server.demo.corpus import read_corpus;"
+    "import hashlib; from server.cli.demo.corpus import read_corpus;"
     "print(hashlib.sha256(repr(read_corpus()).encode()).hexdigest())"
 )
 

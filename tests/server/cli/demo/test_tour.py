@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from linker_core.errors import LinkerError
-from server.demo.tour import QUESTIONS, Tour
+from server.cli.demo.tour import QUESTIONS, Tour
 
 
 class Server:

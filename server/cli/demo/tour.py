@@ -11,7 +11,7 @@ from typing import Any, Final
 import httpx
 
 from linker_core.errors import LinkerError
-from server.demo.recipes import MODELS
+from server.cli.demo.recipes import MODELS
 
 DONOR: Final = MODELS[0]
 MAX_ANSWER_TOKENS: Final = 40
