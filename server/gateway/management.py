@@ -82,22 +82,22 @@ def _add_openai_routes(router: APIRouter, services: Services) -> None:
 def _add_job_routes(router: APIRouter, services: Services) -> None:
     @router.get("/models/jobs")
     async def list_jobs() -> dict[str, Any]:
-        jobs = await services.onboarder.jobs()
+        jobs = await services.roster.jobs()
         return {"object": "list", "data": [job_card(job) for job in jobs]}
 
     @router.get("/models/jobs/{job_id}")
     async def get_job(job_id: str) -> dict[str, Any]:
-        job = await services.onboarder.job(job_id)
+        job = await services.roster.job(job_id)
         if job is None:
             raise ModelNotFound("There is no such job.", param="id")
         return job_card(job)
 
 
 def _add_model_routes(router: APIRouter, services: Services) -> None:
-    onboarder = services.onboarder
+    onboarder, roster = services.onboarder, services.roster
 
     def card(name: str) -> dict[str, Any]:
-        return model_card(services.shown(onboarder.model(name)), services.engine.snapshot)
+        return model_card(services.shown(roster.model(name)), services.engine.snapshot)
 
     @router.post("/models")
     async def onboard(http_request: Request, *, wait: bool = False) -> JSONResponse:
@@ -118,7 +118,7 @@ def _add_model_routes(router: APIRouter, services: Services) -> None:
 
     @router.get("/models")
     async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [card(model.name) for model in onboarder.models()]}
+        return {"object": "list", "data": [card(model.name) for model in roster.models()]}
 
     @router.get("/models/{name:path}")
     async def get_model(name: str) -> dict[str, Any]:

@@ -23,6 +23,8 @@ from server.onboarding.admission import Admission
 from server.onboarding.catalog import Catalog, ServedModel
 from server.onboarding.onboarder import Onboarder
 from server.onboarding.request import OnboardRequest
+from server.onboarding.restorer import Restorer
+from server.onboarding.roster import Roster
 from server.onboarding.scanner import SCAN_COMMAND, Scanner
 from server.registry.lock import StateLock
 from server.registry.records import ModelRecord, ModelState
@@ -40,6 +42,7 @@ class Services:
     lock: StateLock
     registry: Registry
     catalog: Catalog
+    roster: Roster
     onboarder: Onboarder
     engine: EngineSupervisor
     metrics: ServingMetrics
@@ -74,7 +77,7 @@ class Services:
         if served is not None:
             self.catalog.touch(name)
             return served
-        state = self.shown(self.onboarder.model(name)).state
+        state = self.shown(self.roster.model(name)).state
         raise NotReady(f"The model {name!r} is {state.value}, so it cannot answer now.")
 
     def shown(self, record: ModelRecord) -> ModelRecord:
@@ -124,18 +127,20 @@ def build_services(
         engine=lambda: services.engine.client,
         max_model_len=settings.engine.max_model_len,
     )
+    roster = Roster(registry=registry, metrics=metrics)
+    restorer = Restorer(roster=roster, catalog=catalog, admission=admission)
     onboarder = Onboarder(
-        registry=registry,
+        roster=roster,
         catalog=catalog,
         admission=admission,
-        metrics=metrics,
+        restorer=restorer,
         roots=_roots(settings),
         queue_limit=settings.models.onboarding_queue,
     )
     supervisor = EngineSupervisor(
         settings.engine.to_engine_config(),
-        on_running=onboarder.restore,
-        on_down=onboarder.engine_down,
+        on_running=restorer.restore,
+        on_down=restorer.engine_down,
         command=engine_command,
         limits=limits,
     )
@@ -144,6 +149,7 @@ def build_services(
         lock=lock,
         registry=registry,
         catalog=catalog,
+        roster=roster,
         onboarder=onboarder,
         engine=supervisor,
         metrics=metrics,
@@ -152,7 +158,7 @@ def build_services(
     )
     exposition.register(
         FleetCollector(
-            models=lambda: [services.shown(record) for record in onboarder.models()],
+            models=lambda: [services.shown(record) for record in roster.models()],
             snapshot=lambda: supervisor.snapshot,
             registry=registry,
         )

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, Self
 
-from sqlalchemy import create_engine, event, func, select, update
+from sqlalchemy import create_engine, event, select, update
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import IntegrityError
@@ -66,12 +66,6 @@ class Registry:
             row = session.get(ModelRow, name)
             return None if row is None else ModelRecord(**_columns(row, ModelRecord))
 
-    def dependants(self, name: str) -> list[str]:
-        """Returns the models whose donor is `name`."""
-        with Session(self._engine) as session:
-            query = select(ModelRow.name).where(ModelRow.donor == name)
-            return list(session.scalars(query.order_by(ModelRow.position)))
-
     def delete_model(self, name: str) -> None:
         """Deletes a model's row; its jobs and scans stay.
 
@@ -86,12 +80,6 @@ class Registry:
         except IntegrityError as error:
             msg = f"The model {name!r} is the donor of other models; delete those first."
             raise Conflict(msg) from error
-
-    def next_position(self) -> int:
-        """Returns a position behind every model's."""
-        with Session(self._engine) as session:
-            last = session.scalar(select(func.max(ModelRow.position)))
-            return 0 if last is None else last + 1
 
     def touch(self, last_used_at: Mapping[str, float]) -> None:
         """Notes when models were last used."""

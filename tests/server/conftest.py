@@ -22,7 +22,7 @@ def _scans(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A root with a donor `base`, variants `near` and `far`, and `other` and `tall` of other shapes."""
+    """A root with a donor `base`, its variants `near` and `far`, and two models of other shapes."""
     root = tmp_path_factory.mktemp("models")
     make_checkpoint(root / "base")
     make_variant(root / "near", root / "base", scale=0.01)

@@ -230,7 +230,7 @@ def test_start_up_model_replaces_the_stored_row_of_its_name(
     make_checkpoint(tmp_path / "newer", seed=9)
     with live_server(state, models={"base": tmp_path / "newer"}) as server:
         server.until_ready()
-        assert server.services.onboarder.model("base").source == str(tmp_path / "newer")
+        assert server.services.roster.model("base").source == str(tmp_path / "newer")
         near = server.client.get("/models/near").json()
         assert (near["state"], near["donor"]) == ("ready", "base")
         assert near["blocks"]["alias"] == 0  # planned anew against the new donor
@@ -289,7 +289,7 @@ def test_interrupted_job_of_a_deleted_source_is_marked_failed(
     state = tmp_path / "state"
     with live_server(state, models=models) as server:
         server.until_ready()
-        record = server.services.onboarder.model("near")
+        record = server.services.roster.model("near")
     registry = Registry.open(f"sqlite:///{state / 'registry.sqlite3'}")
     lost = replace(record, state=ModelState.ONBOARDING, source="/gone")
     lost = replace(lost, request={**record.request, "source": "/gone"})

@@ -1,0 +1,167 @@
+"""The known models and jobs: the registry's rows, mirrored in memory so that reading needs no SQL.
+
+Event loop only; rows are written through threads, and the mirror follows once they are stored.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from dataclasses import replace
+
+from linker_core.errors import EngineFailure, LinkerError, ModelNotFound
+from linker_core.sharing.plan import SharePlan
+from server.metrics.serving import ServingMetrics
+from server.onboarding.request import OnboardRequest
+from server.registry.records import JobRecord, JobStatus, ModelRecord, ModelState
+from server.registry.store import Registry
+
+
+class Roster:
+    """Models by name and jobs by id.
+
+    Args:
+        registry: Where they rest.
+        metrics: Told which models exist.
+    """
+
+    def __init__(self, *, registry: Registry, metrics: ServingMetrics) -> None:
+        self._registry = registry
+        self._metrics = metrics
+        self._models: dict[str, ModelRecord] = {}
+        self._jobs: dict[str, JobRecord] = {}  # of this process's life
+
+    async def open(self) -> list[JobRecord]:
+        """Reads the registry; returns the jobs that the last stop interrupted."""
+        for record in await asyncio.to_thread(self._registry.models):
+            self._models[record.name] = record
+            self._metrics.add_model(record.name)
+        jobs = await asyncio.to_thread(self._registry.jobs)
+        return [job for job in jobs if job.finished_at is None]
+
+    def models(self) -> list[ModelRecord]:
+        """Returns every known model in order of arrival."""
+        return sorted(self._models.values(), key=lambda model: model.position)
+
+    def find(self, name: str) -> ModelRecord | None:
+        """Returns one model, or None."""
+        return self._models.get(name)
+
+    def model(self, name: str) -> ModelRecord:
+        """Returns one model.
+
+        Raises:
+            ModelNotFound: There is none of that name.
+        """
+        record = self._models.get(name)
+        if record is None:
+            raise ModelNotFound(f"The model {name[:200]!r} does not exist.", param="model")
+        return record
+
+    def dependants(self, name: str) -> list[str]:
+        """Returns the models whose donor this is."""
+        return [model.name for model in self.models() if model.donor == name]
+
+    def live_job(self, job_id: str) -> JobRecord:
+        """Returns a job of this process's life."""
+        return self._jobs[job_id]
+
+    async def job(self, job_id: str) -> JobRecord | None:
+        """Returns any job, or None."""
+        return self._jobs.get(job_id) or await asyncio.to_thread(self._registry.job, job_id)
+
+    async def jobs(self, *, model: str | None = None) -> list[JobRecord]:
+        """Returns jobs, the newest first."""
+        stored = await asyncio.to_thread(self._registry.jobs, model=model)
+        return [self._jobs.get(job.id, job) for job in stored]
+
+    async def save(self, *records: ModelRecord | JobRecord) -> None:
+        """Stores records in one transaction, then shows them."""
+        await asyncio.to_thread(self._registry.save, *records)
+        for record in records:
+            if isinstance(record, ModelRecord):
+                self._models[record.name] = record
+                self._metrics.add_model(record.name)
+            else:
+                self._jobs[record.id] = record
+
+    def note_progress(self, job: JobRecord) -> None:
+        """Shows a job's progress without storing it."""
+        self._jobs[job.id] = job
+
+    async def note_use(self, used_at: dict[str, float]) -> None:
+        """Stores when models were last used."""
+        known = {name: at for name, at in used_at.items() if name in self._models}
+        for name, at in known.items():
+            self._models[name] = replace(self._models[name], last_used_at=at)
+        if known:
+            await asyncio.to_thread(self._registry.touch, known)
+
+    async def forget(self, name: str) -> None:
+        """Deletes a model's row and series.
+
+        Raises:
+            Conflict: It is the donor of others.
+        """
+        await asyncio.to_thread(self._registry.delete_model, name)
+        del self._models[name]
+        self._metrics.remove_model(name)
+
+    async def queue(self, request: OnboardRequest, *, job: JobRecord | None = None) -> JobRecord:
+        """Stores a model that is to be onboarded with its job: a new one, or one to do again."""
+        now, stored = time.time(), self._models.get(request.name)
+        if job is None:
+            job = JobRecord(
+                id=f"job-{uuid.uuid4().hex}",
+                model=request.name,
+                request=request.to_json(),
+                status=JobStatus.QUEUED,
+                created_at=now,
+            )
+        job = replace(job, request=request.to_json(), status=JobStatus.QUEUED)
+        record = ModelRecord(
+            name=request.name,
+            source=request.source,
+            request=request.to_json(),
+            state=ModelState.ONBOARDING,
+            position=self._next_position() if stored is None else stored.position,
+            created_at=now,
+        )
+        await self.save(record, job)
+        return job
+
+    def _next_position(self) -> int:
+        return max((model.position + 1 for model in self._models.values()), default=0)
+
+
+def failed_model(record: ModelRecord, error: LinkerError) -> ModelRecord:
+    """Returns a model that cannot be served, and why."""
+    return replace(record, state=ModelState.FAILED, error=error.to_record())
+
+
+def failed_job(job: JobRecord, error: LinkerError) -> JobRecord:
+    """Returns a job that ended without a model."""
+    return replace(job, status=JobStatus.FAILED, error=error.to_record(), finished_at=time.time())
+
+
+def interrupted_job(job: JobRecord) -> JobRecord:
+    """Returns a job whose model went another way while the server was down."""
+    return failed_job(job, EngineFailure("The server stopped before the job was done."))
+
+
+def succeeded_job(job: JobRecord, plan: SharePlan) -> JobRecord:
+    """Returns a job whose model is resident."""
+    held = {
+        "logical": plan.logical_bytes,
+        "unique": plan.unique_bytes,
+        "shared": plan.shared_bytes,
+        "checkpoint": plan.checkpoint_bytes,
+    }
+    return replace(
+        job,
+        status=JobStatus.SUCCEEDED,
+        done_bytes=job.total_bytes,
+        result={"id": job.model, "fingerprint": plan.variant_fingerprint, "bytes": held},
+        finished_at=time.time(),
+    )
