@@ -10,7 +10,6 @@ import contextlib
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -136,18 +135,12 @@ def _until_healthy(client: httpx.Client) -> None:
     raise TimeoutError("the server did not become healthy")
 
 
-def main() -> None:
+def report(rows: Sequence[Admission]) -> None:
     """Prints a row per admission."""
-    with tempfile.TemporaryDirectory() as folder:
-        rows = measure(make_family(Path(folder)), state=Path(folder) / "state")
     print("model      unique MiB  steady MiB  growth MiB  peak over the state before MiB")
     before = rows[0].steady_bytes
     for row in rows:
         figures = (row.unique_bytes, row.steady_bytes, row.steady_bytes - before)
         over = row.peak_bytes - before
-        print(f"{row.model:<10}", *(f"{f / MIB:>11.1f}" for f in (*figures, over)))
+        print(f"{row.model:<10}", *(f"{figure / MIB:>11.1f}" for figure in (*figures, over)))
         before = row.steady_bytes
-
-
-if __name__ == "__main__":
-    main()
