@@ -31,73 +31,73 @@ class LinkerError(Exception):
         return {"code": self.code, "message": self.message, "param": self.param}
 
 
-class BadCheckpoint(LinkerError):
+class BadCheckpointError(LinkerError):
     """A checkpoint that lies, is damaged, or does not fit its donor."""
 
     code = "bad_checkpoint"
 
 
-class UnsupportedFormat(LinkerError):
+class UnsupportedFormatError(LinkerError):
     """Weights in another format than safetensors, or an architecture outside the allow-list."""
 
     code = "unsupported_format"
 
 
-class ForbiddenSource(LinkerError):
+class ForbiddenSourceError(LinkerError):
     """A source outside the configured roots. The message never repeats the path."""
 
     code = "forbidden_source"
 
 
-class InvalidRequest(LinkerError):
+class InvalidRequestError(LinkerError):
     """A parameter that is out of bounds, contradictory or cannot be honoured."""
 
     code = "invalid_request_error"
 
 
-class ContextLengthExceeded(LinkerError):
+class ContextLengthError(LinkerError):
     """Prompt and answer do not fit the model's context."""
 
     code = "context_length_exceeded"
 
 
-class ModelNotFound(LinkerError):
+class ModelNotFoundError(LinkerError):
     """No model of that name."""
 
     code = "model_not_found"
 
 
-class Conflict(LinkerError):
+class ConflictError(LinkerError):
     """The name is taken by other content, or the model is in use by others."""
 
     code = "conflict"
 
 
-class NotReady(LinkerError):
+class NotReadyError(LinkerError):
     """Known but not servable now: loading, draining, or the engine is down."""
 
     code = "not_ready"
 
 
-class QueueFull(LinkerError):
+class QueueFullError(LinkerError):
     """More work is waiting than the server accepts."""
 
     code = "queue_full"
 
 
-class InsufficientCapacity(LinkerError):
+class InsufficientCapacityError(LinkerError):
     """Does not fit into the memory budget."""
 
     code = "insufficient_capacity"
 
 
-class EngineFailure(LinkerError):
+class EngineFailureError(LinkerError):
     """The engine could not finish a request through no fault of the client."""
 
     code = "engine_failure"
 
 
-class NumericalError(EngineFailure):
+class NumericalError(EngineFailureError):
     """A request's logits were not finite."""
 
     code = "numerical_error"
@@ -106,17 +106,17 @@ class NumericalError(EngineFailure):
 _BY_CODE: dict[str, type[LinkerError]] = {
     kind.code: kind
     for kind in (
-        BadCheckpoint,
-        UnsupportedFormat,
-        ForbiddenSource,
-        InvalidRequest,
-        ContextLengthExceeded,
-        ModelNotFound,
-        Conflict,
-        NotReady,
-        QueueFull,
-        InsufficientCapacity,
-        EngineFailure,
+        BadCheckpointError,
+        UnsupportedFormatError,
+        ForbiddenSourceError,
+        InvalidRequestError,
+        ContextLengthError,
+        ModelNotFoundError,
+        ConflictError,
+        NotReadyError,
+        QueueFullError,
+        InsufficientCapacityError,
+        EngineFailureError,
         NumericalError,
     )
 }

@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from linker_core.config import EngineConfig
-from linker_core.errors import InvalidRequest
+from linker_core.errors import InvalidRequestError
 
 _SIZE = re.compile(r"(\d+)\s*(?:([KMGT])(iB|B)?|B)?", re.IGNORECASE)
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
@@ -138,7 +138,7 @@ def load_settings(path: Path | None, overrides: Mapping[str, Mapping[str, object
         overrides: Section -> key -> value; these win over the file.
 
     Raises:
-        InvalidRequest: A file that cannot be read, an unknown key or a value out of range; the
+        InvalidRequestError: A file that cannot be read, an unknown key or a value out of range; the
             message names file, key and value.
     """
     tree = {} if path is None else _read(path)
@@ -152,7 +152,7 @@ def load_settings(path: Path | None, overrides: Mapping[str, Mapping[str, object
         key = ".".join(str(part) for part in first["loc"])
         where = path or "command line"
         msg = f"{where}: {key} = {str(first['input'])[:80]!r}: {first['msg']}"
-        raise InvalidRequest(msg, param=key) from None
+        raise InvalidRequestError(msg, param=key) from None
 
 
 def _read(path: Path) -> dict[str, object]:
@@ -160,7 +160,7 @@ def _read(path: Path) -> dict[str, object]:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         msg = f"{path}: not a readable YAML file ({type(error).__name__}); check path and syntax"
-        raise InvalidRequest(msg, param="config") from error
+        raise InvalidRequestError(msg, param="config") from error
     return _mapping(tree, path, "the file")
 
 
@@ -169,5 +169,5 @@ def _mapping(tree: object, path: Path | None, what: str) -> dict[str, object]:
         return {}
     if not isinstance(tree, dict):
         msg = f"{path}: {what} must be a mapping of keys to values"
-        raise InvalidRequest(msg, param="config")
+        raise InvalidRequestError(msg, param="config")
     return {str(key): value for key, value in tree.items()}

@@ -34,7 +34,7 @@ from linker_core.engine.requests import check_submit
 from linker_core.engine.residents import Residents, ServedModel
 from linker_core.engine.sequence import SequenceState
 from linker_core.engine.snapshot import take_snapshot
-from linker_core.errors import Conflict, LinkerError
+from linker_core.errors import ConflictError, LinkerError
 
 _log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ BUSY_SLICE_S, IDLE_SLICE_S = 0.02, 0.1
 MAX_CRASHED_STEPS = 3  # in a row; then the process is to be replaced
 
 
-class EngineBroken(Exception):
+class EngineBrokenError(Exception):
     """Steps keep failing; only a new process can help."""
 
 
@@ -97,7 +97,7 @@ class Engine:
             What happened since the last call, at most one StepOutput.
 
         Raises:
-            EngineBroken: Several steps in a row failed.
+            EngineBrokenError: Several steps in a row failed.
         """
         self._advance_loading()
         self._step_families()
@@ -144,7 +144,7 @@ class Engine:
         dependants = self.residents.dependants(name)
         dependants += [load.model for load in self._loading.pending() if load.donor == name]
         if dependants:
-            error = Conflict(
+            error = ConflictError(
                 f"Model '{name}' is the donor of {', '.join(dependants)}. Unload these first."
             )
             self._events.append(LoadFailed(model=name, error=error.to_record()))
@@ -175,7 +175,7 @@ class Engine:
         elif output.tokens:
             self._crashed_steps = 0
         if self._crashed_steps >= MAX_CRASHED_STEPS:
-            raise EngineBroken(f"{self._crashed_steps} steps in a row failed")
+            raise EngineBrokenError(f"{self._crashed_steps} steps in a row failed")
 
     def _finish_unloading(self) -> None:
         leaving = [served for served in self.residents.served.values() if served.unloading]

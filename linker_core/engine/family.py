@@ -19,7 +19,7 @@ from linker_core.engine.runner import Chunk, Runner
 from linker_core.engine.sampling import Sampled, sample
 from linker_core.engine.scheduler import Scheduled, Scheduler
 from linker_core.engine.sequence import SequenceState
-from linker_core.errors import EngineFailure, LinkerError
+from linker_core.errors import EngineFailureError, LinkerError
 from linker_core.residency.skeleton import build_skeleton
 from linker_core.weights.architecture import ModelConfig
 
@@ -102,7 +102,7 @@ class Family:
             return sample(logits_RV, asking) if asking else []
         except Exception:  # noqa: BLE001 - no row can be blamed; the engine itself goes on
             _log.exception("a step of family %s failed", self.name)
-            error = EngineFailure(
+            error = EngineFailureError(
                 "The engine failed while computing this request's batch. Send the request again."
             )
             for chunk in chunks:

@@ -11,7 +11,12 @@ import torch
 
 from linker_core.engine.messages import Event, LoadFailed, LoadModel, LoadProgress, ModelLoaded
 from linker_core.engine.residents import Residents, ServedModel
-from linker_core.errors import EngineFailure, InsufficientCapacity, LinkerError, NotReady
+from linker_core.errors import (
+    EngineFailureError,
+    InsufficientCapacityError,
+    LinkerError,
+    NotReadyError,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +62,7 @@ class LoadQueue:
             self._active.progress.close()
             self._active = None
         self._queued = deque(message for message in self._queued if message.model != model)
-        error = NotReady(f"The loading of model '{model}' was cancelled.")
+        error = NotReadyError(f"The loading of model '{model}' was cancelled.")
         return [LoadFailed(model=model, error=error.to_record()) for _ in messages]
 
     def advance(self, slice_s: float) -> list[Event]:
@@ -103,13 +108,13 @@ def _failed(message: LoadModel, error: Exception) -> LoadFailed:
     if isinstance(error, LinkerError):
         known = error
     elif isinstance(error, MemoryError | torch.OutOfMemoryError):
-        known = InsufficientCapacity(
+        known = InsufficientCapacityError(
             f"The device ran out of memory while loading model '{message.model}'. "
             "Unload another model, or set a memory budget."
         )
     else:
         _log.error("loading model %r failed", message.model, exc_info=error)
-        known = EngineFailure(
+        known = EngineFailureError(
             f"The engine failed while loading model '{message.model}'. See the server's log."
         )
     return LoadFailed(model=message.model, error=known.to_record())

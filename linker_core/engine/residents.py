@@ -16,7 +16,7 @@ from linker_core.config import EngineConfig
 from linker_core.engine.attention import register_attention
 from linker_core.engine.family import Family, kv_shape
 from linker_core.engine.messages import LoadModel, ModelBytes
-from linker_core.errors import BadCheckpoint, Conflict, ModelNotFound
+from linker_core.errors import BadCheckpointError, ConflictError, ModelNotFoundError
 from linker_core.residency.pool import Pool
 from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.checkpoint import Checkpoint
@@ -68,10 +68,10 @@ class Residents:
             LinkerError: Bad or changed checkpoint, no such donor, or not enough memory.
         """
         if message.model in self.served:
-            raise Conflict(f"Model '{message.model}' is already loaded. Unload it first.")
+            raise ConflictError(f"Model '{message.model}' is already loaded. Unload it first.")
         with Checkpoint.open(Path(message.path)) as checkpoint:
             if checkpoint.identity != message.identity:
-                raise BadCheckpoint(
+                raise BadCheckpointError(
                     f"The files of model '{message.model}' changed since validation. "
                     "Onboard it again when they are complete."
                 )
@@ -113,13 +113,13 @@ class Residents:
         if message.donor is not None:
             donor = self.served.get(message.donor)
             if donor is None or donor.unloading:
-                raise ModelNotFound(
+                raise ModelNotFoundError(
                     f"The donor '{message.donor}' of model '{message.model}' is not loaded. "
                     "Load it first.",
                     param="donor",
                 )
             if donor.family.name != donor.name:
-                raise Conflict(
+                raise ConflictError(
                     f"'{message.donor}' is itself a variant of '{donor.family.name}'. "
                     "Name that one as the donor."
                 )

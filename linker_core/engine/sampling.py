@@ -19,7 +19,7 @@ import torch
 
 from linker_core.engine.messages import SamplingParams
 from linker_core.engine.sequence import SequenceState
-from linker_core.errors import EngineFailure, LinkerError, NumericalError
+from linker_core.errors import EngineFailureError, LinkerError, NumericalError
 
 _log = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def _contained(logits_V: torch.Tensor, sequence: SequenceState) -> Sampled | Lin
         return _choose(logits_V, sequence)
     except Exception:  # noqa: BLE001 - one request must not end the others of its batch
         _log.exception("sampling failed for request %s", sequence.request_id)
-        return EngineFailure("The next token could not be chosen. See the server's log.")
+        return EngineFailureError("The next token could not be chosen. See the server's log.")
 
 
 def _choose(logits_V: torch.Tensor, sequence: SequenceState) -> Sampled:

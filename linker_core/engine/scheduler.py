@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from linker_core.engine.kv_cache import KVCache
 from linker_core.engine.sequence import SequenceState
-from linker_core.errors import InsufficientCapacity, LinkerError
+from linker_core.errors import InsufficientCapacityError, LinkerError
 
 
 class Scheduled(NamedTuple):
@@ -171,7 +171,7 @@ class Scheduler:
         self.num_preemptions += 1
 
     def _too_long(self, sequence: SequenceState) -> LinkerError:
-        return InsufficientCapacity(
+        return InsufficientCapacityError(
             f"The sequence needs {len(sequence.tokens)} token slots of the KV cache, which has "
             f"{self.cache.shape.num_tokens} in all. Shorten the prompt or raise kv_cache_tokens."
         )

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
 from linker_core.config import EngineConfig
-from linker_core.engine.engine import Engine, EngineBroken
+from linker_core.engine.engine import Engine, EngineBrokenError
 from linker_core.engine.messages import Command, EngineReady, Event, Shutdown
 
 _log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def serve(engine: Engine, connection: Connection[Event, Command], heartbeat: Hea
 
     Raises:
         EOFError, OSError: The other end is gone.
-        EngineBroken: Steps keep failing.
+        EngineBrokenError: Steps keep failing.
     """
     connection.send(EngineReady(device=str(engine.device)))
     while True:
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         serve(engine, connection, Heartbeat(arguments.heartbeat_fd))
     except (EOFError, ConnectionError):
         _log.info("the server has closed the socket")
-    except EngineBroken:
+    except EngineBrokenError:
         _log.exception("the engine gives up")
         return 1
     return 0

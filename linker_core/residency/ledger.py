@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from linker_core.errors import Conflict
+from linker_core.errors import ConflictError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,10 +42,10 @@ class Ledger:
         """Strikes a model; returns the bytes that only it held.
 
         Raises:
-            Conflict: Others alias its tensors; lists them.
+            ConflictError: Others alias its tensors; lists them.
         """
         if dependants := self.dependants(model):
-            raise Conflict(
+            raise ConflictError(
                 f"{model} is the donor of {', '.join(dependants)}. Remove these first.",
                 param="model",
             )

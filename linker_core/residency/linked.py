@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from linker_core.errors import BadCheckpoint
+from linker_core.errors import BadCheckpointError
 from linker_core.residency.loader import read_tensor
 from linker_core.residency.skeleton import build_skeleton
 from linker_core.sharing.plan import Policy, Rung, SharePlan, plan_donor, plan_variant
@@ -43,14 +43,14 @@ def load_linked(
         tier: A row of families.yaml in place of the two numbers.
 
     Raises:
-        BadCheckpoint: A checkpoint is damaged, the two are no family, or the donor model does not
-            come from a local directory.
-        InvalidRequest: Contradicting thresholds.
+        BadCheckpointError: A checkpoint is damaged, the two are no family, or the donor model does
+            not come from a local directory.
+        InvalidRequestError: Contradicting thresholds.
     """
     lender = donor if isinstance(donor, PreTrainedModel) else load_plain(donor)
     donor_path = Path(lender.name_or_path or "")
     if not lender.name_or_path or not donor_path.is_dir():
-        raise BadCheckpoint(
+        raise BadCheckpointError(
             "The donor model does not say which local directory it was loaded from "
             "(name_or_path). Load it with from_pretrained(directory)."
         )
@@ -74,7 +74,7 @@ def load_plain(path: str | PathLike[str]) -> PreTrainedModel:
     """Loads a model that shares nothing, on the CPU and in its checkpoint's type.
 
     Raises:
-        BadCheckpoint: See `Checkpoint.open`.
+        BadCheckpointError: See `Checkpoint.open`.
     """
     with Checkpoint.open(Path(path)) as checkpoint:
         return _assemble(checkpoint, plan_donor(checkpoint, fingerprint=""), None)

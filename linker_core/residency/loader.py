@@ -6,7 +6,7 @@ from collections.abc import Generator, Mapping
 
 import torch
 
-from linker_core.errors import BadCheckpoint, InsufficientCapacity
+from linker_core.errors import BadCheckpointError, InsufficientCapacityError
 from linker_core.residency.ledger import StoredTensor
 from linker_core.sharing.plan import Rung, SharePlan
 from linker_core.weights.checkpoint import Checkpoint
@@ -41,11 +41,11 @@ def load_tensors(
         Name -> stored tensor of the whole model; a tied head maps to the embedding's.
 
     Raises:
-        BadCheckpoint: The plan is not of this checkpoint or not of this donor, or a file changed.
-        InsufficientCapacity: The device cannot allocate a tensor.
+        BadCheckpointError: The plan is of another checkpoint or donor, or a file changed.
+        InsufficientCapacityError: The device cannot allocate a tensor.
     """
     if plan.rungs.keys() != checkpoint.tensors.keys():
-        raise BadCheckpoint("The plan lists other tensors than the checkpoint. Scan it again.")
+        raise BadCheckpointError("The plan lists other tensors than the checkpoint. Scan it again.")
     tensors: dict[str, StoredTensor] = {}
     done = 0
     for name, rung in plan.rungs.items():
@@ -67,8 +67,8 @@ def read_tensor(checkpoint: Checkpoint, name: str, *, device: torch.device) -> t
     """Returns one tensor of a checkpoint on the device, in the checkpoint's type.
 
     Raises:
-        BadCheckpoint: A file changed.
-        InsufficientCapacity: The device cannot allocate it.
+        BadCheckpointError: A file changed.
+        InsufficientCapacityError: The device cannot allocate it.
     """
     tensor = _allocate(checkpoint, name, device)
     for _ in _fill(tensor, checkpoint, name):
@@ -79,7 +79,9 @@ def read_tensor(checkpoint: Checkpoint, name: str, *, device: torch.device) -> t
 def _alias(name: str, checkpoint: Checkpoint, donor: Mapping[str, StoredTensor]) -> StoredTensor:
     stored = donor.get(name)
     if stored is None or tuple(stored.tensor.shape) != checkpoint.tensors[name].shape:
-        raise BadCheckpoint(f"The plan aliases {name}, which the donor does not have. Scan again.")
+        raise BadCheckpointError(
+            f"The plan aliases {name}, which the donor does not have. Scan again."
+        )
     return stored
 
 
@@ -88,7 +90,7 @@ def _allocate(checkpoint: Checkpoint, name: str, device: torch.device) -> torch.
     try:
         return torch.empty(info.shape, dtype=TORCH_DTYPES[info.dtype], device=device)
     except RuntimeError as error:  # what both allocators raise when they have nothing left
-        raise InsufficientCapacity(
+        raise InsufficientCapacityError(
             f"The device has no {info.nbytes} bytes for {name}. Remove a model or lower the budget."
         ) from error
 

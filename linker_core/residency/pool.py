@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from linker_core.errors import Conflict, InsufficientCapacity, ModelNotFound
+from linker_core.errors import ConflictError, InsufficientCapacityError, ModelNotFoundError
 from linker_core.residency.ledger import Ledger, StoredTensor, distinct
 from linker_core.residency.loader import load_tensors
 from linker_core.sharing.plan import SharePlan
@@ -57,13 +57,13 @@ class Pool:
             Bytes moved so far.
 
         Raises:
-            Conflict: The name is resident already, or the plan was made for another donor.
-            ModelNotFound: The donor is not resident.
-            InsufficientCapacity: The unique bytes do not fit.
-            BadCheckpoint: See `load_tensors`.
+            ConflictError: The name is resident already, or the plan was made for another donor.
+            ModelNotFoundError: The donor is not resident.
+            InsufficientCapacityError: The unique bytes do not fit.
+            BadCheckpointError: See `load_tensors`.
         """
         if model in self._variants or model in self._arriving:
-            raise Conflict(f"{model} is resident already.", param="model")
+            raise ConflictError(f"{model} is resident already.", param="model")
         lender = self._lender(plan, donor)
         self._require(plan.unique_bytes, what=f"the unique weights of {model}")
         self._arriving[model] = plan.unique_bytes
@@ -72,7 +72,7 @@ class Pool:
                 checkpoint, plan, lender.tensors if lender else {}, device=self.device
             )
             if donor is not None and donor not in self._variants:
-                raise ModelNotFound(f"The donor {donor} left while {model} was loading.")
+                raise ModelNotFoundError(f"The donor {donor} left while {model} was loading.")
         finally:
             del self._arriving[model]
         variant = ResidentVariant(
@@ -86,8 +86,8 @@ class Pool:
         """Forgets a model; returns the bytes that are free once nobody else holds its tensors.
 
         Raises:
-            ModelNotFound: Not resident.
-            Conflict: It is the donor of others.
+            ModelNotFoundError: Not resident.
+            ConflictError: It is the donor of others.
         """
         self.get(model)
         freed = self.ledger.remove(model)
@@ -98,10 +98,10 @@ class Pool:
         """Returns a resident model.
 
         Raises:
-            ModelNotFound: Not resident.
+            ModelNotFoundError: Not resident.
         """
         if model not in self._variants:
-            raise ModelNotFound(f"The model {model!r:.120} is not resident.", param="model")
+            raise ModelNotFoundError(f"The model {model!r:.120} is not resident.", param="model")
         return self._variants[model]
 
     def models(self) -> list[ResidentVariant]:
@@ -112,7 +112,7 @@ class Pool:
         """Sets bytes aside for a family's KV cache.
 
         Raises:
-            InsufficientCapacity: They do not fit.
+            InsufficientCapacityError: They do not fit.
         """
         assert family not in self._kv_bytes
         self._require(nbytes, what=f"the KV cache of {family}")
@@ -148,13 +148,13 @@ class Pool:
             return None
         lender = self.get(donor)
         if plan.donor_fingerprint != lender.plan.variant_fingerprint:
-            raise Conflict(f"The plan was made for another donor than {donor}. Scan again.")
+            raise ConflictError(f"The plan was made for another donor than {donor}. Scan again.")
         return lender
 
     def _require(self, nbytes: int, *, what: str) -> None:
         free = self.free_bytes()
         if nbytes > free:
-            raise InsufficientCapacity(
+            raise InsufficientCapacityError(
                 f"{nbytes} bytes are needed for {what}, {max(free, 0)} are free. "
                 "Remove a model or raise the memory budget."
             )

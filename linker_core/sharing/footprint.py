@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from linker_core.errors import InvalidRequest
+from linker_core.errors import InvalidRequestError
 from linker_core.weights.architecture import DTYPE_BYTES, ModelConfig, expected_tensors
 from linker_core.weights.keys import parse_key
 
@@ -30,17 +30,19 @@ def footprint(
         dtype: A key of DTYPE_BYTES.
 
     Raises:
-        InvalidRequest: More shared blocks than the model has, or fewer than one variant.
+        InvalidRequestError: More shared blocks than the model has, or fewer than one variant.
     """
     if shared_blocks is None:
         shared_blocks = config.num_layers
     if not 0 <= shared_blocks <= config.num_layers:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"shared_blocks is {shared_blocks}, the model has {config.num_layers} blocks.",
             param="shared_blocks",
         )
     if num_variants < 1:
-        raise InvalidRequest(f"variants is {num_variants}, expected 1 or more.", param="variants")
+        raise InvalidRequestError(
+            f"variants is {num_variants}, expected 1 or more.", param="variants"
+        )
     item_bytes = DTYPE_BYTES[dtype]
     single = block = 0
     for name, shape in expected_tensors(config).items():

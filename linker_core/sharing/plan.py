@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Self
 
-from linker_core.errors import InvalidRequest
+from linker_core.errors import InvalidRequestError
 from linker_core.sharing.scan import Region, ScanReport
 from linker_core.sharing.thresholds import Thresholds, choose_thresholds
 from linker_core.weights.checkpoint import Checkpoint
@@ -148,7 +148,7 @@ def plan_variant(
         tier: Name of a row in families.yaml; only under THRESHOLDS.
 
     Raises:
-        InvalidRequest: Thresholds that contradict each other or the policy.
+        InvalidRequestError: Thresholds that contradict each other or the policy.
     """
     thresholds = None
     if policy is Policy.THRESHOLDS:
@@ -190,11 +190,11 @@ def refuse_thresholds(
     """Refuses thresholds beside a policy that has none.
 
     Raises:
-        InvalidRequest: Names the first one given.
+        InvalidRequestError: Names the first one given.
     """
     for param, value in (("tau_cos", tau_cos), ("tau_frob", tau_frob), ("tier", tier)):
         if value is not None:
-            raise InvalidRequest(f"{param} has no meaning under policy {policy}.", param=param)
+            raise InvalidRequestError(f"{param} has no meaning under policy {policy}.", param=param)
 
 
 def count_blocks(rungs: Mapping[str, Rung], checkpoint: Checkpoint) -> BlockCounts:

@@ -13,7 +13,7 @@ from enum import StrEnum
 from statistics import fmean
 from typing import Any, Self
 
-from linker_core.errors import BadCheckpoint
+from linker_core.errors import BadCheckpointError
 from linker_core.sharing.similarity import PairSums, TileReader, compare, count_nonfinite
 from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.checkpoint import Checkpoint
@@ -125,7 +125,7 @@ def scan(donor: Checkpoint, variant: Checkpoint, *, progress: Progress | None = 
         progress: Called from several threads with bytes read and bytes to read.
 
     Raises:
-        BadCheckpoint: Different families, NaN or infinite weights, or a file that changed.
+        BadCheckpointError: Different families, NaN or infinite weights, or a file that changed.
     """
     check_same_family(donor.config, variant.config)
     started = time.monotonic()
@@ -175,7 +175,7 @@ def check_finite(checkpoint: Checkpoint, *, names: Iterable[str] | None = None) 
         names: The tensors to look at; None means all.
 
     Raises:
-        BadCheckpoint: Names the first such tensor.
+        BadCheckpointError: Names the first such tensor.
     """
     reader = TileReader(checkpoint)
     counts = {
@@ -191,7 +191,7 @@ def check_same_family(donor: ModelConfig, variant: ModelConfig) -> None:
     Vocabulary, context length, special tokens and tying belong to the variant and may differ.
 
     Raises:
-        BadCheckpoint: Lists the fields that differ, with both values.
+        BadCheckpointError: Lists the fields that differ, with both values.
     """
     own = {
         "vocab_size", "max_position_embeddings", "eos_token_ids", "bos_token_id", "dtype",
@@ -203,7 +203,7 @@ def check_same_family(donor: ModelConfig, variant: ModelConfig) -> None:
         for field in a
         if field not in own and a[field] != b[field]
     ]:
-        raise BadCheckpoint(
+        raise BadCheckpointError(
             "The variant is no fine-tune of this donor: "
             + "; ".join(differences[:5])
             + ". Name another donor, or onboard it as a donor of its own."
@@ -254,7 +254,7 @@ def _refuse_nonfinite(checkpoint: Checkpoint, counts: Mapping[str, int]) -> None
     for name, count in counts.items():
         if count:
             file = checkpoint.shard_names[checkpoint.tensors[name].shard]
-            raise BadCheckpoint(
+            raise BadCheckpointError(
                 f"{file}: tensor {name} has NaN or infinite weights ({count} seen). The training "
                 "run that wrote it diverged; export an earlier step."
             )

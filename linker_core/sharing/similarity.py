@@ -73,7 +73,7 @@ class TileReader:
             count: How many, at most a tile.
 
         Raises:
-            BadCheckpoint: The file changed.
+            BadCheckpointError: The file changed.
         """
         dtype = self._checkpoint.tensors[name].dtype
         word_type = _WORD_TYPES[dtype]
@@ -109,7 +109,7 @@ def compare(
         progress: Called with the number of elements compared since the last call.
 
     Raises:
-        BadCheckpoint: A file changed.
+        BadCheckpointError: A file changed.
     """
     dot = donor_square = variant_square = delta_square = 0.0
     identical, num_nonfinite = True, 0

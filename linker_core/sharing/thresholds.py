@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from linker_core.errors import InvalidRequest
+from linker_core.errors import InvalidRequestError
 from linker_core.sharing.scan import BlockScan, ScanReport
 from linker_core.weights.architecture import ModelConfig
 
@@ -83,15 +83,15 @@ def choose_thresholds(
         donor_fingerprint: Looked up among the tiers' known donors.
 
     Raises:
-        InvalidRequest: One τ without the other, τ and a tier at once, an unknown tier, or a τ out
-            of range.
+        InvalidRequestError: One τ without the other, τ and a tier at once, an unknown tier, or a τ
+            out of range.
     """
     tiers = load_tiers()
     if tau_cos is not None or tau_frob is not None:
         return _explicit(tau_cos, tau_frob, tier)
     if tier is not None:
         if tier not in tiers:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"Unknown tier {tier!r:.60}; known are {', '.join(tiers)}.", param="tier"
             )
         return _of_tier(tiers[tier])
@@ -114,15 +114,15 @@ def suggest_tier(config: ModelConfig) -> str | None:
 def _explicit(tau_cos: float | None, tau_frob: float | None, tier: str | None) -> Thresholds:
     if tau_cos is None or tau_frob is None:
         missing = "tau_cos" if tau_cos is None else "tau_frob"
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"{missing} is missing: BS Eq. 3 needs both thresholds, or neither.", param=missing
         )
     if tier is not None:
-        raise InvalidRequest("Give thresholds or a tier, not both.", param="tier")
+        raise InvalidRequestError("Give thresholds or a tier, not both.", param="tier")
     if not -1.0 <= tau_cos <= 1.0:
-        raise InvalidRequest(f"tau_cos is {tau_cos}, expected -1 to 1.", param="tau_cos")
+        raise InvalidRequestError(f"tau_cos is {tau_cos}, expected -1 to 1.", param="tau_cos")
     if not 0.0 <= tau_frob < float("inf"):
-        raise InvalidRequest(f"tau_frob is {tau_frob}, expected 0 or more.", param="tau_frob")
+        raise InvalidRequestError(f"tau_frob is {tau_frob}, expected 0 or more.", param="tau_frob")
     return Thresholds(tau_cos=tau_cos, tau_frob=tau_frob, source="explicit")
 
 

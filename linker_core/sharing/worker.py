@@ -43,8 +43,8 @@ def examine(variant_path: Path, donor_path: Path | None, *, scanned: bool) -> di
     """Returns fingerprints and, for a pair, the report, as JSON values.
 
     Raises:
-        BadCheckpoint: See `scan` and `check_finite`.
-        UnsupportedFormat: See `Checkpoint.open`.
+        BadCheckpointError: See `scan` and `check_finite`.
+        UnsupportedFormatError: See `Checkpoint.open`.
     """
     with ExitStack() as stack:
         variant = stack.enter_context(Checkpoint.open(variant_path))

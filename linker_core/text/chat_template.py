@@ -19,7 +19,7 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from linker_core.errors import BadCheckpoint, InvalidRequest
+from linker_core.errors import BadCheckpointError, InvalidRequestError
 from linker_core.text.tokenizer import read_text, read_tokenizer_config
 
 MAX_PROMPT_CHARS: Final = 4 << 20
@@ -51,18 +51,18 @@ class ChatTemplate:
             origin: Where it came from, for messages.
 
         Raises:
-            BadCheckpoint: The template is too long or does not compile.
+            BadCheckpointError: The template is too long or does not compile.
         """
         if len(source) > MAX_TEMPLATE_CHARS:
-            raise BadCheckpoint(f"{origin}: longer than {MAX_TEMPLATE_CHARS} characters")
+            raise BadCheckpointError(f"{origin}: longer than {MAX_TEMPLATE_CHARS} characters")
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateSyntaxError as error:
-            raise BadCheckpoint(
+            raise BadCheckpointError(
                 f"{origin}: line {error.lineno} does not compile: {_bounded(error)}"
             ) from error
         except _TEMPLATE_FAILURES as error:
-            raise BadCheckpoint(f"{origin}: does not compile: {_bounded(error)}") from error
+            raise BadCheckpointError(f"{origin}: does not compile: {_bounded(error)}") from error
 
     @classmethod
     def load(cls, directory: Path) -> Self | None:
@@ -72,7 +72,7 @@ class ChatTemplate:
         or a list of named templates of which `default` is taken.
 
         Raises:
-            BadCheckpoint: The files are damaged, or the template does not compile.
+            BadCheckpointError: The files are damaged, or the template does not compile.
         """
         source = read_text(directory / "chat_template.jinja")
         if source is not None:
@@ -84,7 +84,7 @@ class ChatTemplate:
             return None
         origin = "tokenizer_config.json: chat_template"
         if not isinstance(value, str):
-            raise BadCheckpoint(f"{origin}: neither a text nor a list of named templates")
+            raise BadCheckpointError(f"{origin}: neither a text nor a list of named templates")
         return cls(value, origin=origin)
 
     def render(
@@ -106,7 +106,7 @@ class ChatTemplate:
             eos_token: Likewise.
 
         Raises:
-            InvalidRequest: The template refuses these messages, or its text grows out of bounds.
+            InvalidRequestError: The template refuses these messages, or its text grows too long.
         """
         special = {"bos_token": bos_token, "eos_token": eos_token}
         parts: list[str] = []
@@ -124,7 +124,7 @@ class ChatTemplate:
                     raise _too_long()
                 parts.append(part)
         except _TEMPLATE_FAILURES as error:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"the model's chat template refuses these messages: {_bounded(error)}",
                 param="messages",
             ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from linker_core.errors import InvalidRequest
+from linker_core.errors import InvalidRequestError
 from linker_core.text.tokenizer import Tokenizer
 
 _REPLACEMENT: Final = "\N{REPLACEMENT CHARACTER}"
@@ -49,10 +49,10 @@ class Detokenizer:
             include_stop: Whether the stop string itself belongs to the text.
 
         Raises:
-            InvalidRequest: A stop string is empty.
+            InvalidRequestError: A stop string is empty.
         """
         if not all(stop):
-            raise InvalidRequest("a stop string is empty; leave it out", param="stop")
+            raise InvalidRequestError("a stop string is empty; leave it out", param="stop")
         self.stopped = False
         self._tokenizer = tokenizer
         self._stop = tuple(stop)

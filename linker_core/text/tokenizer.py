@@ -13,7 +13,7 @@ from typing import Final, Self
 
 import tokenizers
 
-from linker_core.errors import BadCheckpoint, InvalidRequest, LinkerError
+from linker_core.errors import BadCheckpointError, InvalidRequestError, LinkerError
 
 MAX_FILE_BYTES: Final = 64 << 20  # the largest known tokenizer.json has 34 MB
 MAX_ADDED_TOKENS: Final = 65_536  # each costs a pattern of the splitter; a million take minutes
@@ -49,22 +49,22 @@ class Tokenizer:
         """Reads `tokenizer.json` and, for the names of bos and eos, `tokenizer_config.json`.
 
         Raises:
-            BadCheckpoint: A file is missing, too large, malformed, or crashes the tokenizer.
+            BadCheckpointError: A file is missing, too large, malformed, or crashes the tokenizer.
         """
         path = directory / "tokenizer.json"
         text = read_text(path)
         if text is None:
-            raise BadCheckpoint(
+            raise BadCheckpointError(
                 f"{path.name}: no such file beside the weights, so the model cannot read text; "
                 "save the tokenizer with the model (save_pretrained writes it)"
             )
         record = parse_object(text, path)
         added = record.get("added_tokens") or ()
         if not isinstance(added, Sequence) or len(added) > MAX_ADDED_TOKENS:
-            raise BadCheckpoint(
+            raise BadCheckpointError(
                 f"{path.name}: added_tokens is not a list of at most {MAX_ADDED_TOKENS} entries"
             )
-        with _failures_as(BadCheckpoint(f"{path.name}: not a tokenizer that can be used")):
+        with _failures_as(BadCheckpointError(f"{path.name}: not a tokenizer that can be used")):
             inner = tokenizers.Tokenizer.from_str(text)
             special = read_tokenizer_config(directory)
             tokenizer = cls(
@@ -83,25 +83,25 @@ class Tokenizer:
             add_special_tokens: Whether bos and the like are added as the tokenizer prescribes.
 
         Raises:
-            InvalidRequest: The text is not Unicode, or this tokenizer fails on it.
+            InvalidRequestError: The text is not Unicode, or this tokenizer fails on it.
         """
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"the text holds half of a surrogate pair at character {error.start}; "
                 "send whole characters"
             ) from error
-        with _failures_as(InvalidRequest("the model's tokenizer failed on this text")):
+        with _failures_as(InvalidRequestError("the model's tokenizer failed on this text")):
             return list(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
 
     def decode(self, ids: Iterable[int], *, skip_special_tokens: bool = True) -> str:
         """Returns the text of `ids`; ids without a token give nothing, broken UTF-8 gives U+FFFD.
 
         Raises:
-            InvalidRequest: This tokenizer fails on these ids.
+            InvalidRequestError: This tokenizer fails on these ids.
         """
-        with _failures_as(InvalidRequest("the model's tokenizer failed on these token ids")):
+        with _failures_as(InvalidRequestError("the model's tokenizer failed on these token ids")):
             return self._inner.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def token_text(self, token_id: int) -> str:
@@ -120,7 +120,7 @@ def read_text(path: Path) -> str | None:
     """Returns a small UTF-8 file of a checkpoint, or None where there is none.
 
     Raises:
-        BadCheckpoint: The file is larger than `MAX_FILE_BYTES`, unreadable, or not UTF-8.
+        BadCheckpointError: The file is larger than `MAX_FILE_BYTES`, unreadable, or not UTF-8.
     """
     try:
         with path.open("rb") as file:
@@ -128,27 +128,27 @@ def read_text(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise BadCheckpoint(f"{path.name}: cannot be read: {error.strerror}") from error
+        raise BadCheckpointError(f"{path.name}: cannot be read: {error.strerror}") from error
     if len(data) > MAX_FILE_BYTES:
-        raise BadCheckpoint(f"{path.name}: larger than {MAX_FILE_BYTES >> 20} MiB")
+        raise BadCheckpointError(f"{path.name}: larger than {MAX_FILE_BYTES >> 20} MiB")
     try:
         return data.decode()
     except UnicodeDecodeError as error:
-        raise BadCheckpoint(f"{path.name}: not UTF-8 at byte {error.start}") from error
+        raise BadCheckpointError(f"{path.name}: not UTF-8 at byte {error.start}") from error
 
 
 def parse_object(text: str, path: Path) -> Mapping[str, object]:
     """Parses a JSON object of a checkpoint.
 
     Raises:
-        BadCheckpoint: Malformed JSON, or something else than an object.
+        BadCheckpointError: Malformed JSON, or something else than an object.
     """
     try:
         record = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise BadCheckpoint(f"{path.name}: not valid JSON: {str(error)[:200]}") from error
+        raise BadCheckpointError(f"{path.name}: not valid JSON: {str(error)[:200]}") from error
     if not isinstance(record, dict):
-        raise BadCheckpoint(f"{path.name}: holds no JSON object")
+        raise BadCheckpointError(f"{path.name}: holds no JSON object")
     return record
 
 
@@ -156,7 +156,7 @@ def read_tokenizer_config(directory: Path) -> Mapping[str, object]:
     """Returns `tokenizer_config.json`, empty where there is none.
 
     Raises:
-        BadCheckpoint: The file is damaged.
+        BadCheckpointError: The file is damaged.
     """
     path = directory / "tokenizer_config.json"
     text = read_text(path)
@@ -168,7 +168,7 @@ def _token_name(config: Mapping[str, object], key: str) -> str | None:
     if isinstance(value, Mapping):  # the form that keeps the added token's flags
         value = value.get("content")
     if value is not None and not isinstance(value, str):
-        raise BadCheckpoint(f"tokenizer_config.json: {key} is neither a text nor a token")
+        raise BadCheckpointError(f"tokenizer_config.json: {key} is neither a text nor a token")
     return value
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from linker_core.errors import BadCheckpoint, UnsupportedFormat
+from linker_core.errors import BadCheckpointError, UnsupportedFormatError
 from linker_core.weights.fields import Fields
 from linker_core.weights.keys import EMBED_NAME, FINAL_NORM_NAME, LM_HEAD_NAME, block_name
 
@@ -78,9 +78,9 @@ def parse_config(record: Mapping[str, Any], *, source: str = CONFIG_FILE) -> Mod
         source: How error messages call the file.
 
     Raises:
-        UnsupportedFormat: Another architecture, quantised weights, custom code, or a rope whose
-            frequencies depend on the batch.
-        BadCheckpoint: A value that is missing, of another type or out of bounds.
+        UnsupportedFormatError: Another architecture, quantised weights, custom code, or a rope
+            whose frequencies depend on the batch.
+        BadCheckpointError: A value that is missing, of another type or out of bounds.
     """
     fields = Fields(record, source)
     architecture = _architecture(fields)
@@ -183,18 +183,18 @@ def _block_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def _architecture(fields: Fields) -> Architecture:
     record, source = fields.record, fields.source
     if record.get("auto_map") or record.get("trust_remote_code"):
-        raise UnsupportedFormat(
+        raise UnsupportedFormatError(
             f"{source}: names custom code (auto_map or trust_remote_code), which is never run. "
             "Export the model in one of the built-in architectures."
         )
     if record.get("quantization_config") or record.get("compression_config"):
-        raise UnsupportedFormat(
+        raise UnsupportedFormatError(
             f"{source}: weights are quantised. Give the bfloat16, float16 or float32 checkpoint."
         )
     named = record.get("architectures")
     known = [architecture.value for architecture in Architecture]
     if not isinstance(named, list) or len(named) != 1 or named[0] not in known:
-        raise UnsupportedFormat(
+        raise UnsupportedFormatError(
             f"{source}: architectures is {named!r:.80}, expected one of {', '.join(known)}."
         )
     return Architecture(named[0])
@@ -275,13 +275,15 @@ def _rope(fields: Fields) -> Rope:
     theta = theta_owner.number("rope_theta", low=1.0, high=1e12, default=10_000.0)
     kind = stated.get("rope_type") or stated.get("type") or "default"
     if kind not in ("default", "linear", "llama3"):
-        raise UnsupportedFormat(
+        raise UnsupportedFormatError(
             f"{fields.source}: rope type {kind!r:.40} is not served (default, linear and llama3 "
             "are): its frequencies would depend on what else is in the batch."
         )
     for holder in (fields, rope):
         if holder.number("partial_rotary_factor", low=0.0, high=1.0, default=1.0) != 1.0:
-            raise UnsupportedFormat(f"{fields.source}: partial rotary embeddings are not served.")
+            raise UnsupportedFormatError(
+                f"{fields.source}: partial rotary embeddings are not served."
+            )
     if kind == "default":
         return Rope(theta=theta)
     factor = rope.number("factor", low=1.0, high=1e4)
@@ -290,7 +292,7 @@ def _rope(fields: Fields) -> Rope:
     low_freq = rope.number("low_freq_factor", low=1e-3, high=1e4)
     high_freq = rope.number("high_freq_factor", low=1e-3, high=1e4)
     if high_freq <= low_freq:
-        raise BadCheckpoint(f"{rope.source}: high_freq_factor must exceed low_freq_factor.")
+        raise BadCheckpointError(f"{rope.source}: high_freq_factor must exceed low_freq_factor.")
     return Rope(
         theta=theta,
         kind=kind,

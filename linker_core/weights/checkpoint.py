@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Self
 
-from linker_core.errors import BadCheckpoint, UnsupportedFormat
+from linker_core.errors import BadCheckpointError, UnsupportedFormatError
 from linker_core.weights.architecture import (
     CONFIG_FILE,
     ModelConfig,
@@ -74,8 +74,8 @@ class Checkpoint:
         """Opens and validates a directory.
 
         Raises:
-            UnsupportedFormat: Pickles, custom code, quantised weights, another architecture.
-            BadCheckpoint: Damaged, inconsistent or dishonest files; names file, tensor and remedy.
+            UnsupportedFormatError: Pickles, custom code, quantised weights, another architecture.
+            BadCheckpointError: Damaged or dishonest files; names file, tensor and remedy.
         """
         return cls(Path(path))
 
@@ -102,7 +102,7 @@ class Checkpoint:
             offset_bytes: Where in the tensor to begin.
 
         Raises:
-            BadCheckpoint: The file became shorter, or the disk failed.
+            BadCheckpointError: The file became shorter, or the disk failed.
         """
         tensor = self.tensors[name]
         assert 0 <= offset_bytes <= tensor.nbytes - len(buffer)
@@ -135,9 +135,9 @@ class Checkpoint:
                 raise self._unreadable(tensor, "the file became shorter while it was read")
             position, rest = position + count, rest[count:]
 
-    def _unreadable(self, tensor: TensorInfo, why: str) -> BadCheckpoint:
+    def _unreadable(self, tensor: TensorInfo, why: str) -> BadCheckpointError:
         file = self.shard_names[tensor.shard]
-        return BadCheckpoint(f"{file}: tensor {tensor.name} cannot be read: {why}.")
+        return BadCheckpointError(f"{file}: tensor {tensor.name} cannot be read: {why}.")
 
     def _read_generation(self, names: list[str]) -> None:
         record: dict[str, object] = {}
@@ -173,7 +173,9 @@ class Checkpoint:
             self._shards.append(open_regular(self._directory, name))
             for tensor in read_header(self._shards[number], file=name, shard=number):
                 if tensor.name in stored:
-                    raise BadCheckpoint(f"{name}: tensor {tensor.name} is in another shard too.")
+                    raise BadCheckpointError(
+                        f"{name}: tensor {tensor.name} is in another shard too."
+                    )
                 stored[tensor.name] = tensor
         if index is not None:
             _check_index(index, stored, self.shard_names)
@@ -184,13 +186,13 @@ class Checkpoint:
         expected = expected_tensors(self.config)
         extras = [name for name in stored if name not in expected]
         if missing := [name for name in expected if name not in stored]:
-            raise BadCheckpoint(
+            raise BadCheckpointError(
                 f"{CONFIG_FILE} describes {len(expected)} tensors; {len(missing)} are missing, "
                 f"first {', '.join(missing[:3])}. Copy all shards of the same model."
             )
         for name, shape in expected.items():
             if stored[name].shape != shape:
-                raise BadCheckpoint(
+                raise BadCheckpointError(
                     f"{self.shard_names[stored[name].shard]}: tensor {name} has shape "
                     f"{list(stored[name].shape)}, {CONFIG_FILE} asks for {list(shape)}."
                 )
@@ -203,7 +205,7 @@ class Checkpoint:
             return f"{extra.name} ignored: rope frequencies follow from the config"
         if extra.name == LM_HEAD_NAME and self._same_bytes(extra, stored[EMBED_NAME]):
             return f"{extra.name} ignored: equal to the embedding it is tied to"
-        raise BadCheckpoint(
+        raise BadCheckpointError(
             f"{self.shard_names[extra.shard]}: tensor {extra.name} is not part of a "
             f"{self.config.architecture} of this config. Mend the config or drop the tensor."
         )
@@ -225,25 +227,25 @@ def _shard_names(names: list[str], index: dict[str, object] | None) -> list[str]
     """Returns the weight files in order; a single file needs no index."""
     present = sorted(n for n in names if n.startswith("model") and n.endswith(".safetensors"))
     if not present:
-        raise UnsupportedFormat(
+        raise UnsupportedFormatError(
             "The directory holds no model*.safetensors file. Convert the weights to safetensors."
         )
     if index is None:
         if present != [SINGLE_FILE]:
-            raise BadCheckpoint(
+            raise BadCheckpointError(
                 f"{present[0]:.100}: shards without {INDEX_FILE}. Copy the index too."
             )
         return present
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        raise BadCheckpoint(f"{INDEX_FILE}: weight_map is not an object of file names.")
+        raise BadCheckpointError(f"{INDEX_FILE}: weight_map is not an object of file names.")
     named = sorted(set(weight_map.values()))
     for name in named:
         if name != Path(name).name:
-            raise BadCheckpoint(f"{INDEX_FILE}: {name!r:.100} is not a plain file name.")
+            raise BadCheckpointError(f"{INDEX_FILE}: {name!r:.100} is not a plain file name.")
     if named != present or len(named) > _MAX_SHARDS:
         odd = sorted(set(named) ^ set(present))
-        raise BadCheckpoint(
+        raise BadCheckpointError(
             f"{INDEX_FILE}: names {len(named)} shards, the directory has {len(present)}; "
             f"first difference {odd[0] if odd else named[0]!r:.100}. Copy all shards of one model."
         )
@@ -260,11 +262,13 @@ def _check_index(
     if odd := sorted(
         k for k in weight_map.keys() | actual.keys() if weight_map.get(k) != actual.get(k)
     ):
-        raise BadCheckpoint(
+        raise BadCheckpointError(
             f"{INDEX_FILE}: disagrees with the shards on {len(odd)} tensors, first {odd[0]!r:.100}."
         )
     metadata = index.get("metadata")
     stated = metadata.get("total_size") if isinstance(metadata, dict) else None
     total = sum(tensor.nbytes for tensor in stored.values())
     if stated is not None and stated != total:
-        raise BadCheckpoint(f"{INDEX_FILE}: total_size is {stated!r:.40}, the shards hold {total}.")
+        raise BadCheckpointError(
+            f"{INDEX_FILE}: total_size is {stated!r:.40}, the shards hold {total}."
+        )

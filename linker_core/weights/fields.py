@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from linker_core.errors import BadCheckpoint
+from linker_core.errors import BadCheckpointError
 
 
 class Fields:
@@ -22,7 +22,7 @@ class Fields:
         """Returns an integer within [low, high]; absent or null means `default`.
 
         Raises:
-            BadCheckpoint: Missing without a default, not an integer, or out of range.
+            BadCheckpointError: Missing without a default, not an integer, or out of range.
         """
         value = self.record.get(key)
         if value is None:
@@ -35,7 +35,7 @@ class Fields:
         """Returns a number within [low, high] as a float; absent or null means `default`.
 
         Raises:
-            BadCheckpoint: Missing without a default, not a number, or out of range.
+            BadCheckpointError: Missing without a default, not a number, or out of range.
         """
         value = self.record.get(key)
         if value is None:
@@ -58,7 +58,7 @@ class Fields:
         """Returns true or false; absent or null means `default`.
 
         Raises:
-            BadCheckpoint: Anything else.
+            BadCheckpointError: Anything else.
         """
         value = self.record.get(key)
         if value is None:
@@ -71,7 +71,7 @@ class Fields:
         """Returns one of `options`; absent or null means `default`.
 
         Raises:
-            BadCheckpoint: Missing without a default, or another value.
+            BadCheckpointError: Missing without a default, or another value.
         """
         value = self.record.get(key)
         if value is None:
@@ -84,7 +84,7 @@ class Fields:
         """Returns a token id or a list of them as a tuple; absent or null means none.
 
         Raises:
-            BadCheckpoint: Not made of integers from 0 to 2**22, or more than 64 of them.
+            BadCheckpointError: Not made of integers from 0 to 2**22, or more than 64 of them.
         """
         value = self.record.get(key)
         ids = value if isinstance(value, list) else [] if value is None else [value]
@@ -92,9 +92,9 @@ class Fields:
             raise self.refuse(key, value, "a token id or a list of at most 64")
         return tuple(ids)
 
-    def refuse(self, key: str, value: object, expected: str) -> BadCheckpoint:
+    def refuse(self, key: str, value: object, expected: str) -> BadCheckpointError:
         """Returns the error for a value that is not `expected`, the value bounded."""
         shown = "missing" if value is None else f"{value!r:.60}"
-        return BadCheckpoint(
+        return BadCheckpointError(
             f"{self.source}: {key} is {shown}, expected {expected}. Mend the file."
         )

@@ -6,7 +6,7 @@ import os
 import stat
 from pathlib import Path
 
-from linker_core.errors import BadCheckpoint, UnsupportedFormat
+from linker_core.errors import BadCheckpointError, UnsupportedFormatError
 from linker_core.weights import strict_json
 
 # Formats that can hold code or that are not safetensors. They are never opened.
@@ -22,12 +22,12 @@ def open_directory(path: Path) -> int:
     """Returns a descriptor of a directory; files are opened relative to it from then on.
 
     Raises:
-        BadCheckpoint: Not there, or not a directory.
+        BadCheckpointError: Not there, or not a directory.
     """
     try:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise BadCheckpoint(
+        raise BadCheckpointError(
             f"The checkpoint directory cannot be opened: {os.strerror(error.errno or 0)}. "
             "Give a directory with config.json and safetensors files."
         ) from error
@@ -37,21 +37,21 @@ def open_regular(directory_fd: int, name: str) -> int:
     """Returns a read-only descriptor of a regular file in the directory.
 
     Raises:
-        BadCheckpoint: Missing, a link, a FIFO, a device, or a name that leaves the directory.
+        BadCheckpointError: Missing, a link, a FIFO, a device, or a name that leaves the directory.
     """
     if name != Path(name).name or name in ("", ".", ".."):
-        raise BadCheckpoint(f"{name!r:.100} is not a plain file name. Name files, not paths.")
+        raise BadCheckpointError(f"{name!r:.100} is not a plain file name. Name files, not paths.")
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
         descriptor = os.open(name, flags, dir_fd=directory_fd)
     except OSError as error:
-        raise BadCheckpoint(
+        raise BadCheckpointError(
             f"{name:.100}: cannot be opened ({os.strerror(error.errno or 0)}). Checkpoints are "
             "regular files; copy links' targets into the directory."
         ) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise BadCheckpoint(f"{name:.100}: is not a regular file.")
+        raise BadCheckpointError(f"{name:.100}: is not a regular file.")
     return descriptor
 
 
@@ -59,19 +59,19 @@ def read_json(directory_fd: int, name: str, *, max_bytes: int) -> dict[str, obje
     """Returns the JSON object in a small file.
 
     Raises:
-        BadCheckpoint: Missing, larger than `max_bytes`, or not one strict JSON object.
+        BadCheckpointError: Missing, larger than `max_bytes`, or not one strict JSON object.
     """
     descriptor = open_regular(directory_fd, name)
     with os.fdopen(descriptor, "rb") as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
-        raise BadCheckpoint(f"{name}: larger than the {max_bytes} bytes that are read.")
+        raise BadCheckpointError(f"{name}: larger than the {max_bytes} bytes that are read.")
     try:
         record = strict_json.parse(data)
     except ValueError as error:
-        raise BadCheckpoint(f"{name}: not valid JSON: {error!s:.200}.") from error
+        raise BadCheckpointError(f"{name}: not valid JSON: {error!s:.200}.") from error
     if not isinstance(record, dict):
-        raise BadCheckpoint(f"{name}: holds no JSON object.")
+        raise BadCheckpointError(f"{name}: holds no JSON object.")
     return record
 
 
@@ -79,16 +79,16 @@ def refuse_foreign_formats(names: list[str]) -> None:
     """Refuses a directory that holds pickles, archives of other formats, or code.
 
     Raises:
-        UnsupportedFormat: Names the first such file and the remedy.
+        UnsupportedFormatError: Names the first such file and the remedy.
     """
     for name in sorted(names):
         trainer_file = name in _TRAINER_FILES or name.startswith("rng_state")
         if name.lower().endswith(_FOREIGN_WEIGHTS) and not trainer_file:
-            raise UnsupportedFormat(
+            raise UnsupportedFormatError(
                 f"{name:.100}: weights are accepted as safetensors only. Convert them, and leave "
                 "other formats out of the directory."
             )
         if name.endswith((".py", ".pyc", ".so")):
-            raise UnsupportedFormat(
+            raise UnsupportedFormatError(
                 f"{name:.100}: custom code is never run. Leave it out of the directory."
             )

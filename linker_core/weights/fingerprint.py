@@ -9,7 +9,7 @@ from dataclasses import asdict
 
 from blake3 import blake3
 
-from linker_core.errors import BadCheckpoint
+from linker_core.errors import BadCheckpointError
 from linker_core.weights.checkpoint import Checkpoint
 
 _CHUNK_BYTES = 4 << 20
@@ -28,7 +28,7 @@ def fingerprint(
         progress: Called with bytes done and bytes in all.
 
     Raises:
-        BadCheckpoint: A file changed its size since it was opened.
+        BadCheckpointError: A file changed its size since it was opened.
     """
     digest = hashlib.sha256(json.dumps(asdict(checkpoint.config), sort_keys=True).encode())
     for name, tensor in sorted(checkpoint.tensors.items()):
@@ -45,7 +45,7 @@ def fingerprint(
             if progress is not None:
                 progress(done, sum(sizes))
         if offset != size:
-            raise BadCheckpoint(
+            raise BadCheckpointError(
                 f"{checkpoint.shard_names[shard]}: changed its size while it was read."
             )
         digest.update(b"\n" + tree.digest())

@@ -13,7 +13,7 @@ import struct
 from dataclasses import dataclass
 from typing import Any
 
-from linker_core.errors import BadCheckpoint, UnsupportedFormat
+from linker_core.errors import BadCheckpointError, UnsupportedFormatError
 from linker_core.weights import strict_json
 
 MAX_HEADER_BYTES = 16 << 20
@@ -47,17 +47,17 @@ def read_header(descriptor: int, *, file: str, shard: int) -> list[TensorInfo]:
         The tensors in the order of their data.
 
     Raises:
-        BadCheckpoint: Anything the format forbids, or a file whose size is not what it declares.
-        UnsupportedFormat: A tensor of another type than BF16, F16, F32.
+        BadCheckpointError: Anything the format forbids, or a file of another size than declared.
+        UnsupportedFormatError: A tensor of another type than BF16, F16, F32.
     """
     file_bytes = os.fstat(descriptor).st_size
     header_bytes = _header_length(descriptor, file, file_bytes)
     try:
         header = strict_json.parse(os.pread(descriptor, header_bytes, _LENGTH_BYTES), max_depth=8)
     except ValueError as error:
-        raise BadCheckpoint(f"{file}: header is not valid JSON: {error!s:.200}.") from error
+        raise BadCheckpointError(f"{file}: header is not valid JSON: {error!s:.200}.") from error
     if not isinstance(header, dict):
-        raise BadCheckpoint(f"{file}: header holds no JSON object.")
+        raise BadCheckpointError(f"{file}: header holds no JSON object.")
     header.pop("__metadata__", None)
     data_start = _LENGTH_BYTES + header_bytes
     tensors = [
@@ -72,10 +72,10 @@ def read_header(descriptor: int, *, file: str, shard: int) -> list[TensorInfo]:
 def _header_length(descriptor: int, file: str, file_bytes: int) -> int:
     prefix = os.pread(descriptor, _LENGTH_BYTES, 0)
     if len(prefix) < _LENGTH_BYTES:
-        raise BadCheckpoint(f"{file}: {file_bytes} bytes is too short for a safetensors file.")
+        raise BadCheckpointError(f"{file}: {file_bytes} bytes is too short for a safetensors file.")
     (length,) = struct.unpack("<Q", prefix)
     if length > MAX_HEADER_BYTES or length > file_bytes - _LENGTH_BYTES:
-        raise BadCheckpoint(
+        raise BadCheckpointError(
             f"{file}: header claims {length} bytes, more than the file or the limit of "
             f"{MAX_HEADER_BYTES} holds. The file is damaged or not safetensors."
         )
@@ -84,22 +84,26 @@ def _header_length(descriptor: int, file: str, file_bytes: int) -> int:
 
 def _entry(name: str, entry: Any, *, file: str, shard: int, data_start: int) -> TensorInfo:
     if not _NAME.fullmatch(name):
-        raise BadCheckpoint(f"{file}: tensor name {name!r:.100} has characters no model uses.")
+        raise BadCheckpointError(f"{file}: tensor name {name!r:.100} has characters no model uses.")
     if not isinstance(entry, dict) or set(entry) != _ENTRY_KEYS:
-        raise BadCheckpoint(f"{file}: tensor {name} needs exactly dtype, shape and data_offsets.")
+        raise BadCheckpointError(
+            f"{file}: tensor {name} needs exactly dtype, shape and data_offsets."
+        )
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if dtype not in _ITEM_BYTES:
-        raise UnsupportedFormat(
+        raise UnsupportedFormatError(
             f"{file}: tensor {name} has type {dtype!r:.20}; BF16, F16 and F32 are served."
         )
     if not _is_naturals(shape) or len(shape) > 4:
-        raise BadCheckpoint(f"{file}: tensor {name} has shape {shape!r:.60}, not a list of sizes.")
+        raise BadCheckpointError(
+            f"{file}: tensor {name} has shape {shape!r:.60}, not a list of sizes."
+        )
     if not _is_naturals(offsets) or len(offsets) != 2:
-        raise BadCheckpoint(f"{file}: tensor {name} has data_offsets {offsets!r:.60}.")
+        raise BadCheckpointError(f"{file}: tensor {name} has data_offsets {offsets!r:.60}.")
     begin, end = offsets
     nbytes = math.prod(shape) * _ITEM_BYTES[dtype]
     if end - begin != nbytes:
-        raise BadCheckpoint(
+        raise BadCheckpointError(
             f"{file}: tensor {name} claims {end - begin} bytes, its shape and type need {nbytes}."
         )
     return TensorInfo(
@@ -123,13 +127,13 @@ def _check_packed(
     expected = data_start
     for tensor in tensors:
         if tensor.offset != expected:
-            raise BadCheckpoint(
+            raise BadCheckpointError(
                 f"{file}: tensor {tensor.name} starts at byte {tensor.offset}, expected "
                 f"{expected}: tensors overlap or leave a hole."
             )
         expected += tensor.nbytes
     if expected != file_bytes:
-        raise BadCheckpoint(
+        raise BadCheckpointError(
             f"{file}: holds {file_bytes} bytes, its header describes {expected}. "
             "The file is truncated or has something appended; copy it again."
         )

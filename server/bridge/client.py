@@ -33,7 +33,7 @@ from linker_core.engine.messages import (
     TokenOutput,
     UnloadModel,
 )
-from linker_core.errors import EngineFailure, from_record
+from linker_core.errors import EngineFailureError, from_record
 from server.bridge.mailbox import Mailbox
 
 logger = logging.getLogger(__name__)
@@ -136,13 +136,13 @@ class EngineClient:
         await asyncio.shield(future)
 
     def fail_all(self, message: str) -> None:
-        """Ends everything that waits for the engine with `EngineFailure`, now."""
+        """Ends everything that waits for the engine with `EngineFailureError`, now."""
         for mailbox in self._mailboxes.values():
-            mailbox.fail(EngineFailure(message))
+            mailbox.fail(EngineFailureError(message))
         waits: list[asyncio.Future[Any]] = [*self._loads.values(), *self._unloads.values()]
         for future in (*waits, self.ready):
             if not future.done():
-                future.set_exception(EngineFailure(message))
+                future.set_exception(EngineFailureError(message))
                 future.exception()  # retrieved: nobody may be waiting for it
 
     @property
@@ -160,7 +160,7 @@ class EngineClient:
     def _check_open(self) -> None:
         if self.closed.is_set():
             msg = "The engine is not running; try again in a moment."
-            raise EngineFailure(msg)
+            raise EngineFailureError(msg)
 
     def _on_event(self, event: Event) -> None:
         match event:
@@ -200,7 +200,7 @@ class EngineClient:
         if mailbox is None or mailbox.put(token):
             return
         msg = "The answer was not read fast enough and has been cut off."
-        mailbox.fail(EngineFailure(msg))
+        mailbox.fail(EngineFailureError(msg))
         del self._mailboxes[token.request_id]
 
     def _on_closed(self) -> None:

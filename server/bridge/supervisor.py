@@ -17,7 +17,7 @@ from enum import StrEnum
 
 from linker_core.config import EngineConfig
 from linker_core.engine.messages import Snapshot
-from linker_core.errors import EngineFailure, NotReady
+from linker_core.errors import EngineFailureError, NotReadyError
 from server.bridge.client import EngineClient
 from server.bridge.process import ENGINE_COMMAND, EngineProcess
 
@@ -88,11 +88,11 @@ class EngineSupervisor:
         """The engine to talk to.
 
         Raises:
-            NotReady: There is none at the moment.
+            NotReadyError: There is none at the moment.
         """
         if self._client is None or self._client.closed.is_set():
             msg = "The engine is not running; it is being started."
-            raise NotReady(msg)
+            raise NotReadyError(msg)
         return self._client
 
     @property
@@ -129,7 +129,7 @@ class EngineSupervisor:
             self._process.kill()
 
     def fail_all(self, message: str) -> None:
-        """Ends every request in flight with `EngineFailure`."""
+        """Ends every request in flight with `EngineFailureError`."""
         if self._client is not None:
             self._client.fail_all(message)
 
@@ -175,7 +175,7 @@ class EngineSupervisor:
         try:
             async with asyncio.timeout(self._limits.start_s):
                 await asyncio.shield(client.ready)
-        except (TimeoutError, EngineFailure):
+        except (TimeoutError, EngineFailureError):
             logger.exception("the engine did not start")
             return False
         return True

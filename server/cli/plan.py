@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from linker_core.errors import BadCheckpoint, InvalidRequest
+from linker_core.errors import BadCheckpointError, InvalidRequestError
 from linker_core.sharing.footprint import footprint
 from linker_core.sharing.plan import Policy, plan_variant
 from linker_core.sharing.scan import scan
@@ -56,15 +56,17 @@ def run(args: argparse.Namespace) -> int:
 def _from_shapes(args: argparse.Namespace) -> dict[str, Any]:
     for option in ("donor", "variant", "tau_cos", "tau_frob", "tier"):
         if getattr(args, option) is not None:
-            raise InvalidRequest(f"{option} has no meaning with --config: shapes have no weights.")
+            raise InvalidRequestError(
+                f"{option} has no meaning with --config: shapes have no weights."
+            )
     if args.variants is None:
-        raise InvalidRequest("--config needs --variants N, the donor included.")
+        raise InvalidRequestError("--config needs --variants N, the donor included.")
     try:
         record = strict_json.parse(args.config.read_bytes())
     except (OSError, ValueError) as error:
-        raise BadCheckpoint(f"{args.config}: cannot be read as JSON: {error}.") from error
+        raise BadCheckpointError(f"{args.config}: cannot be read as JSON: {error}.") from error
     if not isinstance(record, dict):
-        raise BadCheckpoint(f"{args.config}: holds no JSON object.")
+        raise BadCheckpointError(f"{args.config}: holds no JSON object.")
     config = parse_config(record, source=str(args.config))
     size = footprint(
         config,
@@ -83,10 +85,10 @@ def _from_shapes(args: argparse.Namespace) -> dict[str, Any]:
 
 def _from_checkpoints(args: argparse.Namespace) -> dict[str, Any]:
     if args.donor is None or args.variant is None:
-        raise InvalidRequest("Give DONOR and VARIANT directories, or --config and --variants.")
+        raise InvalidRequestError("Give DONOR and VARIANT directories, or --config and --variants.")
     for option in ("variants", "shared_blocks", "dtype"):
         if getattr(args, option) is not None:
-            raise InvalidRequest(f"{option} has no meaning without --config.")
+            raise InvalidRequestError(f"{option} has no meaning without --config.")
     with (
         Checkpoint.open(args.donor) as donor,
         Checkpoint.open(args.variant) as variant,

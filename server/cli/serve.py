@@ -17,7 +17,7 @@ from typing import Any
 
 import uvicorn
 
-from linker_core.errors import InvalidRequest
+from linker_core.errors import InvalidRequestError
 from server.gateway.app import create_app
 from server.gateway.services import Services, build_services
 from server.onboarding.request import OnboardRequest, check_name, check_sharing
@@ -66,7 +66,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
     """Returns the settings of a command line.
 
     Raises:
-        InvalidRequest: A bad value, or an open interface without --no-auth.
+        InvalidRequestError: A bad value, or an open interface without --no-auth.
     """
     flags: dict[str, dict[str, object]] = {
         "http": {
@@ -95,7 +95,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
     }
     settings = load_settings(args.config, given)
     if not settings.http.no_auth and not _is_loopback(settings.http.host):
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"--host {settings.http.host} is open to others and there are no keys; listen on "
             "127.0.0.1, or say --no-auth.",
             param="host",
@@ -107,12 +107,14 @@ def startup_requests(settings: Settings) -> list[OnboardRequest]:
     """Returns the start-up models as requests; the first is the donor of the others.
 
     Raises:
-        InvalidRequest: A bad or repeated name, or contradictory sharing options.
+        InvalidRequestError: A bad or repeated name, or contradictory sharing options.
     """
     sharing, requests = settings.sharing, list[OnboardRequest]()
     for model in settings.models.serve:
         if any(model.name == other.name for other in requests):
-            raise InvalidRequest(f"--model: the name {model.name!r} is given twice.", param="model")
+            raise InvalidRequestError(
+                f"--model: the name {model.name!r} is given twice.", param="model"
+            )
         requests.append(
             OnboardRequest(
                 name=model.name,
@@ -143,7 +145,7 @@ def _named_paths(values: list[str] | None) -> list[dict[str, str]] | None:
     pairs = [value.partition("=") for value in values]
     for name, _, path in pairs:
         if not name or not path:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"--model {name[:80]!r}: write NAME=PATH, with both parts.", param="model"
             )
     return [{"name": name, "path": path} for name, _, path in pairs]
@@ -200,7 +202,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"Cannot listen on {host} port {port}: {error.strerror}. Choose another --port.",
             param="port",
         ) from error

@@ -73,6 +73,16 @@ class Collected:
         return "".join(self.parts)
 
 
+def token_ids(deltas: Sequence[Delta], *, wanted: bool | None) -> dict[str, list[int]]:
+    """Returns the field of the tokens' ids, stop tokens included, or nothing."""
+    return {"token_ids": [delta.token.token_id for delta in deltas]} if wanted else {}
+
+
+def prompt_token_ids(spec: SequenceSpec, *, wanted: bool | None) -> dict[str, list[int]]:
+    """Returns the field of the prompt's ids, as the model sees them, or nothing."""
+    return {"prompt_token_ids": list(spec.prompt_ids)} if wanted else {}
+
+
 def new_id(prefix: str) -> str:
     """Returns an id of our own making; clients' ids are never used inside."""
     return f"{prefix}-{uuid.uuid4().hex}"

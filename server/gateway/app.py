@@ -14,7 +14,7 @@ from server.gateway.errors import install_error_handlers
 from server.gateway.management import management_router
 from server.gateway.probes import probes_router
 from server.gateway.services import Services
-from server.gateway.streaming import ClientLeft
+from server.gateway.streaming import ClientLeftError
 
 
 def create_app(services: Services) -> FastAPI:
@@ -29,7 +29,7 @@ def create_app(services: Services) -> FastAPI:
     for router in (chat_router, completions_router, management_router, probes_router):
         app.include_router(router(services))
     install_error_handlers(app, services.metrics)
-    app.add_exception_handler(ClientLeft, _on_client_left)
+    app.add_exception_handler(ClientLeftError, _on_client_left)
     max_bytes = services.settings.http.max_body_bytes
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=max_bytes)
     app.add_middleware(RefuseBodies, max_bytes=max_bytes, metrics=services.metrics)

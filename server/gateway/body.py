@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import math
-from typing import Any, NoReturn
+from typing import Any
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from linker_core.errors import InvalidRequest
+from linker_core.errors import InvalidRequestError
+from linker_core.weights import strict_json
 from server.gateway.errors import http_error_response
 from server.metrics.serving import ServingMetrics
 
-MAX_DEPTH = 64
 _MAX_INLINE_BYTES = 64 * 1024  # larger bodies are parsed in a thread
 
 
@@ -49,8 +47,8 @@ async def read_object(request: Request) -> dict[str, Any]:
     """Reads a JSON object.
 
     Raises:
-        InvalidRequest: Not UTF-8, not JSON, not an object, or ambiguous: duplicate keys, NaN or
-            infinite numbers, half surrogate pairs, deeper than `MAX_DEPTH`.
+        InvalidRequestError: Not UTF-8, not JSON, not an object, or ambiguous: duplicate keys, NaN
+            or infinite numbers, half surrogate pairs, too deep (`strict_json.MAX_DEPTH`).
     """
     body = await request.body()
     if len(body) > _MAX_INLINE_BYTES:
@@ -61,73 +59,9 @@ async def read_object(request: Request) -> dict[str, Any]:
 def parse_object(body: bytes) -> dict[str, Any]:
     """Parses a JSON object; see `read_object`."""
     try:
-        value = json.loads(
-            body.decode("utf-8"),
-            object_pairs_hook=_unique_keys,
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-        )
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"The body is not UTF-8 at byte {error.start}.") from error
-    except json.JSONDecodeError as error:
-        raise InvalidRequest(
-            f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}."
-        ) from error
-    except RecursionError as error:
-        raise _too_deep() from error
-    except ValueError as error:  # an integer of thousands of digits
-        raise InvalidRequest("The body holds a number that is too long.") from error
+        value = strict_json.parse(body)
+    except ValueError as error:
+        raise InvalidRequestError(f"The body is not valid JSON: {error!s:.200}.") from error
     if not isinstance(value, dict):
-        raise InvalidRequest("The body must be a JSON object.")
-    _check_values(value)
+        raise InvalidRequestError("The body must be a JSON object.")
     return value
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) != len(pairs):
-        raise InvalidRequest("The body holds an object with the same key twice.")
-    return record
-
-
-def _refuse_constant(_name: str) -> NoReturn:
-    raise InvalidRequest("NaN and Infinity are not JSON.")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise InvalidRequest("The body holds a number out of range.")
-    return value
-
-
-def _check_values(value: Any) -> None:
-    """Walks the tree level by level, so that its depth costs no stack."""
-    level, depth = [value], 0
-    while level:
-        depth += 1
-        if depth > MAX_DEPTH:
-            raise _too_deep()
-        deeper: list[Any] = []
-        for container in level:
-            items = [*container, *container.values()] if isinstance(container, dict) else container
-            for item in items:
-                if isinstance(item, str):
-                    _check_text(item)
-                elif isinstance(item, dict | list):
-                    deeper.append(item)
-        level = deeper
-
-
-def _check_text(text: str) -> None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(
-            f"A text holds half of a surrogate pair at character {error.start}; "
-            "send whole characters."
-        ) from error
-
-
-def _too_deep() -> InvalidRequest:
-    return InvalidRequest(f"The body is nested deeper than {MAX_DEPTH} levels.")

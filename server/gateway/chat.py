@@ -10,8 +10,15 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from linker_core.errors import InvalidRequest
-from server.gateway.answers import Collected, Envelope, Tally, new_id
+from linker_core.errors import InvalidRequestError
+from server.gateway.answers import (
+    Collected,
+    Envelope,
+    Tally,
+    new_id,
+    prompt_token_ids,
+    token_ids,
+)
 from server.gateway.body import read_object
 from server.gateway.generation import Delta, SequenceSpec, generate
 from server.gateway.logprobs import chat_logprobs
@@ -32,7 +39,7 @@ def chat_router(services: Services) -> APIRouter:
         body = await read_object(http_request)
         request = parse_request(ChatRequest, body, neutral=CHAT_NEUTRAL)
         if request.top_logprobs is not None and not request.logprobs:
-            raise InvalidRequest("top_logprobs needs logprobs: true.", param="top_logprobs")
+            raise InvalidRequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
         model = services.served(request.model)
         answer = ChatAnswer(services, request, model)
         await asyncio.to_thread(answer.prepare)
@@ -85,10 +92,12 @@ class ChatAnswer:
                     "message": {"role": "assistant", "content": choice.text},
                     "logprobs": self._logprobs(choice.deltas),
                     "finish_reason": choice.finish_reason,
+                    **token_ids(choice.deltas, wanted=self._request.return_token_ids),
                 }
                 for index, choice in enumerate(choices)
             ],
             usage=tally.usage(),
+            **self._prompt_ids(),
         )
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
@@ -100,13 +109,15 @@ class ChatAnswer:
             async with aclosing(self._deltas()) as deltas:
                 async for delta in deltas:
                     tally.count(delta)
-                    usage: dict[str, Any] = {"usage": None} if options.include_usage else {}
+                    more: dict[str, Any] = {"usage": None} if options.include_usage else {}
                     if options.continuous_usage_stats:
-                        usage = {"usage": tally.usage()}
+                        more = {"usage": tally.usage()}
+                    if not begun:
+                        more |= self._prompt_ids()
                     choices = self._chunk_choices(delta, is_first=delta.index not in begun)
                     begun.add(delta.index)
                     if choices:
-                        yield b"".join(event(envelope.wrap([c], **usage)) for c in choices)
+                        yield b"".join(event(envelope.wrap([c], **more)) for c in choices)
         if options.include_usage:
             yield event(envelope.wrap([], usage=tally.usage()))
         yield DONE
@@ -125,14 +136,19 @@ class ChatAnswer:
 
         chunks = [choice({"role": "assistant", "content": ""})] if is_first else []
         logprobs = self._logprobs([delta])
-        if delta.text or delta.finish_reason or logprobs:
+        ids = token_ids([delta], wanted=self._request.return_token_ids)
+        if delta.text or delta.finish_reason or logprobs or ids:
             content = {"content": delta.text} if delta.text else {}
-            chunks.append(choice(content, logprobs=logprobs, finish_reason=delta.finish_reason))
+            reason = delta.finish_reason
+            chunks.append(choice(content, logprobs=logprobs, finish_reason=reason, **ids))
         return chunks
 
     def _deltas(self) -> AsyncGenerator[Delta, None]:
         services = self._services
         return generate(self._specs, client=services.engine.client, metrics=services.metrics)
+
+    def _prompt_ids(self) -> dict[str, list[int]]:
+        return prompt_token_ids(self._specs[0], wanted=self._request.return_token_ids)
 
     def _tally(self) -> Tally:
         return Tally(self._specs, choices_per_prompt=self._request.n or 1)

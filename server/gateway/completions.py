@@ -10,7 +10,14 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from server.gateway.answers import Collected, Envelope, Tally, new_id
+from server.gateway.answers import (
+    Collected,
+    Envelope,
+    Tally,
+    new_id,
+    prompt_token_ids,
+    token_ids,
+)
 from server.gateway.body import read_object
 from server.gateway.generation import Delta, SequenceSpec, generate
 from server.gateway.logprobs import CompletionLogprobs
@@ -87,6 +94,8 @@ class CompletionAnswer:
                     "text": choice.text,
                     "logprobs": _take(logprobs, index, choice.deltas),
                     "finish_reason": choice.finish_reason,
+                    **token_ids(choice.deltas, wanted=self._request.return_token_ids),
+                    **self._prompt_ids(index),
                 }
                 for index, choice in enumerate(choices)
             ],
@@ -97,12 +106,14 @@ class CompletionAnswer:
         """Yields the events."""
         options = self._request.stream_options or StreamOptions()
         tally, logprobs, envelope = self._tally(), self._logprobs(), self._envelope()
+        begun = set[int]()
         with self._services.gate.admit(len(self._specs)):
             async with aclosing(self._deltas()) as deltas:
                 async for delta in deltas:
                     tally.count(delta)
                     record = _take(logprobs, delta.index, [delta])
-                    if not (delta.text or delta.finish_reason or record):
+                    ids = token_ids([delta], wanted=self._request.return_token_ids)
+                    if not (delta.text or delta.finish_reason or record or ids):
                         continue
                     usage: dict[str, Any] = {"usage": None} if options.include_usage else {}
                     if options.continuous_usage_stats:
@@ -112,7 +123,11 @@ class CompletionAnswer:
                         "text": delta.text,
                         "logprobs": record,
                         "finish_reason": delta.finish_reason,
+                        **ids,
                     }
+                    if delta.index not in begun:
+                        begun.add(delta.index)
+                        choice |= self._prompt_ids(delta.index)
                     yield event(envelope.wrap([choice], **usage))
         if options.include_usage:
             yield event(envelope.wrap([], usage=tally.usage()))
@@ -121,6 +136,9 @@ class CompletionAnswer:
     def _deltas(self) -> AsyncGenerator[Delta, None]:
         services = self._services
         return generate(self._specs, client=services.engine.client, metrics=services.metrics)
+
+    def _prompt_ids(self, index: int) -> dict[str, list[int]]:
+        return prompt_token_ids(self._specs[index], wanted=self._request.return_token_ids)
 
     def _tally(self) -> Tally:
         return Tally(self._specs, choices_per_prompt=self._request.n or 1)

@@ -12,19 +12,19 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from linker_core.errors import (
-    BadCheckpoint,
-    Conflict,
-    ContextLengthExceeded,
-    EngineFailure,
-    ForbiddenSource,
-    InsufficientCapacity,
-    InvalidRequest,
+    BadCheckpointError,
+    ConflictError,
+    ContextLengthError,
+    EngineFailureError,
+    ForbiddenSourceError,
+    InsufficientCapacityError,
+    InvalidRequestError,
     LinkerError,
-    ModelNotFound,
-    NotReady,
+    ModelNotFoundError,
+    NotReadyError,
     NumericalError,
-    QueueFull,
-    UnsupportedFormat,
+    QueueFullError,
+    UnsupportedFormatError,
 )
 from server.metrics.serving import ServingMetrics
 
@@ -33,18 +33,18 @@ logger = logging.getLogger(__name__)
 # Seconds; clients give up above 120.
 _RETRY_AFTER = {429: "1", 503: "2"}
 _STATUS: dict[type[LinkerError], tuple[int, str]] = {
-    InvalidRequest: (400, "invalid_request_error"),
-    ContextLengthExceeded: (400, "invalid_request_error"),
-    BadCheckpoint: (400, "invalid_request_error"),
-    UnsupportedFormat: (400, "invalid_request_error"),
-    ForbiddenSource: (403, "permission_error"),
-    ModelNotFound: (404, "not_found_error"),
-    Conflict: (409, "conflict_error"),
-    QueueFull: (429, "rate_limit_error"),
-    NotReady: (503, "service_unavailable_error"),
-    EngineFailure: (503, "service_unavailable_error"),
+    InvalidRequestError: (400, "invalid_request_error"),
+    ContextLengthError: (400, "invalid_request_error"),
+    BadCheckpointError: (400, "invalid_request_error"),
+    UnsupportedFormatError: (400, "invalid_request_error"),
+    ForbiddenSourceError: (403, "permission_error"),
+    ModelNotFoundError: (404, "not_found_error"),
+    ConflictError: (409, "conflict_error"),
+    QueueFullError: (429, "rate_limit_error"),
+    NotReadyError: (503, "service_unavailable_error"),
+    EngineFailureError: (503, "service_unavailable_error"),
     NumericalError: (500, "server_error"),
-    InsufficientCapacity: (507, "insufficient_capacity_error"),
+    InsufficientCapacityError: (507, "insufficient_capacity_error"),
 }
 _HTTP_CODES = {
     404: ("not_found", "not_found_error", "There is nothing at this path."),
@@ -98,8 +98,8 @@ def install_error_handlers(app: FastAPI, metrics: ServingMetrics) -> None:
     async def on_bad_query(_request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
-        metrics.rejected(InvalidRequest.code)
-        return error_response(InvalidRequest(first["msg"], param=str(first["loc"][-1])))
+        metrics.rejected(InvalidRequestError.code)
+        return error_response(InvalidRequestError(first["msg"], param=str(first["loc"][-1])))
 
     async def on_our_fault(_request: Request, _error: Exception) -> JSONResponse:
         message = "The server failed on this request through a fault of its own."

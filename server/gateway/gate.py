@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from linker_core.errors import NotReady, QueueFull
+from linker_core.errors import NotReadyError, QueueFullError
 
 
 class Gate:
@@ -28,12 +28,12 @@ class Gate:
         """Holds places for the sequences of one request.
 
         Raises:
-            NotReady: The server is shutting down.
-            QueueFull: Too many sequences are in flight.
+            NotReadyError: The server is shutting down.
+            QueueFullError: Too many sequences are in flight.
         """
         self.check_open()
         if self._inflight + num_sequences > self._limit:
-            raise QueueFull("Too many requests are waiting; try again in a moment.")
+            raise QueueFullError("Too many requests are waiting; try again in a moment.")
         self._inflight += num_sequences
         self._empty.clear()
         try:
@@ -47,10 +47,10 @@ class Gate:
         """Refuses new work while the server drains.
 
         Raises:
-            NotReady: It does.
+            NotReadyError: It does.
         """
         if self.draining:
-            raise NotReady("The server is shutting down.")
+            raise NotReadyError("The server is shutting down.")
 
     async def drain(self, deadline_s: float) -> bool:
         """Takes no more work and waits for what runs; True if all of it ended in time."""

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from linker_core.errors import InvalidRequest, ModelNotFound, from_record
+from linker_core.errors import InvalidRequestError, ModelNotFoundError, from_record
 from server.gateway.body import read_object
 from server.gateway.cards import job_card, model_card, openai_card
 from server.gateway.schemas import parse_request
@@ -89,7 +89,7 @@ def _add_job_routes(router: APIRouter, services: Services) -> None:
     async def get_job(job_id: str) -> dict[str, Any]:
         job = await services.roster.job(job_id)
         if job is None:
-            raise ModelNotFound("There is no such job.", param="id")
+            raise ModelNotFoundError("There is no such job.", param="id")
         return job_card(job)
 
 
@@ -104,7 +104,7 @@ def _add_model_routes(router: APIRouter, services: Services) -> None:
         services.gate.check_open()
         parsed = await read_object(http_request)
         if parsed.get("policy") in ("budget", "bytes"):
-            raise InvalidRequest("This policy is not available here.", param="policy")
+            raise InvalidRequestError("This policy is not available here.", param="policy")
         body = parse_request(OnboardBody, parsed, neutral=_NEUTRAL)
         job = await onboarder.submit(onboard_request(body, services.settings.sharing))
         if wait:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from linker_core.engine.messages import SamplingParams
-from linker_core.errors import ContextLengthExceeded, InvalidRequest
+from linker_core.errors import ContextLengthError, InvalidRequestError
 from server.gateway.generation import SequenceSpec, TextOptions
 from server.gateway.schemas import ChatRequest, CompletionRequest, GenerationRequest, Message
 from server.onboarding.catalog import ServedModel
@@ -20,11 +20,11 @@ def chat_prompt(request: ChatRequest, model: ServedModel) -> list[int]:
     """Renders a dialogue with the model's own template and tokenises it.
 
     Raises:
-        InvalidRequest: The model has no template, or the template refuses the messages.
+        InvalidRequestError: The model has no template, or the template refuses the messages.
     """
     text = model.text
     if text.template is None:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"The model {model.name!r} has no chat template; use /v1/completions.", param="model"
         )
     rendered = text.template.render(
@@ -40,7 +40,7 @@ def completion_prompts(request: CompletionRequest, model: ServedModel) -> list[l
     """Returns the prompts' token ids; ids given by the client are taken as they are.
 
     Raises:
-        InvalidRequest: A text that the tokenizer refuses, or an id beyond the vocabulary.
+        InvalidRequestError: A text that the tokenizer refuses, or an id beyond the vocabulary.
     """
     prompt = request.prompt
     prompts: Sequence[str | list[int]]
@@ -82,8 +82,8 @@ def sequences(
         logprobs: Alternatives to report per token, None for no report.
 
     Raises:
-        InvalidRequest: An empty prompt, ids out of range, or contradictory limits.
-        ContextLengthExceeded: A prompt and its answer do not fit.
+        InvalidRequestError: An empty prompt, ids out of range, or contradictory limits.
+        ContextLengthError: A prompt and its answer do not fit.
     """
     arrived_at, n = time.monotonic(), request.n or 1
     options = _text_options(request)
@@ -92,7 +92,7 @@ def sequences(
     for prompt in prompts:
         limit = _answer_tokens(request, len(prompt), model, max_tokens, default_max_tokens)
         if base.min_tokens > limit:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"min_tokens is {base.min_tokens}, max_tokens {limit}.", param="min_tokens"
             )
         for choice in range(n):
@@ -129,11 +129,13 @@ def _answer_tokens(
     """Returns how many tokens an answer may have."""
     prompt_field = "messages" if isinstance(request, ChatRequest) else "prompt"
     if num_prompt == 0:
-        raise InvalidRequest("The prompt is empty; give at least one token.", param=prompt_field)
+        raise InvalidRequestError(
+            "The prompt is empty; give at least one token.", param=prompt_field
+        )
     left = model.max_model_len - num_prompt
     if left < 1 or (max_tokens is not None and max_tokens > left):
         wanted = max_tokens or 1
-        raise ContextLengthExceeded(
+        raise ContextLengthError(
             f"This model's maximum context length is {model.max_model_len} tokens. However, you "
             f"requested {num_prompt + wanted} tokens ({num_prompt} in the prompt, {wanted} for "
             "the answer). Shorten the prompt or ask for fewer tokens (context_length_exceeded).",
@@ -147,7 +149,7 @@ def _answer_tokens(
 def _text_options(request: GenerationRequest) -> TextOptions:
     stop = request.stop_texts()
     if stop and request.min_tokens:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             "min_tokens cannot be combined with stop strings; use stop_token_ids.",
             param="min_tokens",
         )
@@ -194,7 +196,7 @@ def _logit_bias(request: GenerationRequest, model: ServedModel) -> dict[int, flo
     bias = {}
     for key, value in (request.logit_bias or {}).items():
         if not (key.isascii() and key.isdigit() and len(key) <= 9):
-            raise InvalidRequest("logit_bias: keys are token ids.", param="logit_bias")
+            raise InvalidRequestError("logit_bias: keys are token ids.", param="logit_bias")
         bias[int(key)] = value
     _check_token_ids(bias, model, param="logit_bias")
     return bias
@@ -206,4 +208,4 @@ def _check_token_ids(
     """Bounds ids by the width of the logits, which may exceed the tokenizer's vocabulary."""
     width = model.text.config.vocab_size
     if ids and max(ids) >= width:
-        raise InvalidRequest(f"{param}: token ids end at {width - 1}.", param=param)
+        raise InvalidRequestError(f"{param}: token ids end at {width - 1}.", param=param)

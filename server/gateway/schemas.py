@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from linker_core.errors import InvalidRequest
+from linker_core.errors import InvalidRequestError
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,7 @@ class GenerationRequest(_Strict):
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = None
     add_special_tokens: bool | None = None
+    return_token_ids: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
@@ -119,7 +120,6 @@ _NEUTRAL: dict[str, tuple[object, ...]] = {
     "priority": (None, 0),
     "prompt_logprobs": (None,),
     "response_format": (None, {"type": "text"}),
-    "return_token_ids": (None, False),
     "structured_outputs": (None,),
     "truncate_prompt_tokens": (None,),
     "variant_mode": (None, "planned"),
@@ -150,12 +150,12 @@ def parse_request(
     """Builds a request record from a parsed body.
 
     Raises:
-        InvalidRequest: A field of the wrong type or out of bounds, or one that cannot be honoured;
-            `param` is its dotted path.
+        InvalidRequestError: A field of the wrong type or out of bounds, or one that cannot be
+            honoured; `param` is its dotted path.
     """
     for name, values in neutral.items():
         if name in body and body[name] not in values:
-            raise InvalidRequest(f"{name} is not supported here; leave it out.", param=name)
+            raise InvalidRequestError(f"{name} is not supported here; leave it out.", param=name)
     unknown = [name for name in body if name not in kind.model_fields and name not in neutral]
     if unknown and kind.model_config.get("extra") != "forbid":
         names = [name[:64] for name in unknown[:_MAX_WARNED]]
@@ -172,7 +172,7 @@ def parse_request(
             (fault for fault in faults if fault[0].startswith(first)),
             key=lambda fault: fault[0].count("."),
         )
-        raise InvalidRequest(f"{param}: {message}.", param=param) from None
+        raise InvalidRequestError(f"{param}: {message}.", param=param) from None
 
 
 def _dotted(body: object, loc: tuple[int | str, ...]) -> str:

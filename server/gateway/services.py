@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, disable_created_metrics
 
-from linker_core.errors import NotReady
+from linker_core.errors import NotReadyError
 from server.bridge.client import EngineClient
 from server.bridge.process import ENGINE_COMMAND
 from server.bridge.supervisor import EngineState, EngineSupervisor, SupervisionLimits
@@ -70,15 +70,15 @@ class Services:
         """Returns a model that can take requests.
 
         Raises:
-            ModelNotFound: There is none of that name.
-            NotReady: It is known, but not resident now.
+            ModelNotFoundError: There is none of that name.
+            NotReadyError: It is known, but not resident now.
         """
         served = self.catalog.get(name)
         if served is not None:
             self.catalog.touch(name)
             return served
         state = self.shown(self.roster.model(name)).state
-        raise NotReady(f"The model {name!r} is {state.value}, so it cannot answer now.")
+        raise NotReadyError(f"The model {name!r} is {state.value}, so it cannot answer now.")
 
     def shown(self, record: ModelRecord) -> ModelRecord:
         """Returns a model with the state clients see: one that is coming back is not ready."""
@@ -90,7 +90,7 @@ class Services:
         """Returns the engine, or None while there is none."""
         try:
             return self.engine.client
-        except NotReady:
+        except NotReadyError:
             return None
 
     def why_not_ready(self) -> str | None:

@@ -23,7 +23,7 @@ DONE = b"data: [DONE]\n\n"
 _Result = TypeVar("_Result")
 
 
-class ClientLeft(Exception):
+class ClientLeftError(Exception):
     """The client closed the connection before its answer was ready."""
 
 
@@ -38,14 +38,14 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, _Resul
     """Awaits `work`, cancelling it when the client leaves. The body must have been read.
 
     Raises:
-        ClientLeft: It did.
+        ClientLeftError: It did.
     """
     task = asyncio.ensure_future(work)
     departure = asyncio.ensure_future(_departure(request.receive))
     try:
         await asyncio.wait((task, departure), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ClientLeft
+            raise ClientLeftError
         return task.result()
     finally:
         await _cancel(task, departure)

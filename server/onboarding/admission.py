@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from linker_core.engine.messages import LoadModel, Snapshot
-from linker_core.errors import BadCheckpoint, Conflict, ModelNotFound, NotReady
+from linker_core.errors import BadCheckpointError, ConflictError, ModelNotFoundError, NotReadyError
 from linker_core.sharing.plan import Policy, SharePlan, plan_donor, plan_variant
 from linker_core.sharing.scan import ScanReport, check_same_family
 from linker_core.weights.architecture import ModelConfig
@@ -45,7 +45,7 @@ class Admission:
         registry: Keeps the scans.
         catalog: Where donors are found.
         scanner: Starts scan workers.
-        engine: Returns the engine, or raises `NotReady`.
+        engine: Returns the engine, or raises `NotReadyError`.
         max_model_len: Asked of the engine for every model; None leaves it to the model.
     """
 
@@ -88,9 +88,9 @@ class Admission:
         """Returns the donor a model will lean on; None makes it the donor of a new family.
 
         Raises:
-            ModelNotFound: The named donor is not resident.
-            Conflict: The named donor is a variant itself.
-            BadCheckpoint: The named donor is of another family; the differences are named.
+            ModelNotFoundError: The named donor is not resident.
+            ConflictError: The named donor is a variant itself.
+            BadCheckpointError: The named donor is of another family; the differences are named.
         """
         if request.donor is None:
             return None
@@ -99,11 +99,11 @@ class Admission:
             return next((d for d in others if _is_same_family(d.text.config, config)), None)
         donor = self._catalog.get(request.donor)
         if donor is None:
-            raise ModelNotFound(
+            raise ModelNotFoundError(
                 f"The donor {request.donor!r} is not resident; onboard it first.", param="donor"
             )
         if donor.donor is not None:
-            raise Conflict(
+            raise ConflictError(
                 f"{donor.name!r} is a variant of {donor.donor!r}; name that as donor.",
                 param="donor",
             )
@@ -114,7 +114,7 @@ class Admission:
         """Returns the digest of a checkpoint, hashing files once in this process's life.
 
         Raises:
-            BadCheckpoint: The files cannot be read.
+            BadCheckpointError: The files cannot be read.
         """
         key = (text.identity, text.config)
         known = self._fingerprints.get(key)
@@ -136,11 +136,11 @@ class Admission:
         """Makes a planned model resident; `record` carries name, donor and fingerprint.
 
         Raises:
-            NotReady: Its donor is not resident, or the engine is not there.
+            NotReadyError: Its donor is not resident, or the engine is not there.
             LinkerError: The engine could not load it.
         """
         if record.donor is not None and self._catalog.get(record.donor) is None:
-            raise NotReady(f"Its donor {record.donor!r} is not resident.")
+            raise NotReadyError(f"Its donor {record.donor!r} is not resident.")
         assert record.fingerprint is not None
         command = LoadModel(
             model=record.name,
@@ -165,7 +165,7 @@ class Admission:
         """Returns the engine's last report, or None while there is no engine."""
         try:
             return self._engine().snapshot
-        except NotReady:
+        except NotReadyError:
             return None
 
     async def _report(
@@ -179,7 +179,7 @@ class Admission:
             text.path, donor=donor.text.path, on_progress=_follow(on_stage)
         )
         if (result.fingerprint, result.donor_fingerprint) != (fingerprint, donor.fingerprint):
-            raise BadCheckpoint(
+            raise BadCheckpointError(
                 "A file of the model or of its donor changed while it was being read. "
                 "Restore the files and retry."
             )
@@ -199,7 +199,9 @@ def _make_plan(
 ) -> SharePlan:
     with Checkpoint.open(text.path) as variant:
         if variant.identity != text.identity:
-            raise BadCheckpoint("The model's files were replaced while it was being onboarded.")
+            raise BadCheckpointError(
+                "The model's files were replaced while it was being onboarded."
+            )
         if donor is None:
             return plan_donor(variant, fingerprint=fingerprint)
         assert report is not None
@@ -218,7 +220,7 @@ def _make_plan(
 def _is_same_family(donor: ModelConfig, variant: ModelConfig) -> bool:
     try:
         check_same_family(donor, variant)
-    except BadCheckpoint:
+    except BadCheckpointError:
         return False
     return True
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from linker_core.errors import Conflict, EngineFailure, LinkerError, QueueFull
+from linker_core.errors import ConflictError, EngineFailureError, LinkerError, QueueFullError
 from server.bridge.client import EngineClient
 from server.onboarding.admission import Admission
 from server.onboarding.catalog import Catalog, TextSide
@@ -133,7 +133,7 @@ class Onboarder:
             if same is not None:
                 return same
             if len(self._finished) >= self._queue_limit:
-                raise QueueFull("Too many models are being onboarded; try again later.")
+                raise QueueFullError("Too many models are being onboarded; try again later.")
             text = await asyncio.to_thread(read_text_side, path)
             self._check_admissible(request, text)
             return await self._enqueue(request)
@@ -151,15 +151,15 @@ class Onboarder:
         """Forgets a model: new requests are refused, running ones finish, its bytes are freed.
 
         Raises:
-            ModelNotFound: There is none of that name.
-            Conflict: It is being onboarded, or other models lean on it.
+            ModelNotFoundError: There is none of that name.
+            ConflictError: It is being onboarded, or other models lean on it.
         """
         record = self._roster.model(name)
         if record.state is ModelState.ONBOARDING:
-            raise Conflict(f"The model {name!r} is being onboarded; delete it afterwards.")
+            raise ConflictError(f"The model {name!r} is being onboarded; delete it afterwards.")
         dependants = self._roster.dependants(name)
         if dependants:
-            raise Conflict(
+            raise ConflictError(
                 f"The model {name!r} is the donor of {', '.join(dependants)}; delete those first."
             )
         resident = self._catalog.get(name) is not None
@@ -169,7 +169,7 @@ class Onboarder:
             self._leaving.add(name)
             try:
                 await engine.unload(name)
-            except EngineFailure:
+            except EngineFailureError:
                 logger.info("the engine ended before it had unloaded %s", name)
             finally:
                 self._leaving.discard(name)
@@ -177,12 +177,14 @@ class Onboarder:
     async def _identical(self, request: OnboardRequest) -> JobRecord | None:
         """Returns the job of an identical request; refuses other content of the same name."""
         if request.name in self._leaving:
-            raise Conflict(f"The model {request.name!r} is being deleted; try again afterwards.")
+            raise ConflictError(
+                f"The model {request.name!r} is being deleted; try again afterwards."
+            )
         record = self._roster.find(request.name)
         if record is None or record.state is ModelState.FAILED:
             return None
         if record.request != request.to_json():
-            raise Conflict(
+            raise ConflictError(
                 f"The model {request.name!r} exists with another source or other options. "
                 "Delete it first, or choose another name.",
                 param="name",
@@ -221,7 +223,9 @@ class Onboarder:
                 await self._fail(job_id, error)
             except Exception:
                 logger.exception("onboarding %s failed through a fault of ours", job.model)
-                await self._fail(job_id, EngineFailure("Onboarding failed; see the server's log."))
+                await self._fail(
+                    job_id, EngineFailureError("Onboarding failed; see the server's log.")
+                )
             self._finished.pop(job_id).set()
 
     async def flush(self) -> None:

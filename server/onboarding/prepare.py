@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from linker_core.errors import InsufficientCapacity
+from linker_core.errors import InsufficientCapacityError
 from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer
 from linker_core.weights.checkpoint import Checkpoint
@@ -18,8 +18,8 @@ def read_text_side(path: Path) -> TextSide:
     """Validates headers, config, tokenizer and template of a checkpoint.
 
     Raises:
-        BadCheckpoint: Damaged or dishonest files.
-        UnsupportedFormat: Not safetensors, or an architecture outside the allow-list.
+        BadCheckpointError: Damaged or dishonest files.
+        UnsupportedFormatError: Not safetensors, or an architecture outside the allow-list.
     """
     with Checkpoint.open(path) as checkpoint:
         return TextSide(
@@ -38,10 +38,10 @@ def check_capacity(needed_bytes: int, free_bytes: int) -> None:
     """Refuses what cannot fit.
 
     Raises:
-        InsufficientCapacity: With what it needs and what there is.
+        InsufficientCapacityError: With what it needs and what there is.
     """
     if needed_bytes > free_bytes:
-        raise InsufficientCapacity(
+        raise InsufficientCapacityError(
             f"The model needs {needed_bytes} bytes of device memory and {free_bytes} are free. "
             "Unload a model, raise the memory budget, or onboard it as a variant of a donor."
         )

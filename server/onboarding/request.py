@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
-from linker_core.errors import InvalidRequest
+from linker_core.errors import InvalidRequestError
 
 AUTO_DONOR = "auto"
 RESERVED = frozenset({"jobs", "events", "plan", "load", "unload"})
@@ -41,16 +41,16 @@ def check_name(name: str) -> None:
     """Refuses what cannot be a model's name.
 
     Raises:
-        InvalidRequest: Not one or two plain parts, or a name that the HTTP interface uses.
+        InvalidRequestError: Not one or two plain parts, or a name that the HTTP interface uses.
     """
     if _NAME.fullmatch(name) is None:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             "A model name is letters, digits, '.', '_' and '-', beginning with a letter or digit, "
             "at most 96 characters, with at most one '/' between two such parts.",
             param="name",
         )
     if name.partition("/")[0] in RESERVED:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"The names {', '.join(sorted(RESERVED))} are reserved; choose another.", param="name"
         )
 
@@ -59,14 +59,14 @@ def check_sharing(request: OnboardRequest) -> None:
     """Refuses contradictory sharing options.
 
     Raises:
-        InvalidRequest: One threshold without the other, or options that the policy does not take.
+        InvalidRequestError: One threshold without the other, or options the policy does not take.
     """
     if (request.tau_cos is None) != (request.tau_frob is None):
         missing = "tau_cos" if request.tau_cos is None else "tau_frob"
-        raise InvalidRequest(
+        raise InvalidRequestError(
             "tau_cos and tau_frob are given together or not at all.", param=missing
         )
     if request.policy == "exact":
         for param in ("tau_cos", "tier"):
             if getattr(request, param) is not None:
-                raise InvalidRequest(f"The policy exact takes no {param}.", param=param)
+                raise InvalidRequestError(f"The policy exact takes no {param}.", param=param)

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from pathlib import Path
 
-from linker_core.errors import BadCheckpoint, EngineFailure, LinkerError
+from linker_core.errors import BadCheckpointError, EngineFailureError, LinkerError
 from linker_core.sharing.plan import SharePlan
 from server.bridge.client import EngineClient
 from server.onboarding.admission import Admission
@@ -51,7 +51,7 @@ class Restorer:
             self._current = record.name
             try:
                 await self._restore_one(record)
-            except EngineFailure:
+            except EngineFailureError:
                 return  # the engine is gone; the next one begins anew
             except LinkerError as error:
                 logger.error("model %s cannot be restored: %s", record.name, error.message)
@@ -67,7 +67,7 @@ class Restorer:
     async def _restore_one(self, record: ModelRecord) -> None:
         text = await asyncio.to_thread(read_text_side, Path(record.source))
         if await self._admission.fingerprint(text) != record.fingerprint:
-            raise BadCheckpoint(
+            raise BadCheckpointError(
                 "The model's files are not the ones it was onboarded from. Restore them, or "
                 "delete the model and onboard it again."
             )
@@ -80,6 +80,6 @@ class Restorer:
         self._strikes[name] = self._strikes.get(name, 0) + 1
         record = self._roster.find(name)
         if record is not None and self._strikes[name] >= _CRASHES_PER_MODEL:
-            error = EngineFailure("The engine died repeatedly while it loaded this model.")
+            error = EngineFailureError("The engine died repeatedly while it loaded this model.")
             await self._roster.save(failed_model(record, error))
         self._current = None

@@ -10,7 +10,7 @@ import time
 import uuid
 from dataclasses import replace
 
-from linker_core.errors import EngineFailure, LinkerError, ModelNotFound
+from linker_core.errors import EngineFailureError, LinkerError, ModelNotFoundError
 from linker_core.sharing.plan import SharePlan
 from server.metrics.serving import ServingMetrics
 from server.onboarding.request import OnboardRequest
@@ -52,11 +52,11 @@ class Roster:
         """Returns one model.
 
         Raises:
-            ModelNotFound: There is none of that name.
+            ModelNotFoundError: There is none of that name.
         """
         record = self._models.get(name)
         if record is None:
-            raise ModelNotFound(f"The model {name[:200]!r} does not exist.", param="model")
+            raise ModelNotFoundError(f"The model {name[:200]!r} does not exist.", param="model")
         return record
 
     def dependants(self, name: str) -> list[str]:
@@ -102,7 +102,7 @@ class Roster:
         """Deletes a model's row and series.
 
         Raises:
-            Conflict: It is the donor of others.
+            ConflictError: It is the donor of others.
         """
         await asyncio.to_thread(self._registry.delete_model, name)
         del self._models[name]
@@ -147,7 +147,7 @@ def failed_job(job: JobRecord, error: LinkerError) -> JobRecord:
 
 def interrupted_job(job: JobRecord) -> JobRecord:
     """Returns a job whose model went another way while the server was down."""
-    return failed_job(job, EngineFailure("The server stopped before the job was done."))
+    return failed_job(job, EngineFailureError("The server stopped before the job was done."))
 
 
 def succeeded_job(job: JobRecord, plan: SharePlan) -> JobRecord:

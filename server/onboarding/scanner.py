@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from linker_core.errors import BadCheckpoint, from_record
+from linker_core.errors import BadCheckpointError, from_record
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Scanner:
         Cancelling the wait kills the worker.
 
         Raises:
-            LinkerError: What the worker says of the checkpoint, or `BadCheckpoint` if it died.
+            LinkerError: What the worker says of the checkpoint, or `BadCheckpointError` if it died.
         """
         donor_options = () if donor is None else ("--donor", str(donor))
         process = await asyncio.create_subprocess_exec(
@@ -80,7 +80,7 @@ class Scanner:
                 await process.wait()
         if outcome is None:
             logger.warning("the scan worker ended with status %d and no result", status)
-            raise BadCheckpoint(
+            raise BadCheckpointError(
                 "The checkpoint could not be read to its end: a file changed or was cut short "
                 "while it was being read. Copy the model again and retry."
             )

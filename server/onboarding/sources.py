@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from linker_core.errors import ForbiddenSource, InvalidRequest
+from linker_core.errors import ForbiddenSourceError, InvalidRequestError
 
 _MAX_SOURCE_CHARS = 4096
 
@@ -18,11 +18,11 @@ def resolve_source(source: str, roots: Sequence[Path]) -> Path:
         roots: The directories that a source must be or lie in, once they are resolved too.
 
     Raises:
-        InvalidRequest: Not a path at all.
-        ForbiddenSource: Outside every root. Whether something is there is not said.
+        InvalidRequestError: Not a path at all.
+        ForbiddenSourceError: Outside every root. Whether something is there is not said.
     """
     if not source or "\0" in source or len(source) > _MAX_SOURCE_CHARS:
-        raise InvalidRequest("A source is the path of a model directory.", param="source")
+        raise InvalidRequestError("A source is the path of a model directory.", param="source")
     allowed = [root.resolve() for root in roots]
     try:
         path = (allowed[0] / source).resolve()  # an absolute source replaces the root
@@ -30,7 +30,7 @@ def resolve_source(source: str, roots: Sequence[Path]) -> Path:
         path = None
     if path is not None and any(path.is_relative_to(root) for root in allowed):
         return path
-    raise ForbiddenSource(
+    raise ForbiddenSourceError(
         "The source is not inside a directory this server may read models from. Move it under "
         "the models root, or name it when the server is started.",
         param="source",

@@ -6,14 +6,14 @@ import fcntl
 import os
 from pathlib import Path
 
-from linker_core.errors import InvalidRequest
+from linker_core.errors import InvalidRequestError
 
 
 class StateLock:
     """Holds a state directory, made if need be, until `release`.
 
     Raises:
-        InvalidRequest: The directory cannot be made, or another server holds it.
+        InvalidRequestError: The directory cannot be made, or another server holds it.
     """
 
     def __init__(self, state: Path) -> None:
@@ -21,7 +21,7 @@ class StateLock:
             state.mkdir(parents=True, exist_ok=True)
             self._descriptor = os.open(state / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"The state directory {state} cannot be used: {error.strerror}. Choose another.",
                 param="state",
             ) from error
@@ -29,7 +29,7 @@ class StateLock:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             os.close(self._descriptor)
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"Another server uses the state directory {state}. Stop it, or choose another.",
                 param="state",
             ) from error

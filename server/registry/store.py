@@ -16,7 +16,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from linker_core.errors import Conflict
+from linker_core.errors import ConflictError
 from server.registry.records import JobRecord, Json, ModelRecord
 from server.registry.tables import Base, JobRow, ModelRow, ScanRow
 
@@ -70,7 +70,7 @@ class Registry:
         """Deletes a model's row; its jobs and scans stay.
 
         Raises:
-            Conflict: The model is the donor of others.
+            ConflictError: The model is the donor of others.
         """
         try:
             with Session(self._engine) as session, session.begin():
@@ -79,7 +79,7 @@ class Registry:
                     session.delete(row)
         except IntegrityError as error:
             msg = f"The model {name!r} is the donor of other models; delete those first."
-            raise Conflict(msg) from error
+            raise ConflictError(msg) from error
 
     def touch(self, last_used_at: Mapping[str, float]) -> None:
         """Notes when models were last used."""

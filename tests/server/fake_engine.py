@@ -39,7 +39,7 @@ from linker_core.engine.messages import (
     TokenOutput,
     UnloadModel,
 )
-from linker_core.errors import InsufficientCapacity, NumericalError
+from linker_core.errors import InsufficientCapacityError, NumericalError
 
 FAKE_ENGINE = (sys.executable, "-m", "tests.server.fake_engine")
 MUTE_ENGINE = (sys.executable, "-c", "import time; time.sleep(600)")  # never reads commands
@@ -115,7 +115,7 @@ class FakeEngine:
         with Path(command.path, "loads.log").open("a") as log:
             log.write(f"{command.model} {command.donor} {command.plan.policy.value}\n")
         if command.model == TOO_BIG:
-            error = InsufficientCapacity("It needs 2 bytes and 1 is free.").to_record()
+            error = InsufficientCapacityError("It needs 2 bytes and 1 is free.").to_record()
             self.connection.send(LoadFailed(model=command.model, error=error))
             return
         if command.model == KILLER:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import configs
-from linker_core.errors import InvalidRequest
+from linker_core.errors import InvalidRequestError
 from server.settings import Settings, load_settings, parse_size
 
 
@@ -38,13 +38,13 @@ def test_bad_file_is_refused_naming_file_key_and_value(
 ) -> None:
     file = tmp_path / "c.yaml"
     file.write_text(text)
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequestError) as caught:
         load_settings(file, {})
     assert all(word in caught.value.message for word in (str(file), *words))
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequest, match=r"nothing\.yaml"):
+    with pytest.raises(InvalidRequestError, match=r"nothing\.yaml"):
         load_settings(tmp_path / "nothing.yaml", {})
 
 

@@ -21,7 +21,7 @@ import httpx
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from linker_core.errors import InvalidRequest, LinkerError
+from linker_core.errors import InvalidRequestError, LinkerError
 from server.cli.demo.family import default_cache, ensure_family
 from server.cli.demo.recipes import MODELS
 from server.cli.demo.table import Row, render
@@ -72,7 +72,7 @@ def _check_port(port: int) -> None:
         try:
             probe.bind((HOST, port))
         except (OSError, OverflowError) as error:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 f"port {port} of {HOST} is taken or not to be had ({error}): "
                 "stop the program that listens there, or choose another with --port"
             ) from error

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from linker_core.config import EngineConfig
-from linker_core.engine.engine import MAX_CRASHED_STEPS, EngineBroken
+from linker_core.engine.engine import MAX_CRASHED_STEPS, EngineBrokenError
 from linker_core.engine.messages import (
     Abort,
     FinishReason,
@@ -258,7 +258,7 @@ def test_engine_forwards_that_keep_failing_end_the_engine(
         served.driver.submit("base", PROMPT)
         served.driver.run()
     served.driver.submit("base", PROMPT)
-    with pytest.raises(EngineBroken):
+    with pytest.raises(EngineBrokenError):
         served.driver.run()
 
 

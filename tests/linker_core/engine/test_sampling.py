@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from linker_core.engine.messages import FinishReason, SamplingParams
 from linker_core.engine.sampling import Sampled, sample
 from linker_core.engine.sequence import SequenceState
-from linker_core.errors import EngineFailure, NumericalError
+from linker_core.errors import EngineFailureError, NumericalError
 
 # Probabilities 0.5, 0.25, 0.15, 0.1 at temperature 1.
 LOGITS = torch.log(torch.tensor([0.5, 0.25, 0.15, 0.1]))
@@ -190,7 +190,7 @@ def test_sample_fault_of_one_row_fails_alone(caplog: pytest.LogCaptureFixture) -
     # Submissions with such a bias are refused; sampling contains it nevertheless.
     states = [sequence(logit_bias={99: 1.0}), sequence(temperature=0.0)]
     results = sample(LOGITS.repeat(2, 1), states)
-    assert isinstance(results[0], EngineFailure)
+    assert isinstance(results[0], EngineFailureError)
     assert results[1] == Sampled(0)
     assert "sampling failed for request r" in caplog.text
 

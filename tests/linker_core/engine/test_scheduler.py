@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from linker_core.engine.messages import SamplingParams
 from linker_core.engine.scheduler import Schedule, Scheduler
 from linker_core.engine.sequence import SequenceState
-from linker_core.errors import InsufficientCapacity
+from linker_core.errors import InsufficientCapacityError
 from tests.linker_core.engine.test_kv_cache import make_cache
 
 ARRIVALS = itertools.count()
@@ -104,7 +104,7 @@ def test_schedule_a_sequence_that_can_never_fit_fails_instead_of_looping() -> No
     too_long, growing = add(scheduler, 9), add(scheduler, 7, max_tokens=50)
     plan = run(scheduler)
     assert [failed.sequence.request_id for failed in plan.failed] == [too_long]
-    assert isinstance(plan.failed[0].error, InsufficientCapacity)
+    assert isinstance(plan.failed[0].error, InsufficientCapacityError)
     assert lengths(plan) == {growing: 7}
     for _ in range(5):
         plan = run(scheduler)

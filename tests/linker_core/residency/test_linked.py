@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from linker_core import load_linked
-from linker_core.errors import BadCheckpoint, InvalidRequest
+from linker_core.errors import BadCheckpointError, InvalidRequestError
 from linker_core.residency.linked import load_plain
 from tests.tiny import ARCHITECTURES, make_checkpoint, make_variant
 
@@ -94,11 +94,11 @@ def test_load_linked_donor_of_unknown_origin_is_refused(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path / "d")
     donor = load(path)
     donor.name_or_path = "org/name"
-    with pytest.raises(BadCheckpoint, match="from_pretrained"):
+    with pytest.raises(BadCheckpointError, match="from_pretrained"):
         load_linked(path, donor)
 
 
 def test_load_linked_half_given_thresholds_are_refused(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path / "d")
-    with pytest.raises(InvalidRequest, match="tau_frob"):
+    with pytest.raises(InvalidRequestError, match="tau_frob"):
         load_linked(path, path, tau_cos=0.9)

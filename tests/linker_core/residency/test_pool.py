@@ -15,7 +15,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from safetensors.torch import load_file
 
-from linker_core.errors import BadCheckpoint, Conflict, InsufficientCapacity, ModelNotFound
+from linker_core.errors import (
+    BadCheckpointError,
+    ConflictError,
+    InsufficientCapacityError,
+    ModelNotFoundError,
+)
 from linker_core.residency.pool import Pool, ResidentVariant
 from linker_core.sharing.plan import Policy, SharePlan, plan_donor, plan_variant
 from linker_core.sharing.scan import scan
@@ -127,7 +132,7 @@ def test_remove_frees_the_unique_tensors_and_only_them(family: Family) -> None:
 def test_remove_donor_in_use_names_its_dependants(family: Family) -> None:
     pool = Pool(device=CPU)
     family.admit_both(pool)
-    with pytest.raises(Conflict, match="chat"):
+    with pytest.raises(ConflictError, match="chat"):
         pool.remove("base")
     assert [v.model for v in pool.models()] == ["base", "chat"]
     pool.remove("chat")
@@ -163,7 +168,7 @@ def test_admit_failed_allocation_leaves_the_pool_as_it_was(
         return allocate(*size, **options)  # type: ignore[call-overload, no-any-return]
 
     monkeypatch.setattr(torch, "empty", fail_third)
-    with pytest.raises(InsufficientCapacity):
+    with pytest.raises(InsufficientCapacityError):
         exhaust(pool.admit("chat", family.variant, family.plan, "base"))
     assert pool.free_bytes() == free
     pool.check_integrity()
@@ -174,7 +179,7 @@ def test_admit_beyond_the_budget_says_what_is_needed_and_free(family: Family, mi
     needed = family.donor.nbytes + family.plan.unique_bytes
     pool = Pool(device=CPU, budget_bytes=needed - missing)
     exhaust(pool.admit("base", family.donor, family.donor_plan, None))
-    with pytest.raises(InsufficientCapacity, match=str(family.plan.unique_bytes)):
+    with pytest.raises(InsufficientCapacityError, match=str(family.plan.unique_bytes)):
         exhaust(pool.admit("chat", family.variant, family.plan, "base"))
     exact = Pool(device=CPU, budget_bytes=needed)
     family.admit_both(exact)
@@ -184,7 +189,7 @@ def test_admit_beyond_the_budget_says_what_is_needed_and_free(family: Family, mi
 def test_kv_reservation_counts_against_the_budget(family: Family) -> None:
     pool = Pool(device=CPU, budget_bytes=family.donor.nbytes + 100)
     exhaust(pool.admit("base", family.donor, family.donor_plan, None))
-    with pytest.raises(InsufficientCapacity, match="KV"):
+    with pytest.raises(InsufficientCapacityError, match="KV"):
         pool.reserve_kv("base", 101)
     pool.reserve_kv("base", 100)
     assert (pool.kv_bytes(), pool.free_bytes()) == (100, 0)
@@ -195,12 +200,12 @@ def test_kv_reservation_counts_against_the_budget(family: Family) -> None:
 def test_admit_same_name_twice_is_a_conflict(family: Family) -> None:
     pool = Pool(device=CPU)
     family.admit_both(pool)
-    with pytest.raises(Conflict):
+    with pytest.raises(ConflictError):
         exhaust(pool.admit("chat", family.variant, family.plan, "base"))
 
 
 def test_admit_without_its_donor_is_not_found(family: Family) -> None:
-    with pytest.raises(ModelNotFound):
+    with pytest.raises(ModelNotFoundError):
         exhaust(Pool(device=CPU).admit("chat", family.variant, family.plan, "base"))
 
 
@@ -208,7 +213,7 @@ def test_admit_plan_of_another_donor_is_a_conflict(family: Family) -> None:
     pool = Pool(device=CPU)
     other = plan_donor(family.donor, fingerprint="other")
     exhaust(pool.admit("base", family.donor, other, None))
-    with pytest.raises(Conflict, match="another donor"):
+    with pytest.raises(ConflictError, match="another donor"):
         exhaust(pool.admit("chat", family.variant, family.plan, "base"))
 
 
@@ -217,7 +222,7 @@ def test_admit_plan_of_another_checkpoint_is_refused(family: Family) -> None:
     del record["rungs"][UP]
     pool = Pool(device=CPU)
     exhaust(pool.admit("base", family.donor, family.donor_plan, None))
-    with pytest.raises(BadCheckpoint, match="other tensors"):
+    with pytest.raises(BadCheckpointError, match="other tensors"):
         exhaust(pool.admit("chat", family.variant, SharePlan.from_json(record), "base"))
 
 
@@ -228,7 +233,7 @@ def test_admit_alias_of_another_shape_is_refused(tmp_path: Path) -> None:
     with made.donor, made.variant:
         pool = Pool(device=CPU)
         exhaust(pool.admit("base", made.donor, made.donor_plan, None))
-        with pytest.raises(BadCheckpoint, match="embed_tokens"):
+        with pytest.raises(BadCheckpointError, match="embed_tokens"):
             exhaust(pool.admit("chat", made.variant, SharePlan.from_json(record), "base"))
 
 
@@ -264,11 +269,11 @@ class PoolMachine(RuleBasedStateMachine):
         admission = self.pool.admit(name, self.family.variant, self.plan, "base")
         try:
             self.advance(admission, steps)
-        except Conflict:
+        except ConflictError:
             assert self.resident(name)
-        except ModelNotFound:
+        except ModelNotFoundError:
             assert not self.resident("base")
-        except InsufficientCapacity:
+        except InsufficientCapacityError:
             assert len(self.pool.models()) == 3
 
     @rule(name=st.sampled_from(["base", *"abc"]))
@@ -276,9 +281,9 @@ class PoolMachine(RuleBasedStateMachine):
         before = self.pool.free_bytes()
         try:
             freed = self.pool.remove(name)
-        except ModelNotFound:
+        except ModelNotFoundError:
             assert not self.resident(name)
-        except Conflict:
+        except ConflictError:
             assert name == "base"
             assert len(self.pool.models()) > 1
         else:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from linker_core.errors import InvalidRequest
+from linker_core.errors import InvalidRequestError
 from linker_core.sharing.footprint import Footprint, footprint
 from linker_core.weights.architecture import parse_config
 
@@ -60,5 +60,5 @@ def test_footprint_of_n_variants_is_bs_table_14(shared: Path, name: str) -> None
 @pytest.mark.shared
 @pytest.mark.parametrize(("variants", "blocks"), [(0, 1), (2, 33), (2, -1)])
 def test_footprint_out_of_range_is_refused(shared: Path, variants: int, blocks: int) -> None:
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequestError):
         sized(shared, "Mistral-7B-v0.3", variants, blocks)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from linker_core.errors import InvalidRequest
+from linker_core.errors import InvalidRequestError
 from linker_core.sharing.plan import Policy, Rung, SharePlan, plan_donor, plan_variant
 from linker_core.sharing.scan import scan
 from linker_core.weights.checkpoint import Checkpoint
@@ -70,7 +70,7 @@ def test_exact_aliases_only_equal_bytes_wherever_they_are(tmp_path: Path, donor:
 
 def test_exact_refuses_thresholds(tmp_path: Path, donor: Path) -> None:
     variant = make_variant(tmp_path / "v", donor, scale=0.01)
-    with pytest.raises(InvalidRequest, match="tau_cos"):
+    with pytest.raises(InvalidRequestError, match="tau_cos"):
         planned(donor, variant, Policy.EXACT, tau_cos=0.9, tau_frob=0.1)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from linker_core.errors import BadCheckpoint
+from linker_core.errors import BadCheckpointError
 from linker_core.sharing.scan import Region, ScanReport, check_finite, region, scan
 from linker_core.weights.checkpoint import Checkpoint
 from tests.tiny import make_checkpoint, make_variant
@@ -70,7 +70,7 @@ def test_scan_of_another_family_lists_the_differences(
 ) -> None:
     donor = make_checkpoint(tmp_path / "d")
     variant = make_checkpoint(tmp_path / "v", **changes)  # type: ignore[arg-type]
-    with pytest.raises(BadCheckpoint, match=r"donor .* variant"):
+    with pytest.raises(BadCheckpointError, match=r"donor .* variant"):
         scanned(donor, variant)
 
 
@@ -83,10 +83,13 @@ def test_scan_refuses_nonfinite_weights_of_either(tmp_path: Path, poisoned: str,
     state = load_file(file)
     state[name].view(-1)[7] = float("nan")
     save_file(state, file)
-    with Checkpoint.open(tmp_path / poisoned) as alone, pytest.raises(BadCheckpoint, match="NaN"):
+    with (
+        Checkpoint.open(tmp_path / poisoned) as alone,
+        pytest.raises(BadCheckpointError, match="NaN"),
+    ):
         check_finite(alone)
     if (poisoned, name) != ("d", "model.embed_tokens.weight"):  # that one is never compared
-        with pytest.raises(BadCheckpoint, match=name.replace(".", r"\.")):
+        with pytest.raises(BadCheckpointError, match=name.replace(".", r"\.")):
             scanned(tmp_path / "d", tmp_path / "v")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from linker_core.errors import InvalidRequest
+from linker_core.errors import InvalidRequestError
 from linker_core.sharing import thresholds
 from linker_core.sharing.scan import BlockScan, ScanReport
 from linker_core.sharing.similarity import PairSums
@@ -94,7 +94,7 @@ def test_choose_unknown_donor_gets_no_tier() -> None:
     ],
 )
 def test_choose_contradiction_names_the_parameter(given: dict[str, Any], param: str) -> None:
-    with pytest.raises(InvalidRequest) as caught:
+    with pytest.raises(InvalidRequestError) as caught:
         choose_thresholds(report(0.01), **given)
     assert caught.value.param == param
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from linker_core.errors import BadCheckpoint, InvalidRequest
+from linker_core.errors import BadCheckpointError, InvalidRequestError
 from linker_core.text.chat_template import MAX_PROMPT_CHARS, ChatTemplate
 from tests.linker_core.text import tokenizers_by_kind as kinds
 
@@ -109,7 +109,7 @@ def test_strftime_now_gives_the_date() -> None:
 
 
 def test_template_that_raises_gives_its_own_words_bounded() -> None:
-    with pytest.raises(InvalidRequest, match="roles must alternate") as caught:
+    with pytest.raises(InvalidRequestError, match="roles must alternate") as caught:
         render("{{ raise_exception('roles must alternate ' + 'x' * 9999) }}")
     assert len(caught.value.message) < 500
     assert caught.value.param == "messages"
@@ -136,25 +136,25 @@ def test_template_that_raises_gives_its_own_words_bounded() -> None:
 )
 def test_render_misbehaving_template_is_an_invalid_request(source: str) -> None:
     template = ChatTemplate(source)
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequestError):
         template.render(CHATS[0], bos_token=None, eos_token=None)
 
 
 def test_render_out_of_bounds_says_the_bound() -> None:
-    with pytest.raises(InvalidRequest, match=str(MAX_PROMPT_CHARS)):
+    with pytest.raises(InvalidRequestError, match=str(MAX_PROMPT_CHARS)):
         render("{% for i in range(5000) %}{{ 'a' * 1000 }}{% endfor %}")
 
 
 @pytest.mark.parametrize("source", ["{% if %}", "{{ x", "{% nonsense %}", "{{{"])
 def test_template_that_does_not_compile_is_a_bad_checkpoint(source: str) -> None:
-    with pytest.raises(BadCheckpoint, match="does not compile"):
+    with pytest.raises(BadCheckpointError, match="does not compile"):
         ChatTemplate(source)
 
 
 def test_template_nested_too_deep_or_too_long_is_a_bad_checkpoint() -> None:
-    with pytest.raises(BadCheckpoint):
+    with pytest.raises(BadCheckpointError):
         ChatTemplate("{{ " + "(" * 100_000 + " }}")
-    with pytest.raises(BadCheckpoint, match="longer"):
+    with pytest.raises(BadCheckpointError, match="longer"):
         ChatTemplate("a" * ((1 << 20) + 1))
 
 
@@ -178,7 +178,7 @@ def test_load_takes_the_default_of_named_templates(tmp_path: Path) -> None:
 
 def test_load_odd_template_is_a_bad_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": 7}))
-    with pytest.raises(BadCheckpoint, match="chat_template"):
+    with pytest.raises(BadCheckpointError, match="chat_template"):
         ChatTemplate.load(tmp_path)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linker_core.errors import InvalidRequest
+from linker_core.errors import InvalidRequestError
 from linker_core.text.detokenizer import Detokenizer
 from linker_core.text.tokenizer import Tokenizer
 from tests.linker_core.text import tokenizers_by_kind as kinds
@@ -176,7 +176,7 @@ def test_finish_gives_what_was_held_back() -> None:
 
 
 def test_empty_stop_string_is_refused() -> None:
-    with pytest.raises(InvalidRequest, match="empty"):
+    with pytest.raises(InvalidRequestError, match="empty"):
         Detokenizer(byte_level(), stop=["a", ""])
 
 

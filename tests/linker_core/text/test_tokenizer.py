@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Regex, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from linker_core.errors import BadCheckpoint, InvalidRequest
+from linker_core.errors import BadCheckpointError, InvalidRequestError
 from linker_core.text.tokenizer import MAX_ADDED_TOKENS, MAX_FILE_BYTES, Tokenizer
 from tests.linker_core.text import tokenizers_by_kind as kinds
 
@@ -97,7 +97,7 @@ def test_token_text_keeps_the_leading_space(tmp_path: Path) -> None:
 
 def test_encode_half_a_surrogate_pair_is_refused(byte_level: Path) -> None:
     tokenizer = Tokenizer.load(byte_level)
-    with pytest.raises(InvalidRequest, match="character 3"):
+    with pytest.raises(InvalidRequestError, match="character 3"):
         tokenizer.encode("abc\ud83d", add_special_tokens=False)
 
 
@@ -118,7 +118,7 @@ def damaged(text: str) -> Iterator[str]:
 def test_load_damaged_file_is_a_bad_checkpoint(byte_level: Path) -> None:
     for text in damaged((byte_level / "tokenizer.json").read_text()):
         (byte_level / "tokenizer.json").write_text(text)
-        with pytest.raises(BadCheckpoint, match=r"tokenizer\.json"):
+        with pytest.raises(BadCheckpointError, match=r"tokenizer\.json"):
             Tokenizer.load(byte_level)
 
 
@@ -126,21 +126,21 @@ def test_load_missing_binary_or_huge_file_is_a_bad_checkpoint(byte_level: Path) 
     path = byte_level / "tokenizer.json"
     with path.open("r+b") as file:
         file.truncate(MAX_FILE_BYTES + 1)
-    with pytest.raises(BadCheckpoint, match="larger than 64 MiB"):
+    with pytest.raises(BadCheckpointError, match="larger than 64 MiB"):
         Tokenizer.load(byte_level)
     path.write_bytes(b"\xff\xfe{}")
-    with pytest.raises(BadCheckpoint, match="UTF-8"):
+    with pytest.raises(BadCheckpointError, match="UTF-8"):
         Tokenizer.load(byte_level)
     path.unlink()
-    with pytest.raises(BadCheckpoint, match="no such file"):
+    with pytest.raises(BadCheckpointError, match="no such file"):
         Tokenizer.load(byte_level)
     path.mkdir()
-    with pytest.raises(BadCheckpoint, match="cannot be read"):
+    with pytest.raises(BadCheckpointError, match="cannot be read"):
         Tokenizer.load(byte_level)
 
 
 def test_load_odd_eos_token_is_a_bad_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(BadCheckpoint, match="eos_token"):
+    with pytest.raises(BadCheckpointError, match="eos_token"):
         Tokenizer.load(kinds.save(kinds.byte_level(), tmp_path, eos_token=7))
 
 
@@ -149,7 +149,7 @@ def test_encode_a_pattern_that_backtracks_without_end_is_an_error(tmp_path: Path
     inner = kinds.byte_level()
     inner.pre_tokenizer = pre_tokenizers.Split(Regex("(a+)+$"), behavior="isolated")
     tokenizer = Tokenizer.load(kinds.save(inner, tmp_path))
-    with pytest.raises(InvalidRequest, match="tokenizer failed"):
+    with pytest.raises(InvalidRequestError, match="tokenizer failed"):
         tokenizer.encode("a" * 64 + "!", add_special_tokens=False)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from linker_core.errors import BadCheckpoint, LinkerError, UnsupportedFormat
+from linker_core.errors import BadCheckpointError, LinkerError, UnsupportedFormatError
 from linker_core.weights.architecture import (
     FULL,
     SLIDING,
@@ -87,29 +87,29 @@ def test_parse_config_qwen2_windows_only_from_max_window_layers_on() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"architectures": ["GPT2LMHeadModel"]}, UnsupportedFormat, "Qwen2ForCausalLM"),
-        ({"architectures": "absent"}, UnsupportedFormat, "architectures"),
-        ({"auto_map": {"AutoModel": "x.Y"}}, UnsupportedFormat, "custom code"),
-        ({"trust_remote_code": True}, UnsupportedFormat, "custom code"),
-        ({"quantization_config": {"bits": 4}}, UnsupportedFormat, "quantised"),
-        ({"num_hidden_layers": 10**9}, BadCheckpoint, "num_hidden_layers"),
-        ({"vocab_size": 2**31}, BadCheckpoint, "vocab_size"),
-        ({"hidden_size": 0}, BadCheckpoint, "hidden_size"),
-        ({"hidden_size": True}, BadCheckpoint, "hidden_size"),
-        ({"hidden_size": "48"}, BadCheckpoint, "hidden_size"),
-        ({"hidden_size": "absent"}, BadCheckpoint, "missing"),
-        ({"hidden_size": 50}, BadCheckpoint, "head_dim"),
-        ({"num_key_value_heads": 3}, BadCheckpoint, "divisor"),
-        ({"rms_norm_eps": 5}, BadCheckpoint, "rms_norm_eps"),
-        ({"rope_theta": -1}, BadCheckpoint, "rope_theta"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 2}}, UnsupportedFormat, "dynamic"),
-        ({"rope_scaling": {"rope_type": "longrope"}}, UnsupportedFormat, "longrope"),
-        ({"rope_scaling": [1]}, BadCheckpoint, "rope"),
-        ({"partial_rotary_factor": 0.5}, UnsupportedFormat, "partial"),
-        ({"hidden_act": "__import__"}, BadCheckpoint, "hidden_act"),
-        ({"torch_dtype": "float8"}, BadCheckpoint, "torch_dtype"),
-        ({"tie_word_embeddings": "yes"}, BadCheckpoint, "tie_word_embeddings"),
-        ({"eos_token_id": [-1]}, BadCheckpoint, "eos_token_id"),
+        ({"architectures": ["GPT2LMHeadModel"]}, UnsupportedFormatError, "Qwen2ForCausalLM"),
+        ({"architectures": "absent"}, UnsupportedFormatError, "architectures"),
+        ({"auto_map": {"AutoModel": "x.Y"}}, UnsupportedFormatError, "custom code"),
+        ({"trust_remote_code": True}, UnsupportedFormatError, "custom code"),
+        ({"quantization_config": {"bits": 4}}, UnsupportedFormatError, "quantised"),
+        ({"num_hidden_layers": 10**9}, BadCheckpointError, "num_hidden_layers"),
+        ({"vocab_size": 2**31}, BadCheckpointError, "vocab_size"),
+        ({"hidden_size": 0}, BadCheckpointError, "hidden_size"),
+        ({"hidden_size": True}, BadCheckpointError, "hidden_size"),
+        ({"hidden_size": "48"}, BadCheckpointError, "hidden_size"),
+        ({"hidden_size": "absent"}, BadCheckpointError, "missing"),
+        ({"hidden_size": 50}, BadCheckpointError, "head_dim"),
+        ({"num_key_value_heads": 3}, BadCheckpointError, "divisor"),
+        ({"rms_norm_eps": 5}, BadCheckpointError, "rms_norm_eps"),
+        ({"rope_theta": -1}, BadCheckpointError, "rope_theta"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2}}, UnsupportedFormatError, "dynamic"),
+        ({"rope_scaling": {"rope_type": "longrope"}}, UnsupportedFormatError, "longrope"),
+        ({"rope_scaling": [1]}, BadCheckpointError, "rope"),
+        ({"partial_rotary_factor": 0.5}, UnsupportedFormatError, "partial"),
+        ({"hidden_act": "__import__"}, BadCheckpointError, "hidden_act"),
+        ({"torch_dtype": "float8"}, BadCheckpointError, "torch_dtype"),
+        ({"tie_word_embeddings": "yes"}, BadCheckpointError, "tie_word_embeddings"),
+        ({"eos_token_id": [-1]}, BadCheckpointError, "eos_token_id"),
     ],
 )
 def test_parse_config_out_of_bounds_is_refused(

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from linker_core.errors import BadCheckpoint, LinkerError, UnsupportedFormat
+from linker_core.errors import BadCheckpointError, LinkerError, UnsupportedFormatError
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.fingerprint import fingerprint
 from tests.tiny import make_checkpoint, save_state
@@ -70,28 +70,28 @@ def test_open_honest_checkpoint_reads_every_byte(tmp_path: Path, shards: int) ->
 def test_open_header_longer_than_file_or_limit_is_refused(path: Path, length: int) -> None:
     header, body = read_file(path / "model.safetensors")
     write_file(path / "model.safetensors", json.dumps(header), body, length=length)
-    with pytest.raises(BadCheckpoint, match="header claims"):
+    with pytest.raises(BadCheckpointError, match="header claims"):
         Checkpoint.open(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"1234567"])
 def test_open_file_shorter_than_a_length_is_refused(path: Path, content: bytes) -> None:
     (path / "model.safetensors").write_bytes(content)
-    with pytest.raises(BadCheckpoint, match="too short"):
+    with pytest.raises(BadCheckpointError, match="too short"):
         Checkpoint.open(path)
 
 
 def test_open_truncated_file_is_refused(path: Path) -> None:
     file = path / "model.safetensors"
     os.truncate(file, file.stat().st_size - 2)
-    with pytest.raises(BadCheckpoint, match="truncated"):
+    with pytest.raises(BadCheckpointError, match="truncated"):
         Checkpoint.open(path)
 
 
 def test_open_trailing_bytes_are_refused(path: Path) -> None:
     with (path / "model.safetensors").open("ab") as file:
         file.write(b"#!")
-    with pytest.raises(BadCheckpoint, match="appended"):
+    with pytest.raises(BadCheckpointError, match="appended"):
         Checkpoint.open(path)
 
 
@@ -100,7 +100,7 @@ def test_open_duplicate_tensor_name_is_refused(path: Path) -> None:
     text = json.dumps(header)
     entry = json.dumps(header[NAME])
     write_file(path / "model.safetensors", text[:-1] + f', "{NAME}": {entry}}}', body)
-    with pytest.raises(BadCheckpoint, match="twice"):
+    with pytest.raises(BadCheckpointError, match="twice"):
         Checkpoint.open(path)
 
 
@@ -109,7 +109,7 @@ def test_open_duplicate_tensor_name_is_refused(path: Path) -> None:
 )
 def test_open_strange_tensor_name_is_refused_and_not_echoed_raw(path: Path, name: str) -> None:
     edit_header(path, lambda header: header.update({name: header.pop(NAME)}))
-    with pytest.raises(BadCheckpoint, match="tensor name") as caught:
+    with pytest.raises(BadCheckpointError, match="tensor name") as caught:
         Checkpoint.open(path)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 300
@@ -134,14 +134,14 @@ def test_open_strange_tensor_name_is_refused_and_not_echoed_raw(path: Path, name
 )
 def test_open_lying_tensor_entry_is_refused(path: Path, entry: dict[str, Any]) -> None:
     edit_header(path, lambda header: header[NAME].update(entry))
-    with pytest.raises(BadCheckpoint):
+    with pytest.raises(BadCheckpointError):
         Checkpoint.open(path)
 
 
 @pytest.mark.parametrize("dtype", ["I8", "F8_E4M3", "F64", None])
 def test_open_other_number_type_is_unsupported(path: Path, dtype: str | None) -> None:
     edit_header(path, lambda header: header[NAME].update(dtype=dtype))
-    with pytest.raises(UnsupportedFormat, match="BF16"):
+    with pytest.raises(UnsupportedFormatError, match="BF16"):
         Checkpoint.open(path)
 
 
@@ -151,7 +151,7 @@ def test_open_overlapping_tensors_are_refused(path: Path) -> None:
         header[NAME]["data_offsets"] = [begin - 2, end - 2]
 
     edit_header(path, overlap)
-    with pytest.raises(BadCheckpoint, match="overlap"):
+    with pytest.raises(BadCheckpointError, match="overlap"):
         Checkpoint.open(path)
 
 
@@ -159,20 +159,20 @@ def test_open_missing_tensor_is_named(path: Path) -> None:
     state = load_file(path / "model.safetensors")
     del state[NAME]
     save_state(path, state)
-    with pytest.raises(BadCheckpoint, match=NAME):
+    with pytest.raises(BadCheckpointError, match=NAME):
         Checkpoint.open(path)
 
 
 def test_open_extra_tensor_is_refused(path: Path) -> None:
     state = load_file(path / "model.safetensors")
     save_state(path, state | {"model.layers.0.mlp.extra.weight": torch.zeros(3)})
-    with pytest.raises(BadCheckpoint, match="extra"):
+    with pytest.raises(BadCheckpointError, match="extra"):
         Checkpoint.open(path)
 
 
 def test_open_config_larger_than_shards_is_refused(path: Path) -> None:
     edit_config(path, num_hidden_layers=1000)
-    with pytest.raises(BadCheckpoint, match="missing"):
+    with pytest.raises(BadCheckpointError, match="missing"):
         Checkpoint.open(path)
 
 
@@ -190,7 +190,7 @@ def test_open_tied_head_with_other_values_is_refused(path: Path) -> None:
     state = load_file(path / "model.safetensors")
     state["lm_head.weight"] = state["model.embed_tokens.weight"] + 1
     save_state(path, state)
-    with pytest.raises(BadCheckpoint, match=r"lm_head\.weight"):
+    with pytest.raises(BadCheckpointError, match=r"lm_head\.weight"):
         Checkpoint.open(path)
 
 
@@ -204,7 +204,7 @@ def test_open_irregular_file_is_refused_at_once(path: Path, file: str, kind: str
         os.mkfifo(path / file)
     else:
         (path / file).mkdir()
-    with pytest.raises(BadCheckpoint, match="regular file"):
+    with pytest.raises(BadCheckpointError, match="regular file"):
         Checkpoint.open(path)
 
 
@@ -216,7 +216,7 @@ def test_open_directory_with_foreign_weights_is_unsupported(
     if sole:
         (path / "model.safetensors").unlink()
     (path / name).write_bytes(b"never opened")
-    with pytest.raises(UnsupportedFormat, match=name):
+    with pytest.raises(UnsupportedFormatError, match=name):
         Checkpoint.open(path)
 
 
@@ -246,7 +246,7 @@ def test_open_dishonest_index_is_refused(
     index = json.loads(file.read_text())
     change(index)
     file.write_text(json.dumps(index))
-    with pytest.raises(BadCheckpoint, match="index"):
+    with pytest.raises(BadCheckpointError, match="index"):
         Checkpoint.open(path)
 
 
@@ -254,16 +254,16 @@ def test_open_stray_or_doubled_shard_is_refused(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path / "m", shards=3)
     first = path / "model-00001-of-00003.safetensors"
     (path / "model-00004-of-00003.safetensors").write_bytes(first.read_bytes())
-    with pytest.raises(BadCheckpoint, match="model-00004"):
+    with pytest.raises(BadCheckpointError, match="model-00004"):
         Checkpoint.open(path)
     (path / "model-00004-of-00003.safetensors").unlink()
     (path / "model-00002-of-00003.safetensors").write_bytes(first.read_bytes())
-    with pytest.raises(BadCheckpoint, match="another shard"):
+    with pytest.raises(BadCheckpointError, match="another shard"):
         Checkpoint.open(path)
 
 
 def test_open_missing_directory_does_not_echo_the_path(tmp_path: Path) -> None:
-    with pytest.raises(BadCheckpoint, match="No such file") as caught:
+    with pytest.raises(BadCheckpointError, match="No such file") as caught:
         Checkpoint.open(tmp_path / "secret-place")
     assert "secret-place" not in str(caught.value)
 
@@ -271,14 +271,14 @@ def test_open_missing_directory_does_not_echo_the_path(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["[]", "{", '{"a":NaN}', "[" * 5000, '{"a":1,"a":1}'])
 def test_open_config_that_is_no_strict_json_is_refused(path: Path, text: str) -> None:
     (path / "config.json").write_text(text)
-    with pytest.raises(BadCheckpoint, match=r"config\.json"):
+    with pytest.raises(BadCheckpointError, match=r"config\.json"):
         Checkpoint.open(path)
 
 
 def test_read_of_a_file_that_shrank_is_an_error_not_a_signal(path: Path) -> None:
     with Checkpoint.open(path) as checkpoint:
         os.truncate(path / "model.safetensors", 4096)
-        with pytest.raises(BadCheckpoint, match="shorter"):
+        with pytest.raises(BadCheckpointError, match="shorter"):
             checkpoint.read_into(NAME, memoryview(bytearray(checkpoint.tensors[NAME].nbytes)))
 
 

@@ -29,6 +29,7 @@ def test_parse_ordinary_document_returns_its_values() -> None:
         (b"\xef\xbb\xbf{}", "BOM"),
         (b'{"a": 1} x', "Extra data"),
         (b"", "Expecting value"),
+        (b'"' + b'\\"' * 1_000_000, "Unterminated"),
     ],
 )
 def test_parse_hostile_document_is_refused(text: bytes, reason: str) -> None:

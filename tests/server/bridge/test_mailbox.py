@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from linker_core.engine.messages import TokenOutput
-from linker_core.errors import EngineFailure
+from linker_core.errors import EngineFailureError
 from server.bridge.mailbox import Mailbox
 
 
@@ -35,9 +35,9 @@ def test_failure_comes_after_the_tokens_that_are_there() -> None:
     async def read() -> int:
         mailbox = Mailbox(limit=2)
         mailbox.put(token(7))
-        mailbox.fail(EngineFailure("gone"))
+        mailbox.fail(EngineFailureError("gone"))
         first = (await mailbox.get()).token_id
-        with pytest.raises(EngineFailure, match="gone"):
+        with pytest.raises(EngineFailureError, match="gone"):
             await mailbox.get()
         return first
 
@@ -49,8 +49,8 @@ def test_failure_wakes_a_waiting_reader() -> None:
         mailbox = Mailbox(limit=2)
         waiting = asyncio.ensure_future(mailbox.get())
         await asyncio.sleep(0)
-        mailbox.fail(EngineFailure("gone"))
-        with pytest.raises(EngineFailure):
+        mailbox.fail(EngineFailureError("gone"))
+        with pytest.raises(EngineFailureError):
             await waiting
 
     asyncio.run(read())

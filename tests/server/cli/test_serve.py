@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from linker_core.errors import InvalidRequest
+from linker_core.errors import InvalidRequestError
 from server.cli.serve import add_arguments, settings_from, startup_requests
 from server.settings import Settings
 from tests.server.fake_engine import Fault
@@ -66,7 +66,7 @@ def test_thresholds_bind_variants_and_leave_the_donor_alone() -> None:
     ],
 )  # fmt: skip
 def test_bad_flag_is_refused(arguments: tuple[str, ...]) -> None:
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequestError):
         settings(*arguments)
 
 
@@ -78,7 +78,7 @@ def test_bad_flag_is_refused(arguments: tuple[str, ...]) -> None:
     ],
 )  # fmt: skip
 def test_bad_start_up_model_is_refused(arguments: tuple[str, ...]) -> None:
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequestError):
         startup_requests(settings(*arguments))
 
 

@@ -86,7 +86,7 @@ def test_fault_inside_a_message_is_named_by_its_path(
         ("chat_template", "{{ 1 }}"), ("chat_template_kwargs", {"tokenize": True}),
         ("structured_outputs", {"regex": "a"}), ("bad_words", ["a"]), ("priority", 1),
         ("continue_final_message", True), ("allowed_token_ids", [1]), ("cache_salt", "s"),
-        ("truncate_prompt_tokens", 4), ("variant_mode", "unshared"), ("return_token_ids", True),
+        ("truncate_prompt_tokens", 4), ("variant_mode", "unshared"),
     ],
 )  # fmt: skip
 def test_known_field_that_is_not_honoured_is_400(

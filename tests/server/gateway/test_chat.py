@@ -174,3 +174,14 @@ def test_openai_sdk_raises_its_error_for_an_unknown_model(server: LiveServer) ->
     ):
         client.chat.completions.create(model="nobody", messages=HI)
     assert caught.value.code == "model_not_found"
+
+
+def test_token_ids_are_returned_on_request(server: LiveServer) -> None:
+    answer = server.chat("base", max_tokens=2, return_token_ids=True).json()
+    assert len(answer["choices"][0]["token_ids"]) == 2
+    assert len(answer["prompt_token_ids"]) == answer["usage"]["prompt_tokens"]
+    stream = server.chat("base", max_tokens=2, return_token_ids=True, stream=True).text
+    chunks = [json.loads(line[6:]) for line in stream.split("\n\n") if line.startswith("data: {")]
+    ids = [i for chunk in chunks for i in chunk["choices"][0].get("token_ids", [])]
+    assert ids == answer["choices"][0]["token_ids"]
+    assert chunks[0]["prompt_token_ids"] == answer["prompt_token_ids"]

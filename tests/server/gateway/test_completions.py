@@ -81,3 +81,15 @@ def test_stream_pieces_add_up_and_end_with_done(server: LiveServer) -> None:
 
 def test_stop_as_empty_list_is_accepted(server: LiveServer) -> None:
     assert text_of(server, "ab", stop=[], max_tokens=2) == ["ab"]
+
+
+def test_token_ids_are_returned_on_request(server: LiveServer) -> None:
+    ids = server.services.catalog.models()[0].text.tokenizer.encode("xyz", add_special_tokens=False)
+    more = {"max_tokens": 3, "stop_token_ids": [ids[2]], "return_token_ids": True}
+    choice = server.complete("base", ids, **more).json()["choices"][0]
+    assert (choice["text"], choice["token_ids"]) == ("xy", ids)
+    assert choice["prompt_token_ids"] == ids
+    stream = server.complete("base", ids, stream=True, **more).text.split("\n\n")
+    chunks = [json.loads(line[6:])["choices"][0] for line in stream if line.startswith("data: {")]
+    assert [token for chunk in chunks for token in chunk["token_ids"]] == ids
+    assert [chunk.get("prompt_token_ids") for chunk in chunks] == [ids, None, None]

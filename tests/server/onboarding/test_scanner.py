@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from linker_core.errors import BadCheckpoint, UnsupportedFormat
+from linker_core.errors import BadCheckpointError, UnsupportedFormatError
 from server.onboarding.scanner import Scanner, ScanResult
 
 PRELUDE = "import json, os, sys, time\ndef say(x): print(json.dumps(x), flush=True)\n"
@@ -34,7 +34,7 @@ def test_result_and_progress_are_handed_on() -> None:
 
 
 def test_error_of_the_worker_is_raised_as_it_was() -> None:
-    with pytest.raises(UnsupportedFormat, match="pickle"):
+    with pytest.raises(UnsupportedFormatError, match="pickle"):
         run("say({'error': {'code': 'unsupported_format', 'message': 'pickle', 'param': None}})")
 
 
@@ -42,7 +42,7 @@ def test_error_of_the_worker_is_raised_as_it_was() -> None:
     "script", ["os.kill(os.getpid(), 7)", "sys.stdout.write('{\"resu')", "pass"]
 )
 def test_death_without_a_result_is_a_bad_checkpoint(script: str) -> None:
-    with pytest.raises(BadCheckpoint):
+    with pytest.raises(BadCheckpointError):
         run(script)
 
 

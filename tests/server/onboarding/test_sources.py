@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from linker_core.errors import ForbiddenSource, InvalidRequest
+from linker_core.errors import ForbiddenSourceError, InvalidRequestError
 from server.onboarding.sources import resolve_source
 
 
@@ -32,7 +32,7 @@ def test_anything_outside_is_forbidden_without_naming_it(tmp_path: Path, source:
     (tmp_path / "root").mkdir()
     (tmp_path / "root" / "out").symlink_to("/etc")
     (tmp_path / "root" / "loop").symlink_to(tmp_path / "loop")
-    with pytest.raises(ForbiddenSource) as caught:
+    with pytest.raises(ForbiddenSourceError) as caught:
         resolve_source(source, [tmp_path / "root"])
     assert str(tmp_path) not in caught.value.message
 
@@ -40,16 +40,16 @@ def test_anything_outside_is_forbidden_without_naming_it(tmp_path: Path, source:
 def test_sibling_with_the_same_prefix_is_outside(tmp_path: Path) -> None:
     (tmp_path / "root").mkdir()
     (tmp_path / "root2").mkdir()
-    with pytest.raises(ForbiddenSource):
+    with pytest.raises(ForbiddenSourceError):
         resolve_source(str(tmp_path / "root2"), [tmp_path / "root"])
 
 
 def test_without_roots_everything_is_forbidden(tmp_path: Path) -> None:
-    with pytest.raises(ForbiddenSource):
+    with pytest.raises(ForbiddenSourceError):
         resolve_source(str(tmp_path), [])
 
 
 @pytest.mark.parametrize("source", ["", "a\0b", "x" * 5000])
 def test_what_is_no_path_is_a_bad_request(tmp_path: Path, source: str) -> None:
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequestError):
         resolve_source(source, [tmp_path])

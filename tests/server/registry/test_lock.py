@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from linker_core.errors import InvalidRequest
+from linker_core.errors import InvalidRequestError
 from server.registry.lock import StateLock
 
 
 def test_second_holder_is_refused_until_the_first_lets_go(tmp_path: Path) -> None:
     first = StateLock(tmp_path / "new" / "state")
-    with pytest.raises(InvalidRequest, match="Another server"):
+    with pytest.raises(InvalidRequestError, match="Another server"):
         StateLock(tmp_path / "new" / "state")
     first.release()
     StateLock(tmp_path / "new" / "state").release()
@@ -18,5 +18,5 @@ def test_second_holder_is_refused_until_the_first_lets_go(tmp_path: Path) -> Non
 
 def test_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InvalidRequest, match="cannot be used"):
+    with pytest.raises(InvalidRequestError, match="cannot be used"):
         StateLock(tmp_path / "file" / "state")

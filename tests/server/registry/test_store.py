@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from linker_core.errors import Conflict
+from linker_core.errors import ConflictError
 from server.registry.records import JobRecord, JobStage, JobStatus, ModelRecord, ModelState
 from server.registry.store import Registry
 
@@ -74,7 +74,7 @@ def test_unknown_names_give_none(registry: Registry) -> None:
 def test_donor_with_dependants_cannot_be_deleted(registry: Registry) -> None:
     registry.save(MODEL)
     registry.save(replace(MODEL, name="near", donor="acme/chat", position=2))
-    with pytest.raises(Conflict):
+    with pytest.raises(ConflictError):
         registry.delete_model("acme/chat")
     registry.delete_model("near")
     registry.delete_model("acme/chat")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from linker_core.errors import InvalidRequest
+from linker_core.errors import InvalidRequestError
 from server.cli import demo
 from server.cli.demo.build import FamilyBuilder
 from server.cli.demo.recipes import FAMILY, MODELS, tiny, version
@@ -67,7 +67,7 @@ def is_free(port: int) -> bool:
 def test_taken_port_is_refused_before_anything_is_built(tmp_path: Path) -> None:
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         port = server.getsockname()[1]
-        with pytest.raises(InvalidRequest, match=f"port {port}.*--port"):
+        with pytest.raises(InvalidRequestError, match=f"port {port}.*--port"):
             demo.run(parse("--port", str(port), "--cache", str(tmp_path)))
     assert not list(tmp_path.iterdir())
 
