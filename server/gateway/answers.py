@@ -1,55 +1,23 @@
-"""The shapes of answers: usage, choices and chunks of both routes. Pure functions of pieces."""
+"""One answer on its way to the client, whole or streamed: what chat and completions share."""
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
-from server.gateway.generation import Delta, SequenceSpec
+from server.gateway.generation import Delta, SequenceSpec, generate
+from server.gateway.schemas import GenerationRequest, StreamOptions
+from server.gateway.services import Services
+from server.gateway.streaming import DONE, event
+from server.onboarding.catalog import ServedModel
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Envelope:
-    """What every chunk of one answer repeats."""
-
-    id: str
-    object: str
-    model: str
-    created: int = field(default_factory=lambda: int(time.time()))
-
-    def wrap(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
-        """Returns an answer or a chunk."""
-        return {
-            "id": self.id,
-            "object": self.object,
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
-            **more,
-        }
-
-
-class Tally:
-    """Counts tokens for `usage`; a prompt with several choices counts once."""
-
-    def __init__(self, specs: Sequence[SequenceSpec], *, choices_per_prompt: int) -> None:
-        self._prompt_tokens = sum(len(spec.prompt_ids) for spec in specs[::choices_per_prompt])
-        self._answer_tokens = 0
-
-    def count(self, _delta: Delta) -> None:
-        """Adds one token."""
-        self._answer_tokens += 1
-
-    def usage(self) -> dict[str, int]:
-        """Returns the counts so far."""
-        return {
-            "prompt_tokens": self._prompt_tokens,
-            "completion_tokens": self._answer_tokens,
-            "total_tokens": self._prompt_tokens + self._answer_tokens,
-        }
+_Request = TypeVar("_Request", bound=GenerationRequest)
+Json = dict[str, Any]
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,16 +41,129 @@ class Collected:
         return "".join(self.parts)
 
 
-def token_ids(deltas: Sequence[Delta], *, wanted: bool | None) -> dict[str, list[int]]:
-    """Returns the field of the tokens' ids, stop tokens included, or nothing."""
-    return {"token_ids": [delta.token.token_id for delta in deltas]} if wanted else {}
+class Answer(ABC, Generic[_Request]):
+    """The sequences of one request and the records that they become.
 
+    Args:
+        services: Of the server.
+        request: The checked body.
+        model: Who answers.
+    """
 
-def prompt_token_ids(spec: SequenceSpec, *, wanted: bool | None) -> dict[str, list[int]]:
-    """Returns the field of the prompt's ids, as the model sees them, or nothing."""
-    return {"prompt_token_ids": list(spec.prompt_ids)} if wanted else {}
+    id_prefix: ClassVar[str]
+    whole_object: ClassVar[str]
+    chunk_object: ClassVar[str]
 
+    def __init__(self, services: Services, request: _Request, model: ServedModel) -> None:
+        self._services = services
+        self._request = request
+        self._model = model
+        # An id of our own making; clients' ids are never used inside.
+        self._id = f"{self.id_prefix}-{uuid.uuid4().hex}"
+        self._created = int(time.time())
+        self._specs: Sequence[SequenceSpec] = ()
 
-def new_id(prefix: str) -> str:
-    """Returns an id of our own making; clients' ids are never used inside."""
-    return f"{prefix}-{uuid.uuid4().hex}"
+    @abstractmethod
+    def prepare(self) -> None:
+        """Tokenises and checks; blocking, so it runs off the event loop.
+
+        Raises:
+            LinkerError: The request does not suit the model.
+        """
+
+    @abstractmethod
+    def _choice(self, index: int, collected: Collected) -> Json:
+        """Returns a finished choice."""
+
+    @abstractmethod
+    def _chunk_choices(self, delta: Delta, *, is_first: bool) -> list[Json]:
+        """Returns the choices of the chunks that one piece becomes; none if it shows nothing."""
+
+    def _beside_choices(self) -> Json:
+        """Returns what the answer, or its first chunk, carries beside the choices."""
+        return {}
+
+    async def whole(self) -> Json:
+        """Returns the answer when all of it is there.
+
+        Raises:
+            LinkerError: A sequence failed.
+        """
+        collected = [Collected() for _ in self._specs]
+        num_tokens = 0
+        async with aclosing(self._deltas()) as deltas:
+            async for delta in deltas:
+                num_tokens += 1
+                collected[delta.index].add(delta)
+        choices = [self._choice(index, choice) for index, choice in enumerate(collected)]
+        usage = {"usage": self._usage(num_tokens)}
+        return self._record(self.whole_object, choices, usage | self._beside_choices())
+
+    async def stream(self) -> AsyncGenerator[bytes, None]:
+        """Yields encoded events, one write per piece, `[DONE]` last.
+
+        Raises:
+            LinkerError: A sequence failed.
+        """
+        options = self._request.stream_options or StreamOptions()
+        begun: set[int] = set()
+        num_tokens = 0
+        async with aclosing(self._deltas()) as deltas:
+            async for delta in deltas:
+                num_tokens += 1
+                more: Json = {"usage": None} if options.include_usage else {}
+                if options.continuous_usage_stats:
+                    more = {"usage": self._usage(num_tokens)}
+                if not begun:
+                    more |= self._beside_choices()
+                choices = self._chunk_choices(delta, is_first=delta.index not in begun)
+                begun.add(delta.index)
+                if choices:
+                    yield b"".join(self._event([choice], more) for choice in choices)
+        if options.include_usage:
+            yield self._event([], {"usage": self._usage(num_tokens)})
+        yield DONE
+
+    async def _deltas(self) -> AsyncGenerator[Delta, None]:
+        """Runs the sequences while they hold places among those in flight."""
+        services = self._services
+        with services.gate.admit(len(self._specs)):
+            pieces = generate(self._specs, client=services.engine.client, metrics=services.metrics)
+            async with aclosing(pieces):
+                async for delta in pieces:
+                    yield delta
+
+    def _event(self, choices: list[Json], more: Json) -> bytes:
+        return event(self._record(self.chunk_object, choices, more))
+
+    def _record(self, kind: str, choices: list[Json], more: Json) -> Json:
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": self._created,
+            "model": self._model.name,
+            "choices": choices,
+            **more,
+        }
+
+    def _usage(self, num_tokens: int) -> dict[str, int]:
+        """Returns the counts so far; a prompt with several choices counts once."""
+        prompts = self._specs[:: self._request.n or 1]
+        num_prompt = sum(len(spec.prompt_ids) for spec in prompts)
+        return {
+            "prompt_tokens": num_prompt,
+            "completion_tokens": num_tokens,
+            "total_tokens": num_prompt + num_tokens,
+        }
+
+    def _token_ids(self, deltas: Sequence[Delta]) -> dict[str, list[int]]:
+        """Returns the field of the tokens' ids, stop tokens included, where it is asked for."""
+        if not self._request.return_token_ids:
+            return {}
+        return {"token_ids": [delta.token.token_id for delta in deltas]}
+
+    def _prompt_ids(self, index: int) -> dict[str, list[int]]:
+        """Returns the field of a prompt's ids as the model sees them, where it is asked for."""
+        if not self._request.return_token_ids:
+            return {}
+        return {"prompt_token_ids": list(self._specs[index].prompt_ids)}
