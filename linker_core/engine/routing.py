@@ -176,9 +176,8 @@ class RoutedEmbedding(RoutedLeaf):
         self, name: str, original: nn.Embedding, context: StepContext, *, dtype: torch.dtype
     ) -> None:
         super().__init__(name, original, context)
-        template = copy.deepcopy(original)
-        template.padding_idx = None  # an id of the vocabulary, no index into gathered rows
-        self._template = (template,)
+        assert original.padding_idx is None  # it would be read as an index into gathered rows
+        self._template = (original,)
         self._dtype = dtype
 
     def forward(self, ids_1T: torch.Tensor) -> torch.Tensor:

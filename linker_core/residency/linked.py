@@ -10,13 +10,20 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from linker_core.errors import BadCheckpointError
+from linker_core.errors import BadCheckpointError, InvalidRequestError
 from linker_core.residency.loader import read_tensor
 from linker_core.residency.skeleton import build_skeleton
 from linker_core.sharing.plan import Policy, Rung, SharePlan, plan_donor, plan_variant
 from linker_core.sharing.scan import scan
-from linker_core.weights.checkpoint import GENERATION_FILE, Checkpoint
+from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.fingerprint import fingerprint
+from linker_core.weights.generation import GENERATION_FILE
+
+_POLICIES = {
+    "auto": Policy.THRESHOLDS,
+    "thresholds": Policy.THRESHOLDS,
+    "exact": Policy.EXACT,
+}
 
 
 def load_linked(
@@ -37,7 +44,7 @@ def load_linked(
     Args:
         variant: Directory of the variant's checkpoint.
         donor: A model loaded from a local directory (`from_pretrained`), or such a directory.
-        policy: "thresholds" (BS Eq. 3) or "exact" (byte-identical tensors only).
+        policy: "thresholds" (BS Eq. 3; "auto" is the same) or "exact" (equal bytes only).
         tau_cos: Least cosine of a shared block; together with `tau_frob`.
         tau_frob: Largest ε of a shared block.
         tier: A row of families.yaml in place of the two numbers.
@@ -45,8 +52,12 @@ def load_linked(
     Raises:
         BadCheckpointError: A checkpoint is damaged, the two are no family, or the donor model does
             not come from a local directory.
-        InvalidRequestError: Contradicting thresholds.
+        InvalidRequestError: An unknown policy, or contradicting thresholds.
     """
+    if policy not in _POLICIES:
+        raise InvalidRequestError(
+            f"policy is {policy!r:.40}, expected one of {', '.join(_POLICIES)}.", param="policy"
+        )
     lender = donor if isinstance(donor, PreTrainedModel) else load_plain(donor)
     donor_path = Path(lender.name_or_path or "")
     if not lender.name_or_path or not donor_path.is_dir():
@@ -60,7 +71,7 @@ def load_linked(
         plan = plan_variant(
             scan(donor_checkpoint, checkpoint),
             checkpoint,
-            policy=Policy(policy),
+            policy=_POLICIES[policy],
             donor_fingerprint=fingerprint(donor_checkpoint),
             variant_fingerprint=fingerprint(checkpoint),
             tau_cos=tau_cos,

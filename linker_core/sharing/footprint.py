@@ -6,8 +6,9 @@ import math
 from typing import NamedTuple
 
 from linker_core.errors import InvalidRequestError
-from linker_core.weights.architecture import DTYPE_BYTES, ModelConfig, expected_tensors
+from linker_core.weights.architecture import DTYPE_BYTES, ModelConfig
 from linker_core.weights.keys import parse_key
+from linker_core.weights.shapes import expected_tensors
 
 
 class Footprint(NamedTuple):

@@ -1,7 +1,7 @@
 """A checkpoint's chat template: messages to the prompt's text. Knows no tokenizer and no model.
 
-Templates are programs of strangers. They run in jinja2's sandbox, and what they may build is
-bounded; the time they take is not.
+Templates are programs of strangers. They run in jinja2's sandbox, where they reach no code of ours;
+the length of what they return is bounded. Their time and memory on the way are not.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from linker_core.errors import BadCheckpointError, InvalidRequestError
-from linker_core.text.tokenizer import read_text, read_tokenizer_config
+from linker_core.text.tokenizer import read_tokenizer_config
+from linker_core.weights.files import read_optional
 
+TEMPLATE_FILE: Final = "chat_template.jinja"
 MAX_PROMPT_CHARS: Final = 4 << 20
 MAX_TEMPLATE_CHARS: Final = 1 << 20
 _MAX_POWER_BITS: Final = 4_096  # of an integer that a template may build with **
@@ -35,7 +37,8 @@ _TEMPLATE_FAILURES: Final = (
     LookupError,
     ArithmeticError,
     AttributeError,
-    RecursionError,
+    RuntimeError,  # RecursionError too
+    SyntaxError,  # of the Python that jinja2 makes of deeply nested blocks
     MemoryError,
 )
 
@@ -74,9 +77,9 @@ class ChatTemplate:
         Raises:
             BadCheckpointError: The files are damaged, or the template does not compile.
         """
-        source = read_text(directory / "chat_template.jinja")
-        if source is not None:
-            return cls(source, origin="chat_template.jinja")
+        data = read_optional(directory, TEMPLATE_FILE, max_bytes=4 * MAX_TEMPLATE_CHARS)
+        if data is not None:
+            return cls(_decoded(data), origin=TEMPLATE_FILE)
         value = read_tokenizer_config(directory).get("chat_template")
         if isinstance(value, list):
             value = _default_of(value)
@@ -203,6 +206,13 @@ def _check_repetition(num_items: int, times: int) -> None:
 
 def _too_long() -> jinja2.TemplateRuntimeError:
     return jinja2.TemplateRuntimeError(f"it makes more than {MAX_PROMPT_CHARS} characters")
+
+
+def _decoded(data: bytes) -> str:
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise BadCheckpointError(f"{TEMPLATE_FILE}: not UTF-8 at byte {error.start}.") from error
 
 
 def _default_of(templates: list[object]) -> object:

@@ -5,7 +5,6 @@ Needs only `tokenizers`: transformers would bring torch into every process that 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,13 +13,15 @@ from typing import Final, Self
 import tokenizers
 
 from linker_core.errors import BadCheckpointError, InvalidRequestError, LinkerError
+from linker_core.weights.files import parse_object, read_optional
 
+TOKENIZER_FILE: Final = "tokenizer.json"
 MAX_FILE_BYTES: Final = 64 << 20  # the largest known tokenizer.json has 34 MB
 MAX_ADDED_TOKENS: Final = 65_536  # each costs a pattern of the splitter; a million take minutes
 
 
 class Tokenizer:
-    """Encodes and decodes as `AutoTokenizer` of the same directory does.
+    """Encodes and decodes as `tokenizer.json` says.
 
     Calls from several threads at once are safe. Unlike transformers, `decode` never "cleans up"
     spaces before punctuation: text that is streamed cannot be taken back.
@@ -46,27 +47,27 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: Path) -> Self:
-        """Reads `tokenizer.json` and, for the names of bos and eos, `tokenizer_config.json`.
+        """Reads `tokenizer.json`, and the names of bos and eos from the configuration beside it.
 
         Raises:
             BadCheckpointError: A file is missing, too large, malformed, or crashes the tokenizer.
         """
-        path = directory / "tokenizer.json"
-        text = read_text(path)
-        if text is None:
+        data = read_optional(directory, TOKENIZER_FILE, max_bytes=MAX_FILE_BYTES)
+        if data is None:
             raise BadCheckpointError(
-                f"{path.name}: no such file beside the weights, so the model cannot read text; "
-                "save the tokenizer with the model (save_pretrained writes it)"
+                f"{TOKENIZER_FILE}: no such file beside the weights, so the model cannot read "
+                "text; save the tokenizer with the model (save_pretrained writes it)"
             )
-        record = parse_object(text, path)
-        added = record.get("added_tokens") or ()
+        added = parse_object(data, TOKENIZER_FILE).get("added_tokens") or ()
         if not isinstance(added, Sequence) or len(added) > MAX_ADDED_TOKENS:
             raise BadCheckpointError(
-                f"{path.name}: added_tokens is not a list of at most {MAX_ADDED_TOKENS} entries"
+                f"{TOKENIZER_FILE}: added_tokens is not a list of at most {MAX_ADDED_TOKENS} "
+                "entries"
             )
-        with _failures_as(BadCheckpointError(f"{path.name}: not a tokenizer that can be used")):
-            inner = tokenizers.Tokenizer.from_str(text)
-            special = read_tokenizer_config(directory)
+        special = read_tokenizer_config(directory)
+        with _failures_as(BadCheckpointError(f"{TOKENIZER_FILE}: cannot be used")):
+            inner = tokenizers.Tokenizer.from_str(data.decode())
+            _check_declared_tokens(inner, special)
             tokenizer = cls(
                 inner,
                 bos_token=_token_name(special, "bos_token"),
@@ -116,51 +117,33 @@ class Tokenizer:
         return 0 <= token_id < self.num_tokens and self._inner.id_to_token(token_id) is not None
 
 
-def read_text(path: Path) -> str | None:
-    """Returns a small UTF-8 file of a checkpoint, or None where there is none.
-
-    Raises:
-        BadCheckpointError: The file is larger than `MAX_FILE_BYTES`, unreadable, or not UTF-8.
-    """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise BadCheckpointError(f"{path.name}: cannot be read: {error.strerror}") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise BadCheckpointError(f"{path.name}: larger than {MAX_FILE_BYTES >> 20} MiB")
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise BadCheckpointError(f"{path.name}: not UTF-8 at byte {error.start}") from error
-
-
-def parse_object(text: str, path: Path) -> Mapping[str, object]:
-    """Parses a JSON object of a checkpoint.
-
-    Raises:
-        BadCheckpointError: Malformed JSON, or something else than an object.
-    """
-    try:
-        record = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise BadCheckpointError(f"{path.name}: not valid JSON: {str(error)[:200]}") from error
-    if not isinstance(record, dict):
-        raise BadCheckpointError(f"{path.name}: holds no JSON object")
-    return record
-
-
 def read_tokenizer_config(directory: Path) -> Mapping[str, object]:
-    """Returns `tokenizer_config.json`, empty where there is none.
+    """Returns `tokenizer_config.json` over `special_tokens_map.json`, empty where neither is.
 
     Raises:
-        BadCheckpointError: The file is damaged.
+        BadCheckpointError: A file is damaged.
     """
-    path = directory / "tokenizer_config.json"
-    text = read_text(path)
-    return {} if text is None else parse_object(text, path)
+    merged: dict[str, object] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        data = read_optional(directory, name, max_bytes=MAX_FILE_BYTES)
+        if data is not None:
+            merged |= parse_object(data, name)
+    return merged
+
+
+def _check_declared_tokens(inner: tokenizers.Tokenizer, config: Mapping[str, object]) -> None:
+    """Refuses a configuration that declares tokens which `tokenizer.json` does not know.
+
+    transformers would add them on loading; here the file that encodes must hold them.
+    """
+    declared = config.get("added_tokens_decoder")
+    for key, entry in declared.items() if isinstance(declared, Mapping) else ():
+        text = entry.get("content") if isinstance(entry, Mapping) else None
+        if not isinstance(text, str) or inner.token_to_id(text) != int(key):
+            raise BadCheckpointError(
+                f"tokenizer_config.json: declares token {key!r:.20} as {text!r:.60}, which "
+                "tokenizer.json does not hold. Load and save the tokenizer once more."
+            )
 
 
 def _token_name(config: Mapping[str, object], key: str) -> str | None:

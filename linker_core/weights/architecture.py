@@ -12,11 +12,19 @@ from typing import Any
 
 from linker_core.errors import BadCheckpointError, UnsupportedFormatError
 from linker_core.weights.fields import Fields
-from linker_core.weights.keys import EMBED_NAME, FINAL_NORM_NAME, LM_HEAD_NAME, block_name
 
 CONFIG_FILE = "config.json"
 DTYPE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 FULL, SLIDING = "full_attention", "sliding_attention"
+# The served rope types, whose frequencies depend on nothing but the config, and their settings.
+_ROPE_KEYS: dict[str, set[str]] = {
+    "default": set(),
+    "linear": {"factor"},
+    "llama3": {
+        "factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"
+    },
+}  # fmt: skip
+_ROPE_COMMON_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
 
 class Architecture(StrEnum):
@@ -78,8 +86,8 @@ def parse_config(record: Mapping[str, Any], *, source: str = CONFIG_FILE) -> Mod
         source: How error messages call the file.
 
     Raises:
-        UnsupportedFormatError: Another architecture, quantised weights, custom code, or a rope
-            whose frequencies depend on the batch.
+        UnsupportedFormatError: Another architecture, quantised weights, custom code, or another
+            kind of rope.
         BadCheckpointError: A value that is missing, of another type or out of bounds.
     """
     fields = Fields(record, source)
@@ -115,12 +123,10 @@ def parse_config(record: Mapping[str, Any], *, source: str = CONFIG_FILE) -> Mod
         attention_bias=_attention_bias(fields, architecture),
         mlp_bias=architecture is Architecture.LLAMA and fields.boolean("mlp_bias", default=False),
         attn_logit_softcapping=(
-            fields.optional_number("attn_logit_softcapping", low=1e-3, high=1e6) if gemma2 else None
+            _softcap(fields, "attn_logit_softcapping", default=50.0) if gemma2 else None
         ),
         final_logit_softcapping=(
-            fields.optional_number("final_logit_softcapping", low=1e-3, high=1e6)
-            if gemma2
-            else None
+            _softcap(fields, "final_logit_softcapping", default=30.0) if gemma2 else None
         ),
         query_pre_attn_scalar=(
             fields.integer("query_pre_attn_scalar", low=1, high=1 << 20, default=256)
@@ -130,54 +136,6 @@ def parse_config(record: Mapping[str, Any], *, source: str = CONFIG_FILE) -> Mod
         eos_token_ids=fields.token_ids("eos_token_id"),
         bos_token_id=bos[0] if bos else None,
     )
-
-
-def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Returns name -> shape of every stored tensor, in the order of a forward pass.
-
-    Shapes are [out, in] for products, [rows, hidden] for embedding and head, [width] for norms and
-    biases. A tied head is left out: it is the embedding.
-    """
-    H = config.hidden_size
-    shapes: dict[str, tuple[int, ...]] = {EMBED_NAME: (config.vocab_size, H)}
-    block = _block_tensors(config)
-    for layer in range(config.num_layers):
-        shapes |= {block_name(layer, parameter): shape for parameter, shape in block.items()}
-    shapes[FINAL_NORM_NAME] = (H,)
-    if not config.tie_word_embeddings:
-        shapes[LM_HEAD_NAME] = (config.vocab_size, H)
-    return shapes
-
-
-def _block_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Returns sub-parameter -> shape of one block."""
-    H, M = config.hidden_size, config.intermediate_size
-    Q, KV = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    qwen2 = config.architecture is Architecture.QWEN2
-    products: list[tuple[str, int, int, bool]] = [
-        ("self_attn.q_proj", Q, H, config.attention_bias),
-        ("self_attn.k_proj", KV, H, config.attention_bias),
-        ("self_attn.v_proj", KV, H, config.attention_bias),
-        ("self_attn.o_proj", H, Q, config.attention_bias and not qwen2),
-        ("mlp.gate_proj", M, H, config.mlp_bias),
-        ("mlp.up_proj", M, H, config.mlp_bias),
-        ("mlp.down_proj", H, M, config.mlp_bias),
-    ]
-    shapes: dict[str, tuple[int, ...]] = {"input_layernorm.weight": (H,)}
-    for name, out_width, in_width, has_bias in products:
-        shapes[f"{name}.weight"] = (out_width, in_width)
-        if has_bias:
-            shapes[f"{name}.bias"] = (out_width,)
-    if config.architecture is Architecture.QWEN3:
-        shapes |= dict.fromkeys(
-            ("self_attn.q_norm.weight", "self_attn.k_norm.weight"), (config.head_dim,)
-        )
-    shapes["post_attention_layernorm.weight"] = (H,)
-    if config.architecture is Architecture.GEMMA2:
-        shapes |= dict.fromkeys(
-            ("pre_feedforward_layernorm.weight", "post_feedforward_layernorm.weight"), (H,)
-        )
-    return shapes
 
 
 def _architecture(fields: Fields) -> Architecture:
@@ -265,19 +223,28 @@ def _layer_types(
     return tuple(SLIDING if layer >= first_sliding else FULL for layer in range(num_layers))
 
 
+def _softcap(fields: Fields, key: str, *, default: float) -> float | None:
+    """Absent means Gemma 2's own cap; only an explicit null turns it off."""
+    if key in fields.record and fields.record[key] is None:
+        return None
+    return fields.number(key, low=1e-3, high=1e6, default=default)
+
+
 def _rope(fields: Fields) -> Rope:
     """Reads rope_theta and rope_scaling (transformers 4) or rope_parameters (transformers 5)."""
-    stated = fields.record.get("rope_parameters") or fields.record.get("rope_scaling") or {}
-    if not isinstance(stated, dict):
-        raise fields.refuse("rope_parameters", stated, "an object")
+    stated = _rope_object(fields)
     rope = Fields(stated, f"{fields.source}: rope")
     theta_owner = rope if stated.get("rope_theta") is not None else fields
     theta = theta_owner.number("rope_theta", low=1.0, high=1e12, default=10_000.0)
     kind = stated.get("rope_type") or stated.get("type") or "default"
-    if kind not in ("default", "linear", "llama3"):
+    if not isinstance(kind, str) or kind not in _ROPE_KEYS:
         raise UnsupportedFormatError(
-            f"{fields.source}: rope type {kind!r:.40} is not served (default, linear and llama3 "
-            "are): its frequencies would depend on what else is in the batch."
+            f"{fields.source}: rope type {kind!r:.40} is not served; default, linear and llama3 "
+            "are."
+        )
+    if unknown := sorted(stated.keys() - _ROPE_KEYS[kind] - _ROPE_COMMON_KEYS):
+        raise UnsupportedFormatError(
+            f"{fields.source}: rope of type {kind} has no {', '.join(unknown)!s:.80}."
         )
     for holder in (fields, rope):
         if holder.number("partial_rotary_factor", low=0.0, high=1.0, default=1.0) != 1.0:
@@ -301,3 +268,20 @@ def _rope(fields: Fields) -> Rope:
         high_freq_factor=high_freq,
         original_max_position=rope.integer("original_max_position_embeddings", low=1, high=1 << 24),
     )
+
+
+def _rope_object(fields: Fields) -> Mapping[str, Any]:
+    """Returns the one object that describes rope, empty where the config has none."""
+    found = [
+        fields.record[key]
+        for key in ("rope_parameters", "rope_scaling")
+        if fields.record.get(key) not in (None, {})
+    ]
+    if len(found) == 2 and found[0] != found[1]:
+        raise fields.refuse(
+            "rope_scaling", found[1], "absent, or equal to rope_parameters beside it"
+        )
+    stated = found[0] if found else {}
+    if not isinstance(stated, dict):
+        raise fields.refuse("rope_parameters", stated, "an object")
+    return stated

@@ -12,13 +12,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Self
 
-from linker_core.errors import BadCheckpointError, UnsupportedFormatError
-from linker_core.weights.architecture import (
-    CONFIG_FILE,
-    ModelConfig,
-    expected_tensors,
-    parse_config,
-)
+from linker_core.errors import BadCheckpointError
+from linker_core.weights.architecture import CONFIG_FILE, ModelConfig, parse_config
 from linker_core.weights.fields import Fields
 from linker_core.weights.files import (
     open_directory,
@@ -26,15 +21,17 @@ from linker_core.weights.files import (
     read_json,
     refuse_foreign_formats,
 )
-from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME
+from linker_core.weights.generation import GENERATION_FILE, sampling_defaults
+from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME, parse_key
 from linker_core.weights.safetensors_header import TensorInfo, read_header
+from linker_core.weights.shapes import expected_tensors
+from linker_core.weights.shards import INDEX_FILE, check_index, shard_names
 
-SINGLE_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
-GENERATION_FILE = "generation_config.json"
 _MAX_CONFIG_BYTES = 1 << 20
 _MAX_INDEX_BYTES = 16 << 20
-_MAX_SHARDS = 512
+_HEADER_BASE_BYTES = 1 << 20  # also for __metadata__
+_HEADER_BYTES_PER_TENSOR = 1 << 10
+_INV_FREQ = "self_attn.rotary_emb.inv_freq"
 _COMPARE_BYTES = 1 << 20
 
 
@@ -63,8 +60,7 @@ class Checkpoint:
             config = read_json(self._directory, CONFIG_FILE, max_bytes=_MAX_CONFIG_BYTES)
             self.config: ModelConfig = parse_config(config)
             self._read_generation(names)
-            stored = self._open_shards(names)
-            self.tensors: Mapping[str, TensorInfo] = MappingProxyType(self._accept(stored))
+            self.tensors: Mapping[str, TensorInfo] = MappingProxyType(self._open_shards(names))
         except BaseException:
             self.close()
             raise
@@ -86,6 +82,7 @@ class Checkpoint:
 
     @property
     def identity(self) -> tuple[tuple[str, int, int, int, int], ...]:
+        """What the weight files are now: name, device, inode, size and mtime in ns of each."""
         return tuple(
             (name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns)
             for name, s in zip(
@@ -147,67 +144,83 @@ class Checkpoint:
         self.eos_token_ids = frozenset(
             (*self.config.eos_token_ids, *fields.token_ids("eos_token_id"))
         )
-        defaults: dict[str, float | int | bool] = {}
-        if record.get("do_sample") is not None:
-            defaults["do_sample"] = fields.boolean("do_sample", default=False)
-        for key, low, high in (
-            ("temperature", 0.0, 100.0),
-            ("top_p", 0.0, 1.0),
-            ("min_p", 0.0, 1.0),
-            ("repetition_penalty", 1e-3, 100.0),
-        ):
-            if (value := fields.optional_number(key, low=low, high=high)) is not None:
-                defaults[key] = value
-        if record.get("top_k") is not None:
-            defaults["top_k"] = fields.integer("top_k", low=0, high=1 << 22)
-        self.generation: Mapping[str, float | int | bool] = MappingProxyType(defaults)
+        self.generation: Mapping[str, float | int | bool] = MappingProxyType(
+            sampling_defaults(fields)
+        )
 
     def _open_shards(self, names: list[str]) -> dict[str, TensorInfo]:
-        """Opens all weight files; returns every tensor they hold."""
+        """Opens all weight files; returns the tensors the model has, extras noted and left out."""
         index = None
         if INDEX_FILE in names:
             index = read_json(self._directory, INDEX_FILE, max_bytes=_MAX_INDEX_BYTES)
-        self.shard_names = _shard_names(names, index)
+        self.shard_names = shard_names(names, index)
+        expected = expected_tensors(self.config)
+        # Honest headers take about 120 bytes a tensor; one that is far longer is not parsed.
+        max_header_bytes = _HEADER_BASE_BYTES + _HEADER_BYTES_PER_TENSOR * len(expected)
         stored: dict[str, TensorInfo] = {}
         for number, name in enumerate(self.shard_names):
             self._shards.append(open_regular(self._directory, name))
-            for tensor in read_header(self._shards[number], file=name, shard=number):
-                if tensor.name in stored:
-                    raise BadCheckpointError(
-                        f"{name}: tensor {tensor.name} is in another shard too."
-                    )
+            for tensor in read_header(
+                self._shards[number], file=name, shard=number, max_bytes=max_header_bytes
+            ):
+                self._check_place(tensor, stored, expected)
                 stored[tensor.name] = tensor
         if index is not None:
-            _check_index(index, stored, self.shard_names)
-        return stored
-
-    def _accept(self, stored: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
-        """Checks names and shapes against the config; returns the tensors the model has."""
-        expected = expected_tensors(self.config)
-        extras = [name for name in stored if name not in expected]
+            check_index(index, stored, self.shard_names)
         if missing := [name for name in expected if name not in stored]:
             raise BadCheckpointError(
                 f"{CONFIG_FILE} describes {len(expected)} tensors; {len(missing)} are missing, "
                 f"first {', '.join(missing[:3])}. Copy all shards of the same model."
             )
-        for name, shape in expected.items():
-            if stored[name].shape != shape:
-                raise BadCheckpointError(
-                    f"{self.shard_names[stored[name].shard]}: tensor {name} has shape "
-                    f"{list(stored[name].shape)}, {CONFIG_FILE} asks for {list(shape)}."
-                )
+        extras = [name for name in stored if name not in expected]
         self.notes = tuple(self._ignore_extra(stored[name], stored) for name in extras)
         return {name: stored[name] for name in expected}
 
-    def _ignore_extra(self, extra: TensorInfo, stored: dict[str, TensorInfo]) -> str:
-        """Returns a note on a harmless tensor; refuses any other."""
-        if extra.name.endswith("rotary_emb.inv_freq"):
+    def _check_place(
+        self,
+        tensor: TensorInfo,
+        stored: Mapping[str, TensorInfo],
+        expected: Mapping[str, tuple[int, ...]],
+    ) -> None:
+        """Refuses a tensor that is stored twice, unknown to the model, or of another shape."""
+        file = self.shard_names[tensor.shard]
+        if tensor.name in stored:
+            raise BadCheckpointError(f"{file}: tensor {tensor.name} is in another shard too.")
+        shape = expected.get(tensor.name) or self._extra_shape(tensor.name)
+        if shape is None:
+            raise BadCheckpointError(
+                f"{file}: tensor {tensor.name} is not part of a {self.config.architecture} of "
+                "this config. Mend the config or drop the tensor."
+            )
+        if tensor.shape != shape:
+            raise BadCheckpointError(
+                f"{file}: tensor {tensor.name} has shape {list(tensor.shape)}, {CONFIG_FILE} asks "
+                f"for {list(shape)}."
+            )
+
+    def _extra_shape(self, name: str) -> tuple[int, ...] | None:
+        """Returns the shape of a tensor that may be stored without being needed, if it is one."""
+        if name == LM_HEAD_NAME:
+            return (self.config.vocab_size, self.config.hidden_size)
+        key = parse_key(name)
+        in_block = key is not None and key.parameter == _INV_FREQ
+        if name == "model.rotary_emb.inv_freq" or in_block:
+            return (self.config.head_dim // 2,)
+        return None
+
+    def _ignore_extra(self, extra: TensorInfo, stored: Mapping[str, TensorInfo]) -> str:
+        """Returns a note on a harmless tensor.
+
+        Raises:
+            BadCheckpointError: A tied head that is stored with other values.
+        """
+        if extra.name != LM_HEAD_NAME:
             return f"{extra.name} ignored: rope frequencies follow from the config"
-        if extra.name == LM_HEAD_NAME and self._same_bytes(extra, stored[EMBED_NAME]):
+        if self._same_bytes(extra, stored[EMBED_NAME]):
             return f"{extra.name} ignored: equal to the embedding it is tied to"
         raise BadCheckpointError(
-            f"{self.shard_names[extra.shard]}: tensor {extra.name} is not part of a "
-            f"{self.config.architecture} of this config. Mend the config or drop the tensor."
+            f"{self.shard_names[extra.shard]}: {extra.name} differs from the embedding that "
+            f"{CONFIG_FILE} ties it to. Set tie_word_embeddings to false, or drop the tensor."
         )
 
     def _same_bytes(self, a: TensorInfo, b: TensorInfo) -> bool:
@@ -221,54 +234,3 @@ class Checkpoint:
             if left[:length] != right[:length]:
                 return False
         return True
-
-
-def _shard_names(names: list[str], index: dict[str, object] | None) -> list[str]:
-    """Returns the weight files in order; a single file needs no index."""
-    present = sorted(n for n in names if n.startswith("model") and n.endswith(".safetensors"))
-    if not present:
-        raise UnsupportedFormatError(
-            "The directory holds no model*.safetensors file. Convert the weights to safetensors."
-        )
-    if index is None:
-        if present != [SINGLE_FILE]:
-            raise BadCheckpointError(
-                f"{present[0]:.100}: shards without {INDEX_FILE}. Copy the index too."
-            )
-        return present
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
-        raise BadCheckpointError(f"{INDEX_FILE}: weight_map is not an object of file names.")
-    named = sorted(set(weight_map.values()))
-    for name in named:
-        if name != Path(name).name:
-            raise BadCheckpointError(f"{INDEX_FILE}: {name!r:.100} is not a plain file name.")
-    if named != present or len(named) > _MAX_SHARDS:
-        odd = sorted(set(named) ^ set(present))
-        raise BadCheckpointError(
-            f"{INDEX_FILE}: names {len(named)} shards, the directory has {len(present)}; "
-            f"first difference {odd[0] if odd else named[0]!r:.100}. Copy all shards of one model."
-        )
-    return named
-
-
-def _check_index(
-    index: dict[str, object], stored: dict[str, TensorInfo], shard_names: list[str]
-) -> None:
-    """The index and the shards' headers must say the same."""
-    weight_map = index["weight_map"]
-    assert isinstance(weight_map, dict)
-    actual = {name: shard_names[tensor.shard] for name, tensor in stored.items()}
-    if odd := sorted(
-        k for k in weight_map.keys() | actual.keys() if weight_map.get(k) != actual.get(k)
-    ):
-        raise BadCheckpointError(
-            f"{INDEX_FILE}: disagrees with the shards on {len(odd)} tensors, first {odd[0]!r:.100}."
-        )
-    metadata = index.get("metadata")
-    stated = metadata.get("total_size") if isinstance(metadata, dict) else None
-    total = sum(tensor.nbytes for tensor in stored.values())
-    if stated is not None and stated != total:
-        raise BadCheckpointError(
-            f"{INDEX_FILE}: total_size is {stated!r:.40}, the shards hold {total}."
-        )

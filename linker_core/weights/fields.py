@@ -81,13 +81,13 @@ class Fields:
         return value
 
     def token_ids(self, key: str) -> tuple[int, ...]:
-        """Returns a token id or a list of them as a tuple; absent or null means none.
+        """Returns a token id or a list of them as a tuple; absent, null and -1 mean none.
 
         Raises:
             BadCheckpointError: Not made of integers from 0 to 2**22, or more than 64 of them.
         """
         value = self.record.get(key)
-        ids = value if isinstance(value, list) else [] if value is None else [value]
+        ids = value if isinstance(value, list) else [] if value in (None, -1) else [value]
         if len(ids) > 64 or not all(type(i) is int and 0 <= i < 1 << 22 for i in ids):
             raise self.refuse(key, value, "a token id or a list of at most 64")
         return tuple(ids)

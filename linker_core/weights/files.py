@@ -55,17 +55,49 @@ def open_regular(directory_fd: int, name: str) -> int:
     return descriptor
 
 
+def read_bytes(directory_fd: int, name: str, *, max_bytes: int) -> bytes:
+    """Returns a small file's content.
+
+    Raises:
+        BadCheckpointError: Missing, irregular, or larger than `max_bytes`.
+    """
+    with os.fdopen(open_regular(directory_fd, name), "rb") as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise BadCheckpointError(f"{name}: larger than the {max_bytes >> 20} MiB that are read.")
+    return data
+
+
 def read_json(directory_fd: int, name: str, *, max_bytes: int) -> dict[str, object]:
     """Returns the JSON object in a small file.
 
     Raises:
-        BadCheckpointError: Missing, larger than `max_bytes`, or not one strict JSON object.
+        BadCheckpointError: See `read_bytes`; or not one strict JSON object.
     """
-    descriptor = open_regular(directory_fd, name)
-    with os.fdopen(descriptor, "rb") as file:
-        data = file.read(max_bytes + 1)
-    if len(data) > max_bytes:
-        raise BadCheckpointError(f"{name}: larger than the {max_bytes} bytes that are read.")
+    return parse_object(read_bytes(directory_fd, name, max_bytes=max_bytes), name)
+
+
+def read_optional(directory: Path, name: str, *, max_bytes: int) -> bytes | None:
+    """Returns a small file's content, or None where there is no entry of that name.
+
+    Raises:
+        BadCheckpointError: See `open_directory` and `read_bytes`.
+    """
+    directory_fd = open_directory(directory)
+    try:
+        if name not in os.listdir(directory_fd):  # noqa: PTH208 - of a descriptor, not a path
+            return None
+        return read_bytes(directory_fd, name, max_bytes=max_bytes)
+    finally:
+        os.close(directory_fd)
+
+
+def parse_object(data: bytes, name: str) -> dict[str, object]:
+    """Parses a file's content as one strict JSON object.
+
+    Raises:
+        BadCheckpointError: It is not one.
+    """
     try:
         record = strict_json.parse(data)
     except ValueError as error:

@@ -20,8 +20,8 @@ def fingerprint(
 ) -> str:
     """Returns SHA-256 over config, tensor table and a BLAKE3 tree over each weight file's bytes.
 
-    Two directories have the same fingerprint iff config, names, shapes, types and data are the
-    same. One read of the files, a few MiB of memory.
+    Equal fingerprints mean equal config, names, shapes, types and data; the same tensors in other
+    shards have another one. One read of the files, a few MiB of memory.
 
     Args:
         checkpoint: An open checkpoint.

@@ -35,13 +35,16 @@ class TensorInfo:
     offset: int  # of its first byte from the start of the file
 
 
-def read_header(descriptor: int, *, file: str, shard: int) -> list[TensorInfo]:
+def read_header(
+    descriptor: int, *, file: str, shard: int, max_bytes: int = MAX_HEADER_BYTES
+) -> list[TensorInfo]:
     """Reads and checks one file's header.
 
     Args:
         descriptor: Open file.
         file: Its name, for messages.
         shard: Its index, stored in the result.
+        max_bytes: Longest header that is read, never above `MAX_HEADER_BYTES`.
 
     Returns:
         The tensors in the order of their data.
@@ -51,7 +54,7 @@ def read_header(descriptor: int, *, file: str, shard: int) -> list[TensorInfo]:
         UnsupportedFormatError: A tensor of another type than BF16, F16, F32.
     """
     file_bytes = os.fstat(descriptor).st_size
-    header_bytes = _header_length(descriptor, file, file_bytes)
+    header_bytes = _header_length(descriptor, file, file_bytes, min(max_bytes, MAX_HEADER_BYTES))
     try:
         header = strict_json.parse(os.pread(descriptor, header_bytes, _LENGTH_BYTES), max_depth=8)
     except ValueError as error:
@@ -69,15 +72,15 @@ def read_header(descriptor: int, *, file: str, shard: int) -> list[TensorInfo]:
     return tensors
 
 
-def _header_length(descriptor: int, file: str, file_bytes: int) -> int:
+def _header_length(descriptor: int, file: str, file_bytes: int, max_bytes: int) -> int:
     prefix = os.pread(descriptor, _LENGTH_BYTES, 0)
     if len(prefix) < _LENGTH_BYTES:
         raise BadCheckpointError(f"{file}: {file_bytes} bytes is too short for a safetensors file.")
     (length,) = struct.unpack("<Q", prefix)
-    if length > MAX_HEADER_BYTES or length > file_bytes - _LENGTH_BYTES:
+    if length > max_bytes or length > file_bytes - _LENGTH_BYTES:
         raise BadCheckpointError(
             f"{file}: header claims {length} bytes, more than the file or the limit of "
-            f"{MAX_HEADER_BYTES} holds. The file is damaged or not safetensors."
+            f"{max_bytes} for this model. The file is damaged or not safetensors."
         )
     return int(length)
 

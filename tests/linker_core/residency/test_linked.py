@@ -102,3 +102,10 @@ def test_load_linked_half_given_thresholds_are_refused(tmp_path: Path) -> None:
     path = make_checkpoint(tmp_path / "d")
     with pytest.raises(InvalidRequestError, match="tau_frob"):
         load_linked(path, path, tau_cos=0.9)
+
+
+@pytest.mark.parametrize("policy", ["budget", "donor", "all"])
+def test_load_linked_unknown_policy_is_refused(tmp_path: Path, policy: str) -> None:
+    path = make_checkpoint(tmp_path / "d")
+    with pytest.raises(InvalidRequestError, match="thresholds"):
+        load_linked(path, path, policy=policy)

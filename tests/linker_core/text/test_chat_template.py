@@ -186,3 +186,19 @@ def rendered(directory: Path) -> str:
     template = ChatTemplate.load(directory)
     assert template is not None
     return template.render(CHATS[0], bos_token=None, eos_token=None)
+
+
+def test_template_that_links_outside_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "chat_template.jinja").symlink_to(tmp_path / "secret")
+    with pytest.raises(BadCheckpointError, match="cannot be opened"):
+        ChatTemplate.load(tmp_path / "model")
+
+
+def test_template_failures_of_every_kind_are_the_requests() -> None:
+    with pytest.raises(InvalidRequestError):
+        ChatTemplate("{{ cycler() }}").render([], bos_token=None, eos_token=None)
+    nested = "{% for a in b %}" * 30 + "{% endfor %}" * 30
+    with pytest.raises(BadCheckpointError, match="compile"):
+        ChatTemplate(nested)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,7 +127,7 @@ def test_load_missing_binary_or_huge_file_is_a_bad_checkpoint(byte_level: Path) 
     path = byte_level / "tokenizer.json"
     with path.open("r+b") as file:
         file.truncate(MAX_FILE_BYTES + 1)
-    with pytest.raises(BadCheckpointError, match="larger than 64 MiB"):
+    with pytest.raises(BadCheckpointError, match="larger than the 64 MiB"):
         Tokenizer.load(byte_level)
     path.write_bytes(b"\xff\xfe{}")
     with pytest.raises(BadCheckpointError, match="UTF-8"):
@@ -135,7 +136,7 @@ def test_load_missing_binary_or_huge_file_is_a_bad_checkpoint(byte_level: Path) 
     with pytest.raises(BadCheckpointError, match="no such file"):
         Tokenizer.load(byte_level)
     path.mkdir()
-    with pytest.raises(BadCheckpointError, match="cannot be read"):
+    with pytest.raises(BadCheckpointError, match="regular file"):
         Tokenizer.load(byte_level)
 
 
@@ -173,3 +174,33 @@ def test_mini_qwen2_tokenizers_equal_transformers(shared: Path, name: str) -> No
     added = theirs.added_tokens_decoder.items()
     assert ours.special_ids == {i for i, token in added if token.special}
     assert (ours.bos_token, ours.eos_token) == (theirs.bos_token, theirs.eos_token)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_load_fifo_or_link_is_refused_at_once(byte_level: Path, tmp_path: Path, name: str) -> None:
+    file = byte_level / name
+    file.unlink(missing_ok=True)
+    os.mkfifo(file)
+    with pytest.raises(BadCheckpointError, match="regular file"):
+        Tokenizer.load(byte_level)
+    file.unlink()
+    secret = tmp_path / "secret"
+    secret.write_text("{}")
+    file.symlink_to(secret)
+    with pytest.raises(BadCheckpointError, match="cannot be opened"):
+        Tokenizer.load(byte_level)
+
+
+def test_load_token_declared_beside_but_not_in_the_tokenizer_is_refused(byte_level: Path) -> None:
+    declared = {"added_tokens_decoder": {"100000": {"content": "<|new|>", "special": True}}}
+    (byte_level / "tokenizer_config.json").write_text(json.dumps(declared))
+    with pytest.raises(BadCheckpointError, match="does not hold"):
+        Tokenizer.load(byte_level)
+
+
+def test_load_names_of_special_tokens_from_their_map(byte_level: Path) -> None:
+    (byte_level / "tokenizer_config.json").unlink(missing_ok=True)
+    names = {"bos_token": {"content": "<s>"}, "eos_token": "</s>"}
+    (byte_level / "special_tokens_map.json").write_text(json.dumps(names))
+    tokenizer = Tokenizer.load(byte_level)
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>")

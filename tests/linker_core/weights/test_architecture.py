@@ -10,14 +10,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from linker_core.errors import BadCheckpointError, LinkerError, UnsupportedFormatError
-from linker_core.weights.architecture import (
-    FULL,
-    SLIDING,
-    Rope,
-    expected_tensors,
-    parse_config,
-)
+from linker_core.residency.skeleton import transformers_config
+from linker_core.weights.architecture import FULL, SLIDING, Rope, parse_config
 from linker_core.weights.keys import LM_HEAD_NAME, Section, parse_key
+from linker_core.weights.shapes import expected_tensors
 from tests.tiny import ARCHITECTURES, make_checkpoint
 
 
@@ -105,6 +101,21 @@ def test_parse_config_qwen2_windows_only_from_max_window_layers_on() -> None:
         ({"rope_scaling": {"type": "dynamic", "factor": 2}}, UnsupportedFormatError, "dynamic"),
         ({"rope_scaling": {"rope_type": "longrope"}}, UnsupportedFormatError, "longrope"),
         ({"rope_scaling": [1]}, BadCheckpointError, "rope"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, UnsupportedFormatError, "yarn"),
+        ({"rope_scaling": {"factor": 4.0}}, UnsupportedFormatError, "has no factor"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}},
+            UnsupportedFormatError,
+            "full_attention",
+        ),
+        (
+            {
+                "rope_parameters": {"rope_type": "default"},
+                "rope_scaling": {"type": "linear", "factor": 2.0},
+            },
+            BadCheckpointError,
+            "rope_parameters beside it",
+        ),
         ({"partial_rotary_factor": 0.5}, UnsupportedFormatError, "partial"),
         ({"hidden_act": "__import__"}, BadCheckpointError, "hidden_act"),
         ({"torch_dtype": "float8"}, BadCheckpointError, "torch_dtype"),
@@ -146,3 +157,39 @@ def test_parse_key_known_name_has_its_place(name: str, section: Section, layer: 
 )
 def test_parse_key_unknown_name_has_none(name: str) -> None:
     assert parse_key(name) is None
+
+
+# What each architecture's config may leave out, and what transformers then takes.
+LEFT_OUT = {
+    "qwen2": ["sliding_window", "use_sliding_window", "layer_types", "rms_norm_eps", "hidden_act"],
+    "qwen3": ["sliding_window", "layer_types", "attention_bias", "rms_norm_eps", "hidden_act"],
+    "llama": ["attention_bias", "mlp_bias", "rms_norm_eps", "hidden_act", "head_dim"],
+    "mistral": ["sliding_window", "rms_norm_eps", "hidden_act", "head_dim"],
+    "gemma2": [
+        "sliding_window", "layer_types", "attn_logit_softcapping", "final_logit_softcapping",
+        "query_pre_attn_scalar", "hidden_activation", "attention_bias", "rms_norm_eps",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("architecture", "key"), [(name, key) for name, keys in LEFT_OUT.items() for key in keys]
+)
+def test_absent_key_means_what_transformers_takes_it_to_mean(
+    tmp_path: Path, architecture: str, key: str
+) -> None:
+    path = make_checkpoint(tmp_path / "m", architecture=architecture)
+    stated = json.loads((path / "config.json").read_text())
+    stated.pop(key, None)
+    (path / "config.json").write_text(json.dumps(stated))
+    theirs = AutoConfig.from_pretrained(path)
+    ours = transformers_config(parse_config(stated))
+    for name in LEFT_OUT[architecture]:
+        assert getattr(ours, name, None) == getattr(theirs, name, None), name
+
+
+@pytest.mark.parametrize("key", ["attn_logit_softcapping", "final_logit_softcapping"])
+def test_explicit_null_turns_a_soft_cap_off(tmp_path: Path, key: str) -> None:
+    path = make_checkpoint(tmp_path / "m", architecture="gemma2")
+    stated = json.loads((path / "config.json").read_text()) | {key: None}
+    assert getattr(parse_config(stated), key) is None

@@ -74,6 +74,26 @@ def test_open_header_longer_than_file_or_limit_is_refused(path: Path, length: in
         Checkpoint.open(path)
 
 
+def test_open_header_beyond_the_models_own_limit_is_refused_unread(path: Path) -> None:
+    header, body = read_file(path / "model.safetensors")
+    padded = json.dumps(header) + " " * (2 << 20)  # the format itself allows the padding
+    write_file(path / "model.safetensors", padded, body)
+    with pytest.raises(BadCheckpointError, match="header claims"):
+        Checkpoint.open(path)
+
+
+def test_open_many_invented_tensors_are_refused_at_the_first(path: Path) -> None:
+    def invent(header: dict[str, Any]) -> None:
+        end = max(entry["data_offsets"][1] for key, entry in header.items() if key[0] != "_")
+        for number in range(1000):
+            name = f"x{number}.rotary_emb.inv_freq"
+            header[name] = {"dtype": "F32", "shape": [0, 2**62], "data_offsets": [end, end]}
+
+    edit_header(path, invent)
+    with pytest.raises(BadCheckpointError, match="not part of"):
+        Checkpoint.open(path)
+
+
 @pytest.mark.parametrize("content", [b"", b"1234567"])
 def test_open_file_shorter_than_a_length_is_refused(path: Path, content: bytes) -> None:
     (path / "model.safetensors").write_bytes(content)
@@ -297,6 +317,15 @@ def test_fingerprint_follows_the_bytes_and_not_the_place(path: Path, tmp_path: P
         with Checkpoint.open(place) as checkpoint:
             digests.append(fingerprint(checkpoint))
     assert digests[0] == digests[1] != digests[2]
+
+
+def test_fingerprint_follows_the_config(path: Path) -> None:
+    digests = set()
+    for change in ({}, {"rms_norm_eps": 1e-5}, {"eos_token_id": 7}, {"rope_theta": 5e5}):
+        edit_config(path, **change, rope_parameters=None)
+        with Checkpoint.open(path) as checkpoint:
+            digests.add(fingerprint(checkpoint))
+    assert len(digests) == 4
 
 
 @settings(max_examples=150, deadline=None)
