@@ -6,6 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Literal, Self
 
+UNUSABLE_DEVICE_STATUS = 3  # an engine's exit status when another start would fail the same way
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:

@@ -16,7 +16,9 @@ import sys
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
 
-from linker_core.config import EngineConfig
+import torch
+
+from linker_core.config import UNUSABLE_DEVICE_STATUS, EngineConfig
 from linker_core.engine.engine import Engine, EngineBrokenError
 from linker_core.engine.messages import Command, EngineReady, Event, Shutdown
 
@@ -73,7 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         format="%(asctime)s %(levelname)s %(name)s %(message)s",
     )
     _follow_parent()
-    engine = Engine(EngineConfig.from_json(arguments.config))
+    config = EngineConfig.from_json(arguments.config)
+    if not _can_use(config.device):
+        return UNUSABLE_DEVICE_STATUS
+    engine = Engine(config)
     connection: Connection[Event, Command] = Connection(arguments.socket_fd)
     try:
         serve(engine, connection, Heartbeat(arguments.heartbeat_fd))
@@ -85,9 +90,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _can_use(device: str) -> bool:
+    """Tries the device; says why in one line if it does not work."""
+    try:
+        torch.zeros(1, device=device)
+    except (AssertionError, RuntimeError) as error:  # the first: torch built without the device
+        reason = str(error).partition("\n")[0]
+        _log.error("the device %s cannot be used: %s; choose another --device", device, reason)
+        return False
+    return True
+
+
 def _follow_parent() -> None:
-    """Ignores the terminal's interrupt, which the parent handles, and dies when the parent dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leaves signals sent to the whole group to the parent, and dies when the parent dies."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 

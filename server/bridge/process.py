@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import mmap
 import os
+import signal
 import socket
 import struct
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Self
 
@@ -27,6 +29,22 @@ _ENVIRONMENT = {
 
 ENGINE_COMMAND = (sys.executable, "-m", "linker_core.engine.worker")
 _HEARTBEAT_BYTES = 8
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def stop_signals_blocked() -> Iterator[None]:
+    """Keeps SIGINT and SIGTERM from the processes that are started meanwhile, for their lives.
+
+    A terminal and a service manager signal the whole group, but only the server shall stop: it
+    lets its children finish and ends them itself. A child inherits the mask before its first
+    instruction; here a signal is only late by the time a start takes.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class EngineProcess:
@@ -55,16 +73,17 @@ class EngineProcess:
         try:
             os.ftruncate(memory_fd, _HEARTBEAT_BYTES)
             heartbeat = mmap.mmap(memory_fd, _HEARTBEAT_BYTES, prot=mmap.PROT_READ)
-            child = await asyncio.create_subprocess_exec(
-                *command,
-                *("--socket-fd", str(theirs.fileno())),
-                *("--heartbeat-fd", str(memory_fd)),
-                *("--config", config.to_json()),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=2,  # the server's stdout is its own
-                pass_fds=(theirs.fileno(), memory_fd),
-                env=_ENVIRONMENT | os.environ,
-            )
+            with stop_signals_blocked():
+                child = await asyncio.create_subprocess_exec(
+                    *command,
+                    *("--socket-fd", str(theirs.fileno())),
+                    *("--heartbeat-fd", str(memory_fd)),
+                    *("--config", config.to_json()),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=2,  # the server's stdout is its own
+                    pass_fds=(theirs.fileno(), memory_fd),
+                    env=_ENVIRONMENT | os.environ,
+                )
         except BaseException:
             ours.close()
             raise

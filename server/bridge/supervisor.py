@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from linker_core.config import EngineConfig
+from linker_core.config import UNUSABLE_DEVICE_STATUS, EngineConfig
 from linker_core.engine.messages import Snapshot
 from linker_core.errors import EngineFailureError, NotReadyError
 from server.bridge.client import EngineClient
@@ -111,13 +111,16 @@ class EngineSupervisor:
         return None if self._process is None else self._process.pid
 
     async def run(self) -> None:
-        """Supervises until cancelled or until the engine has died too often (`given_up`)."""
+        """Supervises until cancelled or until another start would be in vain (`given_up`)."""
         try:
             while await self._may_start():
-                await self._run_once()
+                status = await self._run_once()
                 self.state = EngineState.DOWN
+                if status == UNUSABLE_DEVICE_STATUS:
+                    break  # the engine has said why
+            else:
+                logger.error("the engine died too often; giving up")
             self.state = EngineState.GIVEN_UP
-            logger.error("the engine died too often; giving up")
             self.given_up.set()
         finally:
             if self.state is not EngineState.GIVEN_UP:
@@ -143,8 +146,8 @@ class EngineSupervisor:
             await asyncio.sleep(self._limits.backoff_s * 2 ** (len(self._crashes) - 1))
         return True
 
-    async def _run_once(self) -> None:
-        """Starts one engine and returns when it is gone."""
+    async def _run_once(self) -> int:
+        """Starts one engine and returns its exit status when it is gone."""
         self.state = EngineState.STARTING
         process = self._process = await EngineProcess.spawn(self._command, self._config)
         client = self._client = EngineClient(process.connection)
@@ -158,7 +161,8 @@ class EngineSupervisor:
                 await self._watch(process, client)
             self._crashes.append(time.monotonic())
         finally:
-            graceful = not client.closed.is_set() and self.state is EngineState.RUNNING
+            # One that has hung up is leaving; its status says why. The others obey if they can.
+            leaves = client.closed.is_set() or self.state is EngineState.RUNNING
             if self.state is not EngineState.STOPPED:
                 self.state = EngineState.DOWN
             client.shut_down()
@@ -167,16 +171,21 @@ class EngineSupervisor:
             if running is not None:
                 running.cancel()
                 await asyncio.gather(running, return_exceptions=True)
-            await process.close(grace_s=self._limits.stop_s if graceful else 0.0)
-            logger.info("engine %d ended with status %d", process.pid, await process.wait())
+            await process.close(grace_s=self._limits.stop_s if leaves else 0.0)
+            status = await process.wait()
+            logger.info("engine %d ended with status %d", process.pid, status)
             self._client = self._process = None
+        return status
 
     async def _starts(self, client: EngineClient) -> bool:
         try:
             async with asyncio.timeout(self._limits.start_s):
                 await asyncio.shield(client.ready)
-        except (TimeoutError, EngineFailureError):
-            logger.exception("the engine did not start")
+        except TimeoutError:
+            logger.error("the engine did not start within %.0f s", self._limits.start_s)
+            return False
+        except EngineFailureError:
+            logger.warning("the engine ended before it was ready")
             return False
         return True
 

@@ -149,7 +149,8 @@ def test_worker_loads_generates_aborts_unloads_and_leaves_on_eof(
     worker.wait_for(ModelUnloaded)
     assert "variant" not in worker.wait_for(Snapshot).models
 
-    worker.process.send_signal(signal.SIGINT)  # the terminal's, which the parent handles
+    for number in (signal.SIGINT, signal.SIGTERM):  # sent to the group; the parent handles them
+        worker.process.send_signal(number)
     worker.connection.send(submit("r4", "base", max_tokens=1))
     worker.collect("r4")
     worker.connection.close()

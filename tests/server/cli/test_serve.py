@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import signal
 import subprocess
@@ -139,7 +140,10 @@ class Served:
 def serving(tmp_path: Path, *arguments: str) -> Iterator[Served]:
     command = (sys.executable, "-m", "tests.server.cli.fake_serve", "--state", str(tmp_path / "s"))
     process = subprocess.Popen(
-        (*command, "--port", "0", *arguments), stderr=subprocess.PIPE, text=True
+        (*command, "--port", "0", *arguments),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a group to signal as a whole
     )
     served = Served(process)
     try:
@@ -181,6 +185,19 @@ def test_sigterm_lets_streams_finish_and_exits_0(tmp_path: Path, family: Path) -
         assert last["choices"][0]["finish_reason"] == "length"
         assert served.ends() == 0
         assert not engine.is_running()
+
+
+def test_sigterm_to_the_whole_group_drains_as_well(tmp_path: Path, family: Path) -> None:
+    with serving(tmp_path, "--model", f"base={family / 'base'}") as served:
+        served.until_ready()
+        ended = list[httpx.Response]()
+        text = threading.Thread(target=lambda: ended.append(stream(served, [Fault.SLOW, 50], 20)))
+        text.start()
+        served.until_running()
+        os.killpg(served.process.pid, signal.SIGTERM)
+        text.join(DEADLINE_S)
+        assert '"finish_reason":"length"' in ended[0].text
+        assert served.ends() == 0
 
 
 def test_streams_past_the_deadline_end_with_an_error_and_status_1(
