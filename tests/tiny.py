@@ -20,7 +20,8 @@ from transformers import (
     Qwen3Config,
 )
 
-from linker_core.weights.architecture import expected_tensors, parse_config
+from linker_core.weights.architecture import parse_config
+from linker_core.weights.shapes import expected_tensors
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"

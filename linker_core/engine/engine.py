@@ -19,7 +19,6 @@ from linker_core.engine.messages import (
     Abort,
     Command,
     Event,
-    LoadFailed,
     LoadModel,
     LoadProgress,
     ModelUnloaded,
@@ -28,10 +27,11 @@ from linker_core.engine.messages import (
     StepOutput,
     Submit,
     TokenOutput,
+    UnloadFailed,
     UnloadModel,
 )
 from linker_core.engine.requests import check_submit
-from linker_core.engine.residents import Residents, ServedModel
+from linker_core.engine.residents import ResidentModel, Residents
 from linker_core.engine.sequence import SequenceState
 from linker_core.engine.snapshot import take_snapshot
 from linker_core.errors import ConflictError, LinkerError
@@ -63,7 +63,7 @@ class Engine:
         self.residents = Residents(config, device=self.device)
         self._clock = clock
         self._loading = LoadQueue(self.residents, clock=clock)
-        self._sequences: dict[str, tuple[ServedModel, SequenceState]] = {}
+        self._sequences: dict[str, tuple[ResidentModel, SequenceState]] = {}
         self._arrivals = itertools.count()
         self._events: list[Event] = []
         self._crashed_steps = 0
@@ -147,7 +147,7 @@ class Engine:
             error = ConflictError(
                 f"Model '{name}' is the donor of {', '.join(dependants)}. Unload these first."
             )
-            self._events.append(LoadFailed(model=name, error=error.to_record()))
+            self._events.append(UnloadFailed(model=name, error=error.to_record()))
             return
         served.unloading = True
 

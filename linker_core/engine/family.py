@@ -69,6 +69,7 @@ class Family:
         device: torch.device,
     ) -> None:
         self.name = name
+        self.model = model
         self.cache = KVCache(shape, device=device)
         skeleton = build_skeleton(
             model, device=device, dtype=shape.dtype, attn_implementation=ATTENTION_NAME

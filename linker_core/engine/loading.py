@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from linker_core.engine.messages import Event, LoadFailed, LoadModel, LoadProgress, ModelLoaded
-from linker_core.engine.residents import Residents, ServedModel
+from linker_core.engine.residents import ResidentModel, Residents
 from linker_core.errors import (
     EngineFailureError,
     InsufficientCapacityError,
@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 @dataclass(slots=True)
 class _Active:
     message: LoadModel
-    progress: Generator[int, None, ServedModel]
+    progress: Generator[int, None, ResidentModel]
 
 
 class LoadQueue:
@@ -96,7 +96,7 @@ class LoadQueue:
         self._active = _Active(message, self._residents.load(message))
         return self._active
 
-    def _loaded(self, served: ServedModel) -> ModelLoaded:
+    def _loaded(self, served: ResidentModel) -> ModelLoaded:
         return ModelLoaded(
             model=served.name,
             bytes=self._residents.bytes_of(served.name),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from linker_core.sharing.plan import SharePlan
+from linker_core.weights.architecture import ModelConfig
 
 
 class FinishReason(StrEnum):
@@ -50,6 +51,7 @@ class LoadModel:
     model: str
     path: str
     identity: tuple[tuple[str, int, int, int, int], ...]  # Checkpoint.identity at validation
+    config: ModelConfig  # as validated
     plan: SharePlan
     donor: str | None
     max_model_len: int | None
@@ -165,6 +167,14 @@ class ModelUnloaded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnloadFailed:
+    """A model stays as it is, because others lean on it."""
+
+    model: str
+    error: Mapping[str, str | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelLoad:
     """Sequences of one model, for the gauges."""
 
@@ -194,5 +204,6 @@ Event = (
     | ModelLoaded
     | LoadFailed
     | ModelUnloaded
+    | UnloadFailed
     | Snapshot
 )

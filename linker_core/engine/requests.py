@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from linker_core.engine.messages import Submit
-from linker_core.engine.residents import ServedModel
+from linker_core.engine.residents import ResidentModel
 from linker_core.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError
 
 
-def check_submit(command: Submit, served: ServedModel | None) -> ServedModel:
+def check_submit(command: Submit, served: ResidentModel | None) -> ResidentModel:
     """Returns the model that serves a sequence.
 
     Raises:

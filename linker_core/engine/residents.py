@@ -18,12 +18,13 @@ from linker_core.engine.family import Family, kv_shape
 from linker_core.engine.messages import LoadModel, ModelBytes
 from linker_core.errors import BadCheckpointError, ConflictError, ModelNotFoundError
 from linker_core.residency.pool import Pool
+from linker_core.sharing.scan import check_same_family
 from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.checkpoint import Checkpoint
 
 
 @dataclass(slots=True, eq=False)
-class ServedModel:
+class ResidentModel:
     """A model that takes requests, or did until its unloading was asked for."""
 
     name: str
@@ -46,7 +47,7 @@ class Residents:
         register_attention()
         self.pool = Pool(device=device, budget_bytes=config.memory_budget_bytes)
         self.families: dict[str, Family] = {}
-        self.served: dict[str, ServedModel] = {}
+        self.served: dict[str, ResidentModel] = {}
         self.past_preemptions = 0  # of families that have gone
         self._config = config
         self._device = device
@@ -55,7 +56,7 @@ class Residents:
         # float32 over the checkpoint's words on the CPU, which has no bfloat16 units worth using.
         self._dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
 
-    def load(self, message: LoadModel) -> Generator[int, None, ServedModel]:
+    def load(self, message: LoadModel) -> Generator[int, None, ResidentModel]:
         """Makes a model resident; all or nothing, also when the generator is closed early.
 
         Yields:
@@ -70,25 +71,27 @@ class Residents:
         if message.model in self.served:
             raise ConflictError(f"Model '{message.model}' is already loaded. Unload it first.")
         with Checkpoint.open(Path(message.path)) as checkpoint:
-            if checkpoint.identity != message.identity:
-                raise BadCheckpointError(
-                    f"The files of model '{message.model}' changed since validation. "
-                    "Onboard it again when they are complete."
-                )
+            _check_unchanged(message, checkpoint)
             family = self._family_for(message, checkpoint.config)
             try:
                 resident = yield from self.pool.admit(
                     message.model, checkpoint, message.plan, message.donor
                 )
+                try:
+                    # Once more: what was rewritten while it was read is torn.
+                    _check_unchanged(message, checkpoint)
+                    slot = next(self._slots)
+                    family.runner.bind(slot, resident.tensors)
+                except BaseException:
+                    self.pool.remove(message.model)
+                    raise
             except BaseException:
                 if message.donor is None:
                     self._drop(family)
                 raise
-        served = self._serve(message, family, resident.config)
-        family.runner.bind(served.slot, resident.tensors)
-        return served
+        return self._serve(message, family, resident.config, slot)
 
-    def unload(self, served: ServedModel) -> None:
+    def unload(self, served: ResidentModel) -> None:
         """Gives a model's unique bytes back. It has no sequences and no dependants."""
         del self.served[served.name]
         served.family.runner.unbind(served.slot)
@@ -123,6 +126,7 @@ class Residents:
                     f"'{message.donor}' is itself a variant of '{donor.family.name}'. "
                     "Name that one as the donor."
                 )
+            check_same_family(donor.family.model, model)
             return donor.family
         shape = kv_shape(model, self._config, dtype=self._dtype)
         self.pool.reserve_kv(message.model, shape.nbytes)
@@ -139,16 +143,31 @@ class Residents:
         self.past_preemptions += family.scheduler.num_preemptions
         self.pool.release_kv(family.name)
 
-    def _serve(self, message: LoadModel, family: Family, model: ModelConfig) -> ServedModel:
+    def _serve(
+        self, message: LoadModel, family: Family, model: ModelConfig, slot: int
+    ) -> ResidentModel:
         limits = [model.max_position_embeddings, family.cache.shape.num_tokens]
         if message.max_model_len is not None:
             limits.append(message.max_model_len)
-        served = ServedModel(
+        served = ResidentModel(
             name=message.model,
             family=family,
-            slot=next(self._slots),
+            slot=slot,
             vocab_size=model.vocab_size,
             max_model_len=min(limits),
         )
         self.served[message.model] = served
         return served
+
+
+def _check_unchanged(message: LoadModel, checkpoint: Checkpoint) -> None:
+    """Refuses files that are not those which were validated and planned for.
+
+    Raises:
+        BadCheckpointError: Weights or config have changed.
+    """
+    if (checkpoint.identity, checkpoint.config) != (message.identity, message.config):
+        raise BadCheckpointError(
+            f"The files of model '{message.model}' changed since validation. "
+            "Onboard it again when they are complete."
+        )

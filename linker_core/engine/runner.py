@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from linker_core.engine.attention import AttentionBatch, Span
 from linker_core.engine.kv_cache import KVCache, PageTable
-from linker_core.engine.routing import route_model
+from linker_core.engine.routing import RoutedLeaf, route_model
 from linker_core.engine.rows import RowMap, StepContext
 from linker_core.residency.ledger import StoredTensor
 
@@ -47,9 +47,20 @@ class Runner:
         self._leaves = route_model(skeleton, self.context, dtype=cache.shape.dtype)
 
     def bind(self, slot: int, tensors: Mapping[str, StoredTensor]) -> None:
-        """Lets rows of `slot` be served by `tensors`, named as in the checkpoint."""
-        for leaf in self._leaves:
-            leaf.bind(slot, tensors)
+        """Lets rows of `slot` be served by `tensors`, named as in the checkpoint.
+
+        Raises:
+            KeyError: A leaf has no tensor; no leaf knows the slot then.
+        """
+        bound: list[RoutedLeaf] = []
+        try:
+            for leaf in self._leaves:
+                leaf.bind(slot, tensors)
+                bound.append(leaf)
+        except BaseException:
+            for leaf in bound:
+                leaf.unbind(slot)
+            raise
 
     def unbind(self, slot: int) -> None:
         """Forgets `slot` and every storage that no other slot uses."""

@@ -13,7 +13,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from linker_core.errors import BadCheckpointError, InvalidRequestError
 from linker_core.residency.loader import read_tensor
 from linker_core.residency.skeleton import build_skeleton
-from linker_core.sharing.plan import Policy, Rung, SharePlan, plan_donor, plan_variant
+from linker_core.sharing.plan import Fingerprints, Policy, Rung, SharePlan, plan_donor, plan_variant
 from linker_core.sharing.scan import scan
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.fingerprint import fingerprint
@@ -70,10 +70,10 @@ def load_linked(
         checkpoint = stack.enter_context(Checkpoint.open(Path(variant)))
         plan = plan_variant(
             scan(donor_checkpoint, checkpoint),
+            donor_checkpoint,
             checkpoint,
             policy=_POLICIES[policy],
-            donor_fingerprint=fingerprint(donor_checkpoint),
-            variant_fingerprint=fingerprint(checkpoint),
+            fingerprints=Fingerprints(fingerprint(donor_checkpoint), fingerprint(checkpoint)),
             tau_cos=tau_cos,
             tau_frob=tau_frob,
             tier=tier,

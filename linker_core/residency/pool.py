@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from linker_core.errors import ConflictError, InsufficientCapacityError, ModelNotFoundError
+from linker_core.residency.device import available_bytes
 from linker_core.residency.ledger import Ledger, StoredTensor, distinct
 from linker_core.residency.loader import load_tensors
 from linker_core.sharing.plan import SharePlan
@@ -32,12 +32,18 @@ class ResidentVariant:
 
 
 class Pool:
-    """Resident models under one byte budget for weights and KV pages together."""
+    """Resident models under one byte budget for weights and KV pages together.
+
+    Args:
+        device: Where everything lies.
+        budget_bytes: None takes what the device has to give now. KV pages count in full from
+            their reservation on, though a CPU backs them with memory only once they are written.
+    """
 
     def __init__(self, *, device: torch.device, budget_bytes: int | None = None) -> None:
         self.device = device
         self.ledger = Ledger()
-        self._budget_bytes = budget_bytes
+        self._budget_bytes = available_bytes(device) if budget_bytes is None else budget_bytes
         self._variants: dict[str, ResidentVariant] = {}
         self._kv_bytes: dict[str, int] = {}  # family -> bytes of its KV cache
         self._arriving: dict[str, int] = {}  # model -> bytes reserved for its admission
@@ -127,21 +133,18 @@ class Pool:
         return sum(self._kv_bytes.values())
 
     def free_bytes(self) -> int:
-        """Bytes left of the budget, or of the device where there is none."""
-        if self._budget_bytes is not None:
-            held = self.ledger.resident_bytes() + sum(self._arriving.values()) + self.kv_bytes()
-            return self._budget_bytes - held
-        if self.device.type == "cuda":
-            return int(torch.cuda.mem_get_info(self.device)[0])
-        return _available_host_bytes()
+        """Bytes left of the budget."""
+        held = self.ledger.resident_bytes() + sum(self._arriving.values()) + self.kv_bytes()
+        return self._budget_bytes - held
 
     def check_integrity(self) -> None:
         """Asserts that ledger, variants and budget agree."""
         self.ledger.check_integrity()
         assert self.ledger.models() == list(self._variants)
-        assert self._budget_bytes is None or self.free_bytes() >= 0
+        assert self.free_bytes() >= 0
         for variant in self._variants.values():
             assert self.ledger.unique_bytes(variant.model) == variant.plan.unique_bytes
+            assert self.ledger.logical_bytes(variant.model) == variant.plan.logical_bytes
 
     def _lender(self, plan: SharePlan, donor: str | None) -> ResidentVariant | None:
         if donor is None:
@@ -158,11 +161,3 @@ class Pool:
                 f"{nbytes} bytes are needed for {what}, {max(free, 0)} are free. "
                 "Remove a model or raise the memory budget."
             )
-
-
-def _available_host_bytes() -> int:
-    """What the kernel would give without swapping; it can drop the page cache, so that counts."""
-    for line in Path("/proc/meminfo").read_text("ascii").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("the kernel reports no MemAvailable")

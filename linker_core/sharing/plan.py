@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from linker_core.errors import InvalidRequestError
 from linker_core.sharing.scan import Region, ScanReport
@@ -28,6 +28,13 @@ class Policy(StrEnum):
     DONOR = "donor"
     THRESHOLDS = "thresholds"
     EXACT = "exact"
+
+
+class Fingerprints(NamedTuple):
+    """What a pair of checkpoints is."""
+
+    donor: str
+    variant: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,11 +133,11 @@ def plan_donor(checkpoint: Checkpoint, *, fingerprint: str) -> SharePlan:
 
 def plan_variant(
     report: ScanReport,
+    donor: Checkpoint,
     variant: Checkpoint,
     *,
     policy: Policy,
-    donor_fingerprint: str,
-    variant_fingerprint: str,
+    fingerprints: Fingerprints,
     tau_cos: float | None = None,
     tau_frob: float | None = None,
     tier: str | None = None,
@@ -139,10 +146,10 @@ def plan_variant(
 
     Args:
         report: Scan of the same two checkpoints.
+        donor: The donor's checkpoint.
         variant: The variant's checkpoint.
         policy: THRESHOLDS or EXACT.
-        donor_fingerprint: Also looked up among the tiers' known donors.
-        variant_fingerprint: Kept in the plan.
+        fingerprints: Of both; the donor's is also looked up among the tiers' known donors.
         tau_cos: Least cosine of a shared block; only under THRESHOLDS, together with `tau_frob`.
         tau_frob: Largest ε of a shared block.
         tier: Name of a row in families.yaml; only under THRESHOLDS.
@@ -157,7 +164,7 @@ def plan_variant(
             tau_cos=tau_cos,
             tau_frob=tau_frob,
             tier=tier,
-            donor_fingerprint=donor_fingerprint,
+            donor_fingerprint=fingerprints.donor,
         )
         aliased = _above_thresholds(report, thresholds)
     else:
@@ -165,16 +172,18 @@ def plan_variant(
         refuse_thresholds(policy, tau_cos=tau_cos, tau_frob=tau_frob, tier=tier)
         aliased = _identical(report)
     rungs = {name: Rung.ALIAS if name in aliased else Rung.OWN for name in variant.tensors}
-    own_bytes = sum(t.nbytes for name, t in variant.tensors.items() if rungs[name] is Rung.OWN)
+    # An alias is resident in the donor's type, which need not be the variant's own.
+    own_bytes = sum(variant.tensors[n].nbytes for n, rung in rungs.items() if rung is Rung.OWN)
+    alias_bytes = sum(donor.tensors[n].nbytes for n, rung in rungs.items() if rung is Rung.ALIAS)
     return SharePlan(
         policy=policy,
         tau_cos=thresholds.tau_cos if thresholds else None,
         tau_frob=thresholds.tau_frob if thresholds else None,
         threshold_source=thresholds.source if thresholds else None,
-        donor_fingerprint=donor_fingerprint,
-        variant_fingerprint=variant_fingerprint,
+        donor_fingerprint=fingerprints.donor,
+        variant_fingerprint=fingerprints.variant,
         rungs=rungs,
-        logical_bytes=variant.nbytes,
+        logical_bytes=own_bytes + alias_bytes,
         unique_bytes=own_bytes,
         checkpoint_bytes=variant.nbytes,
         blocks=count_blocks(rungs, variant),

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from linker_core.errors import BadCheckpointError, InvalidRequestError
 from linker_core.sharing.footprint import footprint
-from linker_core.sharing.plan import Policy, plan_variant
+from linker_core.sharing.plan import Fingerprints, Policy, plan_variant
 from linker_core.sharing.scan import scan
 from linker_core.weights import strict_json
 from linker_core.weights.architecture import DTYPE_BYTES, parse_config
@@ -96,13 +96,15 @@ def _from_checkpoints(args: argparse.Namespace) -> dict[str, Any]:
         with byte_progress("scanning") as progress:
             report = scan(donor, variant, progress=progress)
         with byte_progress("hashing") as progress:
-            fingerprints = [fingerprint(c, progress=progress) for c in (donor, variant)]
+            fingerprints = Fingerprints(
+                *(fingerprint(c, progress=progress) for c in (donor, variant))
+            )
         plan = plan_variant(
             report,
+            donor,
             variant,
             policy=Policy.THRESHOLDS if args.policy == "auto" else Policy(args.policy),
-            donor_fingerprint=fingerprints[0],
-            variant_fingerprint=fingerprints[1],
+            fingerprints=fingerprints,
             tau_cos=args.tau_cos,
             tau_frob=args.tau_frob,
             tier=args.tier,

@@ -22,7 +22,7 @@ from linker_core.engine.messages import (
     Submit,
 )
 from linker_core.residency.pool import Pool, ResidentVariant
-from linker_core.sharing.plan import Policy, SharePlan, plan_donor, plan_variant
+from linker_core.sharing.plan import Fingerprints, Policy, SharePlan, plan_donor, plan_variant
 from linker_core.sharing.scan import scan
 from linker_core.weights.checkpoint import Checkpoint
 from tests.tiny import make_checkpoint, make_variant
@@ -40,12 +40,17 @@ ROUNDING_BYTES = 512
 
 @pytest.fixture(scope="module")
 def large_family(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Checkpoint]]:
-    """A donor of about 400 MB and three near copies."""
+    """A donor of about 400 MB, two near copies and a far one."""
     folder = tmp_path_factory.mktemp("large")
     donor = make_checkpoint(
         folder / "base", layers=12, hidden=1024, intermediate=4096, vocab_size=16_000
     )
-    copies = [make_variant(folder / f"copy-{n}", donor, scale=0.01, seed=n) for n in range(3)]
+    # The last one is far, so that all of it is unique: held twice, it would exceed the slack.
+    scales = (0.01, 0.01, 0.5)
+    copies = [
+        make_variant(folder / f"copy-{n}", donor, scale=scale, seed=n)
+        for n, scale in enumerate(scales)
+    ]
     with ExitStack() as stack:
         yield [stack.enter_context(Checkpoint.open(path)) for path in (donor, *copies)]
 
@@ -55,10 +60,10 @@ def plans(checkpoints: list[Checkpoint]) -> list[SharePlan]:
     linked = [
         plan_variant(
             scan(donor, copy),
+            donor,
             copy,
             policy=Policy.THRESHOLDS,
-            donor_fingerprint="donor",
-            variant_fingerprint=copy.path.name,
+            fingerprints=Fingerprints("donor", copy.path.name),
         )
         for copy in copies
     ]
@@ -100,7 +105,7 @@ def test_greedy_tokens_of_a_mixed_batch_are_each_models_own(tmp_path: Path) -> N
     with Checkpoint.open(donor) as a, Checkpoint.open(variant) as b:
         report = scan(a, b)
         far = plan_variant(
-            report, b, policy=Policy.EXACT, donor_fingerprint="base", variant_fingerprint="far"
+            report, a, b, policy=Policy.EXACT, fingerprints=Fingerprints("base", "far")
         )
         for checkpoint, plan, lender in (
             (a, plan_donor(a, fingerprint="base"), None),
@@ -111,6 +116,7 @@ def test_greedy_tokens_of_a_mixed_batch_are_each_models_own(tmp_path: Path) -> N
                     model=checkpoint.path.name,
                     path=str(checkpoint.path),
                     identity=checkpoint.identity,
+                    config=checkpoint.config,
                     plan=plan,
                     donor=lender,
                     max_model_len=None,

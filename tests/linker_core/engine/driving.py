@@ -56,6 +56,7 @@ def load_message(
             model=model,
             path=str(path),
             identity=checkpoint.identity,
+            config=checkpoint.config,
             plan=plan,
             donor=donor,
             max_model_len=max_model_len,

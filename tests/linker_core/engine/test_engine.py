@@ -25,6 +25,7 @@ from linker_core.engine.messages import (
     ModelUnloaded,
     SamplingParams,
     Snapshot,
+    UnloadFailed,
     UnloadModel,
 )
 from linker_core.engine.runner import Chunk
@@ -377,7 +378,7 @@ def test_engine_unload_of_a_donor_in_use_is_refused(served: Served) -> None:
     driver = served.driver
     driver.engine.handle(UnloadModel(model="base"))
     driver.run()
-    refusal = [event for event in driver.events if isinstance(event, LoadFailed)][-1]
+    refusal = [event for event in driver.events if isinstance(event, UnloadFailed)][-1]
     assert refusal.model == "base"
     assert refusal.error["code"] == "conflict"
     assert "own" in (refusal.error["message"] or "")

@@ -22,10 +22,10 @@ from linker_core.errors import (
     ModelNotFoundError,
 )
 from linker_core.residency.pool import Pool, ResidentVariant
-from linker_core.sharing.plan import Policy, SharePlan, plan_donor, plan_variant
+from linker_core.sharing.plan import Fingerprints, Policy, SharePlan, plan_donor, plan_variant
 from linker_core.sharing.scan import scan
 from linker_core.weights.checkpoint import Checkpoint
-from tests.tiny import make_checkpoint, make_variant
+from tests.tiny import make_checkpoint, make_variant, save_state
 
 CPU = torch.device("cpu")
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -42,10 +42,10 @@ class Family:
         self.donor_plan = plan_donor(self.donor, fingerprint="donor")
         self.plan = plan_variant(
             scan(self.donor, self.variant),
+            self.donor,
             self.variant,
             policy=Policy.THRESHOLDS,
-            donor_fingerprint="donor",
-            variant_fingerprint="variant",
+            fingerprints=Fingerprints("donor", "variant"),
             tau_cos=0.99,
             tau_frob=0.05,
         )
@@ -251,10 +251,10 @@ class PoolMachine(RuleBasedStateMachine):
         self.donor_plan = plan_donor(self.family.donor, fingerprint="donor")
         self.plan = plan_variant(
             scan(self.family.donor, self.family.variant),
+            self.family.donor,
             self.family.variant,
             policy=Policy.EXACT,
-            donor_fingerprint="donor",
-            variant_fingerprint="variant",
+            fingerprints=Fingerprints("donor", "variant"),
         )
         room_for_two = self.family.donor.nbytes + 2 * self.plan.unique_bytes
         self.pool = Pool(device=CPU, budget_bytes=room_for_two)
@@ -314,3 +314,57 @@ def test_pool_survives_any_order_of_operations(tmp_path: Path) -> None:
 
     Machine.TestCase.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
     Machine.TestCase().runTest()
+
+
+def test_admissions_of_one_name_at_once_are_a_conflict(family: Family) -> None:
+    pool = Pool(device=CPU)
+    exhaust(pool.admit("base", family.donor, family.donor_plan, None))
+    first = pool.admit("chat", family.variant, family.plan, "base")
+    next(first)
+    with pytest.raises(ConflictError):
+        next(pool.admit("chat", family.variant, family.plan, "base"))
+    exhaust(first)
+    pool.check_integrity()
+
+
+def test_admission_whose_donor_leaves_meanwhile_fails_and_leaves_nothing(family: Family) -> None:
+    pool = Pool(device=CPU, budget_bytes=10**9)
+    exhaust(pool.admit("base", family.donor, family.donor_plan, None))
+    admission = pool.admit("chat", family.variant, family.plan, "base")
+    next(admission)
+    pool.remove("base")
+    with pytest.raises(ModelNotFoundError, match="left while"):
+        exhaust(admission)
+    assert pool.free_bytes() == 10**9
+
+
+def test_without_a_budget_the_device_is_promised_only_once() -> None:
+    pool = Pool(device=CPU)
+    pool.reserve_kv("a", pool.free_bytes() * 2 // 3)
+    with pytest.raises(InsufficientCapacityError):
+        pool.reserve_kv("b", pool.free_bytes() * 2)
+
+
+def test_alias_of_another_type_counts_what_is_resident(tmp_path: Path) -> None:
+    donor = make_checkpoint(tmp_path / "donor")
+    state = load_file(donor / "model.safetensors")
+    variant = make_variant(tmp_path / "variant", donor, scale={UP: 0.9})
+    widened = load_file(variant / "model.safetensors")
+    save_state(variant, {name: tensor.float() for name, tensor in widened.items()})
+    with Checkpoint.open(donor) as a, Checkpoint.open(variant) as b:
+        plan = plan_variant(
+            scan(a, b),
+            a,
+            b,
+            policy=Policy.THRESHOLDS,
+            fingerprints=Fingerprints("donor", "variant"),
+            tau_cos=0.99,
+            tau_frob=0.05,
+        )
+        pool = Pool(device=CPU)
+        exhaust(pool.admit("base", a, plan_donor(a, fingerprint="donor"), None))
+        exhaust(pool.admit("chat", b, plan, "base"))
+        pool.check_integrity()
+        aliased = sum(t.nbytes for n, t in state.items() if n.startswith("model.layers.0."))
+        assert plan.shared_bytes == pool.ledger.shared_bytes("chat") == aliased
+        assert plan.checkpoint_bytes == 2 * a.nbytes

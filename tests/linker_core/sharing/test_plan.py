@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from linker_core.errors import InvalidRequestError
-from linker_core.sharing.plan import Policy, Rung, SharePlan, plan_donor, plan_variant
+from linker_core.sharing.plan import Fingerprints, Policy, Rung, SharePlan, plan_donor, plan_variant
 from linker_core.sharing.scan import scan
 from linker_core.weights.checkpoint import Checkpoint
 from tests.tiny import make_checkpoint, make_variant
@@ -26,10 +26,10 @@ def planned(
     with Checkpoint.open(donor) as a, Checkpoint.open(variant) as b:
         return plan_variant(
             scan(a, b),
+            a,
             b,
             policy=policy,
-            donor_fingerprint="donor",
-            variant_fingerprint="variant",
+            fingerprints=Fingerprints("donor", "variant"),
             tau_cos=tau_cos,
             tau_frob=tau_frob,
         )
