@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -45,9 +46,13 @@ def open_regular(directory_fd: int, name: str) -> int:
     try:
         descriptor = os.open(name, flags, dir_fd=directory_fd)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise BadCheckpointError(
+                f"{name:.100}: is a symbolic link, which is not followed. Copy the files "
+                "themselves (cp -rL, or a download with a local directory)."
+            ) from error
         raise BadCheckpointError(
-            f"{name:.100}: cannot be opened ({os.strerror(error.errno or 0)}). Checkpoints are "
-            "regular files; copy links' targets into the directory."
+            f"{name:.100}: cannot be opened ({os.strerror(error.errno or 0)})."
         ) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)

@@ -6,8 +6,10 @@ import argparse
 import difflib
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 
 from linker_core.errors import LinkerError
 
@@ -18,14 +20,18 @@ COMMANDS = {
     "demo": "build a small family, serve it, ask it and print what sharing saves",
 }
 EXIT_USAGE = 2
+EXIT_BROKEN_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; a user's error is one line on stderr and exit status 2."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     command = arguments[0] if arguments else "--help"
-    if command in ("-h", "--help"):
+    if command in ("-h", "--help", "help"):
         print(_usage())
+        return 0
+    if command in ("-V", "--version"):
+        print(f"linker {version('linker-llm')}")
         return 0
     if command not in COMMANDS:
         near = difflib.get_close_matches(command, COMMANDS, n=1)
@@ -42,10 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
     )
     try:
-        return int(module.run(parsed))
+        status = int(module.run(parsed))
+        sys.stdout.flush()
     except LinkerError as error:
         print(f"linker {command}: {error.message}", file=sys.stderr)
         return EXIT_USAGE
+    except BrokenPipeError:
+        # The reader (`| head`) has seen enough; Python would complain again while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_BROKEN_PIPE
+    return status
 
 
 def _usage() -> str:

@@ -14,10 +14,11 @@ from linker_core.errors import BadCheckpointError, InvalidRequestError
 from linker_core.sharing.footprint import footprint
 from linker_core.sharing.plan import Fingerprints, Policy, plan_variant
 from linker_core.sharing.scan import scan
+from linker_core.sharing.thresholds import load_tiers
 from linker_core.weights import strict_json
 from linker_core.weights.architecture import DTYPE_BYTES, parse_config
-from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.fingerprint import fingerprint
+from server.cli.checkpoints import open_pair
 from server.cli.progress import byte_progress
 
 _MIB = 2**20
@@ -28,13 +29,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument("donor", type=Path, nargs="?", help="checkpoint directory of the donor")
     parser.add_argument("variant", type=Path, nargs="?", help="checkpoint directory of the variant")
-    parser.add_argument("--policy", choices=POLICIES, default="auto")
-    parser.add_argument("--tau-cos", type=float, help="least cosine of a shared block")
-    parser.add_argument("--tau-frob", type=float, help="largest ε of a shared block")
-    parser.add_argument("--tier", help="a row of families.yaml in place of the two thresholds")
+    parser.add_argument(
+        "--policy",
+        choices=POLICIES,
+        default="auto",
+        help="thresholds: whole blocks that pass BS Eq. 3; exact: byte-identical tensors only; "
+        "auto (default): thresholds",
+    )
+    parser.add_argument("--tau-cos", type=float, help="least cosine of a shared block (0.999)")
+    parser.add_argument("--tau-frob", type=float, help="largest ε of a shared block (0.05)")
+    parser.add_argument("--tier", help=f"thresholds of a known family: {', '.join(load_tiers())}")
     parser.add_argument("--config", type=Path, help="config.json: answer from shapes alone")
     parser.add_argument("--variants", type=int, help="with --config: models, the donor included")
-    parser.add_argument("--shared-blocks", type=int, help="with --config: blocks aliased (all)")
+    parser.add_argument(
+        "--shared-blocks",
+        type=int,
+        help="with --config: blocks aliased (default: all)",
+    )
     parser.add_argument("--dtype", choices=tuple(DTYPE_BYTES), help="with --config (bfloat16)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -89,10 +100,7 @@ def _from_checkpoints(args: argparse.Namespace) -> dict[str, Any]:
     for option in ("variants", "shared_blocks", "dtype"):
         if getattr(args, option) is not None:
             raise InvalidRequestError(f"{option} has no meaning without --config.")
-    with (
-        Checkpoint.open(args.donor) as donor,
-        Checkpoint.open(args.variant) as variant,
-    ):
+    with open_pair(args.donor, args.variant) as (donor, variant):
         with byte_progress("scanning") as progress:
             report = scan(donor, variant, progress=progress)
         with byte_progress("hashing") as progress:
@@ -119,6 +127,7 @@ def _print(answer: dict[str, Any]) -> None:
             f"one model {answer['single_mib']:.0f} MiB · separate copies {answer['naive_mib']:.0f}"
             f" MiB · linked {answer['linked_mib']:.0f} MiB · saves {answer['saved_percent']:.0f} %"
         )
+        console.print("(if every variant aliases the blocks given; linker scan tells which would)")
         return
     thresholds = ""
     if answer["tau_cos"] is not None:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from linker_core.sharing.scan import ScanReport, scan
 from linker_core.sharing.thresholds import suggest_tier
-from linker_core.weights.checkpoint import Checkpoint
+from server.cli.checkpoints import open_pair
 from server.cli.progress import byte_progress
 
 
@@ -26,8 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Scans and prints; stdout holds one JSON document under --json."""
     with (
-        Checkpoint.open(args.donor) as donor,
-        Checkpoint.open(args.variant) as variant,
+        open_pair(args.donor, args.variant) as (donor, variant),
         byte_progress("scanning") as progress,
     ):
         report = scan(donor, variant, progress=progress)

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument("--port", type=int, default=8000, help="where to serve (default 8000)")
     parser.add_argument(
-        "--cache", type=Path, default=None, help="where the models are built and kept"
+        "--cache", type=Path, help=f"where the models are built and kept ({default_cache()})"
     )
     parser.add_argument(
         "--json", type=Path, default=None, metavar="FILE", help="also write the table's rows"
@@ -103,7 +103,7 @@ def _serving(family: Path, state: Path, port: int) -> Iterator[subprocess.Popen[
         *("--models-root", str(family), "--state", str(state), "--port", str(port)),
     ]
     log = state / "server.log"
-    with log.open("wb") as output:
+    with log.open("ab") as output:
         process = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -114,16 +114,18 @@ def _serving(family: Path, state: Path, port: int) -> Iterator[subprocess.Popen[
     try:
         yield process
     except LinkerError as error:
-        raise LinkerError(f"{error.message} (the server's log is {log})") from error
+        last_line = log.read_text("utf-8", "replace").rstrip().rpartition("\n")[2]
+        raise LinkerError(f"{error.message}: {last_line} (its log is {log})") from error
     finally:
         _stop(process)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Lets running answers finish; a second Ctrl-C ends them."""
     process.terminate()
     try:
         process.wait(_STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
+    except (subprocess.TimeoutExpired, KeyboardInterrupt):
         process.kill()
         process.wait()
 
@@ -184,6 +186,7 @@ def _keep_serving(process: subprocess.Popen[bytes], port: int) -> int:
     try:
         status = process.wait()
     except KeyboardInterrupt:
+        print("stopping; running answers get up to 30 s, Ctrl-C again ends them at once")
         return 0
     raise LinkerError(f"the server ended by itself with status {status}")
 

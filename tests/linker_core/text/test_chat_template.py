@@ -192,7 +192,7 @@ def test_template_that_links_outside_is_refused(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("secret")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "chat_template.jinja").symlink_to(tmp_path / "secret")
-    with pytest.raises(BadCheckpointError, match="cannot be opened"):
+    with pytest.raises(BadCheckpointError, match="symbolic link"):
         ChatTemplate.load(tmp_path / "model")
 
 

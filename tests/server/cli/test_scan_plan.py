@@ -79,7 +79,7 @@ def test_plan_from_shapes_adds_up(pair: tuple[str, str], capfd: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["scan", "/nowhere", "/nowhere"], "cannot be opened"),
+        (["scan", "/nowhere", "/elsewhere"], "donor /nowhere: The checkpoint directory"),
         (["plan"], "--config"),
         (["plan", "--config", "/nowhere", "--variants", "2"], "cannot be read"),
         (["plan", "--config", "/nowhere"], "--variants"),
@@ -112,3 +112,14 @@ def test_scan_from_any_directory_finds_the_shipped_tiers(
     )
     assert done.returncode == 0, done.stderr
     assert "tier Qwen2.5-3B" in done.stdout
+
+
+def test_linker_says_its_version(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capfd.readouterr().out.startswith("linker 0.")
+
+
+def test_scan_into_a_closed_pipe_is_silent(pair: tuple[str, str]) -> None:
+    script = f"{sys.executable} -m server.cli.main scan {pair[0]} {pair[1]} --json | head -c 1"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("{", "")
