@@ -18,7 +18,7 @@ from linker_core.engine.family import Family, kv_shape
 from linker_core.engine.messages import LoadModel, ModelBytes
 from linker_core.errors import BadCheckpointError, ConflictError, ModelNotFoundError
 from linker_core.residency.pool import Pool
-from linker_core.sharing.scan import check_same_family
+from linker_core.sharing.family import check_same_family
 from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.checkpoint import Checkpoint
 

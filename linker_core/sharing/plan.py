@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, NamedTuple, Self
 
 from linker_core.errors import InvalidRequestError
-from linker_core.sharing.scan import Region, ScanReport
+from linker_core.sharing.report import Region, ScanReport
 from linker_core.sharing.thresholds import Thresholds, choose_thresholds
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import block_name, parse_key

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from linker_core.errors import InvalidRequestError
-from linker_core.sharing.scan import BlockScan, ScanReport
+from linker_core.sharing.report import BlockScan, ScanReport
 from linker_core.weights.architecture import ModelConfig
 
 BOUNDARY_EPSILON = 0.10  # BS appendix E, step 3: above it the family is a boundary case

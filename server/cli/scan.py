@@ -10,7 +10,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from linker_core.sharing.scan import ScanReport, scan
+from linker_core.sharing.report import ScanReport
+from linker_core.sharing.scan import scan
 from linker_core.sharing.thresholds import suggest_tier
 from server.cli.checkpoints import open_pair
 from server.cli.progress import byte_progress

@@ -7,7 +7,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from linker_core.errors import BadCheckpointError
-from linker_core.sharing.scan import Region, ScanReport, check_finite, region, scan
+from linker_core.sharing.report import Region, ScanReport, region
+from linker_core.sharing.scan import check_finite, scan
 from linker_core.weights.checkpoint import Checkpoint
 from tests.tiny import make_checkpoint, make_variant
 

@@ -9,7 +9,7 @@ import pytest
 
 from linker_core.errors import InvalidRequestError
 from linker_core.sharing import thresholds
-from linker_core.sharing.scan import BlockScan, ScanReport
+from linker_core.sharing.report import BlockScan, ScanReport
 from linker_core.sharing.similarity import PairSums
 from linker_core.sharing.thresholds import Thresholds, choose_thresholds, load_tiers, suggest_tier
 from linker_core.weights.architecture import parse_config

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from linker_core.sharing.scan import ScanReport
+from linker_core.sharing.report import ScanReport
 from tests.tiny import make_checkpoint, make_variant
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from linker_core.sharing.scan import ScanReport, scan
+from linker_core.sharing.report import ScanReport
+from linker_core.sharing.scan import scan
 from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer
 from linker_core.weights.checkpoint import Checkpoint
