@@ -114,5 +114,12 @@ def reference_greedy(model: PreTrainedModel, prompt: list[int], num_tokens: int)
     return tokens[len(prompt) :]
 
 
+def reference_logprobs(model: PreTrainedModel, prompt: list[int], tokens: list[int]) -> list[float]:
+    """Log-probability of each token of a continuation."""
+    logits = reference_logits(model, [*prompt, *tokens])[len(prompt) - 1 : -1]
+    chosen = torch.log_softmax(logits, dim=-1)[torch.arange(len(tokens)), tokens]
+    return [float(value) for value in chosen]
+
+
 def relative_error(got: torch.Tensor, want: torch.Tensor) -> float:
     return float((got - want).abs().max() / want.abs().max())

@@ -32,6 +32,7 @@ from linker_core.engine.runner import Chunk
 from tests.linker_core.engine.driving import GREEDY, SMALL, Driver, load_message
 from tests.linker_core.engine.families import (
     reference_greedy,
+    reference_logprobs,
     reference_model,
     stored_tensors,
 )
@@ -90,19 +91,25 @@ def test_engine_greedy_alone_and_mixed_equals_transformers(
     tmp_path: Path, architecture: str
 ) -> None:
     served = serve_three(tmp_path, architecture)
-    params = SamplingParams(max_tokens=12, temperature=0.0)
+    params = SamplingParams(max_tokens=12, temperature=0.0, logprobs=0)
     prompts = {name: [*PROMPT, number, 40 + number] * 4 for number, name in enumerate(served.paths)}
-    want = {
-        name: reference_greedy(served.references[name], prompt, 12)
-        for name, prompt in prompts.items()
-    }
+    alone = {}
     for name, prompt in prompts.items():
-        assert served.driver.generate(name, prompt, params) == want[name]
-    ids = {name: served.driver.submit(name, prompt, params) for name, prompt in prompts.items()}
+        alone[name] = served.driver.submit(name, prompt, params)
+        served.driver.run()
+    mixed = {name: served.driver.submit(name, prompt, params) for name, prompt in prompts.items()}
     served.driver.run()
-    for name, request_id in ids.items():
-        assert served.driver.tokens(request_id) == want[name]
-        assert served.driver.reason(request_id) is FinishReason.LENGTH
+    for name, prompt in prompts.items():
+        model = served.references[name]
+        want = reference_greedy(model, prompt, 12)
+        # Tokens alone could not tell two variants apart that repeat the same one.
+        logprobs = reference_logprobs(model, prompt, want)
+        for request_id in (alone[name], mixed[name]):
+            assert served.driver.tokens(request_id) == want
+            assert served.driver.reason(request_id) is FinishReason.LENGTH
+            got = [token.logprob for token in served.driver.outputs[request_id]]
+            assert got == pytest.approx(logprobs, abs=1e-3)
+    assert len({round(served.driver.outputs[r][0].logprob or 0, 3) for r in alone.values()}) == 3
 
 
 def test_engine_preemption_gives_the_same_tokens(tmp_path: Path) -> None:
