@@ -29,9 +29,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--variant", type=Path, required=True)
     parser.add_argument("--donor", type=Path)
     parser.add_argument("--no-scan", action="store_true", help="fingerprints only")
+    parser.add_argument("--no-hash", action="store_true", help="no fingerprints")
     arguments = parser.parse_args(argv)
     try:
-        result = examine(arguments.variant, arguments.donor, scanned=not arguments.no_scan)
+        result = examine(
+            arguments.variant,
+            arguments.donor,
+            hashed=not arguments.no_hash,
+            scanned=not arguments.no_scan,
+        )
     except LinkerError as error:
         _emit({"error": error.to_record()})
         return 1
@@ -39,8 +45,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def examine(variant_path: Path, donor_path: Path | None, *, scanned: bool) -> dict[str, Any]:
-    """Returns fingerprints and, for a pair, the report, as JSON values.
+def examine(
+    variant_path: Path, donor_path: Path | None, *, hashed: bool, scanned: bool
+) -> dict[str, Any]:
+    """Returns identities, fingerprints if `hashed` and, for a pair, the report, as JSON values.
+
+    The identities say which files were read, so that they can be matched with those of another run.
 
     Raises:
         BadCheckpointError: See `scan` and `check_finite`.
@@ -49,16 +59,22 @@ def examine(variant_path: Path, donor_path: Path | None, *, scanned: bool) -> di
     with ExitStack() as stack:
         variant = stack.enter_context(Checkpoint.open(variant_path))
         result: dict[str, Any] = {
-            "fingerprint": fingerprint(variant, progress=_reporter("hashing")),
+            "fingerprint": None,
             "donor_fingerprint": None,
+            "identity": variant.identity,
+            "donor_identity": None,
             "report": None,
         }
+        if hashed:
+            result["fingerprint"] = fingerprint(variant, progress=_reporter("hashing"))
         if donor_path is None:
             if scanned:
                 check_finite(variant)
             return result
         donor = stack.enter_context(Checkpoint.open(donor_path))
-        result["donor_fingerprint"] = fingerprint(donor, progress=_reporter("hashing"))
+        result["donor_identity"] = donor.identity
+        if hashed:
+            result["donor_fingerprint"] = fingerprint(donor, progress=_reporter("hashing"))
         if scanned:
             result["report"] = scan(donor, variant, progress=_reporter("scanning")).to_json()
         return result

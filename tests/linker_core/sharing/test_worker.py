@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from linker_core.sharing.report import ScanReport
+from linker_core.weights.checkpoint import Checkpoint
 from tests.tiny import make_checkpoint, make_variant
 
 
@@ -33,6 +34,20 @@ def test_worker_without_a_donor_only_hashes_and_checks(tmp_path: Path) -> None:
     status, lines = run_worker("--variant", str(make_checkpoint(tmp_path / "d")))
     assert status == 0
     assert lines[-1]["result"]["report"] is None
+
+
+def test_worker_that_shall_not_hash_says_which_files_it_scanned(tmp_path: Path) -> None:
+    donor = make_checkpoint(tmp_path / "d")
+    variant = make_variant(tmp_path / "v", donor, scale=0.01)
+    status, lines = run_worker("--donor", str(donor), "--variant", str(variant), "--no-hash")
+    assert status == 0
+    assert {line["stage"] for line in lines[:-1]} == {"scanning"}
+    result = lines[-1]["result"]
+    assert (result["fingerprint"], result["donor_fingerprint"]) == (None, None)
+    for path, field in ((variant, "identity"), (donor, "donor_identity")):
+        with Checkpoint.open(path) as checkpoint:
+            assert result[field] == [list(file) for file in checkpoint.identity]
+    assert len(ScanReport.from_json(result["report"]).blocks) == 2
 
 
 def test_worker_error_is_the_last_line(tmp_path: Path) -> None:
