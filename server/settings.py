@@ -49,6 +49,8 @@ class HttpSettings(_Section):
     no_auth: bool = False  # must be said to listen on more than the loopback interface
     strict: bool = False  # exit when a start-up model fails
     drain_s: float = Field(default=30, ge=0, le=3600)  # what running streams get at shutdown
+    # An answer that its client takes nothing of for so long is cut off.
+    send_timeout_s: float = Field(default=30, gt=0, le=3600)
     max_body_bytes: Bytes = 2 * 1024**2
     max_inflight: int = Field(default=256, ge=1, le=65536)  # sequences waiting or running
 

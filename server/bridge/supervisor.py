@@ -96,9 +96,16 @@ class EngineSupervisor:
         return self._client
 
     @property
-    def is_running(self) -> bool:
-        """Whether the engine makes progress."""
-        return self.state is EngineState.RUNNING
+    def serving_client(self) -> EngineClient:
+        """The engine to send requests to.
+
+        Raises:
+            NotReadyError: There is none, or it makes no progress.
+        """
+        if self.state is not EngineState.RUNNING:
+            msg = f"The engine is {self.state.value}; try again in a moment."
+            raise NotReadyError(msg)
+        return self.client
 
     @property
     def snapshot(self) -> Snapshot | None:

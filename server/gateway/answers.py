@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 import uuid
 from abc import ABC, abstractmethod
@@ -10,10 +11,14 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response
+
+from linker_core.errors import InvalidRequestError
 from server.gateway.generation import Delta, SequenceSpec, generate
 from server.gateway.schemas import GenerationRequest, StreamOptions
 from server.gateway.services import Services
-from server.gateway.streaming import DONE, event
+from server.gateway.streaming import DONE, EventStream, event, unless_disconnected
 from server.onboarding.catalog import ServedModel
 
 _Request = TypeVar("_Request", bound=GenerationRequest)
@@ -83,6 +88,24 @@ class Answer(ABC, Generic[_Request]):
         """Returns what the answer, or its first chunk, carries beside the choices."""
         return {}
 
+    async def respond(self, http_request: Request) -> Response:
+        """Answers, streamed or whole as the client wishes.
+
+        Raises:
+            LinkerError: The request cannot be answered.
+            ClientLeftError: Nobody waits for the answer any more.
+        """
+        services, request = self._services, self._request
+        await asyncio.to_thread(self.prepare)
+        if request.stream:
+            timeout_s = services.settings.http.send_timeout_s
+            return EventStream(self.stream(), metrics=services.metrics, send_timeout_s=timeout_s)
+        if request.stream_options is not None:
+            raise InvalidRequestError(
+                "stream_options is only for stream: true.", param="stream_options"
+            )
+        return JSONResponse(await unless_disconnected(http_request, self.whole()))
+
     async def whole(self) -> Json:
         """Returns the answer when all of it is there.
 
@@ -128,7 +151,8 @@ class Answer(ABC, Generic[_Request]):
         """Runs the sequences while they hold places among those in flight."""
         services = self._services
         with services.gate.admit(len(self._specs)):
-            pieces = generate(self._specs, client=services.engine.client, metrics=services.metrics)
+            client = services.engine.serving_client
+            pieces = generate(self._specs, client=client, metrics=services.metrics)
             async with aclosing(pieces):
                 async for delta in pieces:
                     yield delta

@@ -12,6 +12,7 @@ from server.gateway.chat import chat_router
 from server.gateway.completions import completions_router
 from server.gateway.errors import install_error_handlers
 from server.gateway.management import management_router
+from server.gateway.openapi import describe_bodies
 from server.gateway.probes import probes_router
 from server.gateway.services import Services
 from server.gateway.streaming import ClientLeftError
@@ -22,13 +23,17 @@ def create_app(services: Services) -> FastAPI:
     app = FastAPI(
         title="LinkerLLM",
         version=version("linker-llm"),
-        docs_url=None,
+        docs_url=None,  # its page loads scripts from elsewhere; /openapi.json stands alone
         redoc_url=None,
         redirect_slashes=False,
     )
-    for router in (chat_router, completions_router, management_router, probes_router):
-        app.include_router(router(services))
-    install_error_handlers(app, services.metrics)
+    routes = list(app.routes)
+    for parts in (chat_router, completions_router, management_router, probes_router):
+        router = parts(services)
+        app.include_router(router)
+        routes += router.routes
+    install_error_handlers(app, services.metrics, routes=routes)
+    describe_bodies(app)
     app.add_exception_handler(ClientLeftError, _on_client_left)
     max_bytes = services.settings.http.max_body_bytes
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=max_bytes)

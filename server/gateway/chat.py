@@ -2,40 +2,40 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from linker_core.errors import InvalidRequestError
 from server.gateway.answers import Answer, Collected, Json
 from server.gateway.body import read_object
 from server.gateway.generation import Delta
 from server.gateway.logprobs import chat_logprobs
+from server.gateway.openapi import answers, takes
 from server.gateway.prompts import chat_prompt, sequences
 from server.gateway.schemas import CHAT_NEUTRAL, ChatRequest, parse_request
 from server.gateway.services import Services
-from server.gateway.streaming import EventStream, unless_disconnected
 
 
 def chat_router(services: Services) -> APIRouter:
     """Returns the route."""
     router = APIRouter()
 
-    @router.post("/v1/chat/completions")
+    @router.post(
+        "/v1/chat/completions",
+        openapi_extra=takes(ChatRequest),
+        responses=answers(200, "The answer, or its pieces as events.", stream=True),
+    )
     async def chat_completions(http_request: Request) -> Response:
         services.gate.check_open()
         body = await read_object(http_request)
         request = parse_request(ChatRequest, body, neutral=CHAT_NEUTRAL)
-        if request.top_logprobs is not None and not request.logprobs:
+        if request.top_logprobs and not request.logprobs:
             raise InvalidRequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
         answer = ChatAnswer(services, request, services.served(request.model))
-        await asyncio.to_thread(answer.prepare)
-        if request.stream:
-            return EventStream(answer.stream(), metrics=services.metrics)
-        return JSONResponse(await unless_disconnected(http_request, answer.whole()))
+        return await answer.respond(http_request)
 
     return router
 

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from server.gateway.answers import Answer, Collected, Json
 from server.gateway.body import read_object
 from server.gateway.generation import Delta
 from server.gateway.logprobs import CompletionLogprobs
+from server.gateway.openapi import answers, takes
 from server.gateway.prompts import COMPLETION_MAX_TOKENS, completion_prompts, sequences
 from server.gateway.schemas import COMPLETION_NEUTRAL, CompletionRequest, parse_request
 from server.gateway.services import Services
-from server.gateway.streaming import EventStream, unless_disconnected
 
 
 def completions_router(services: Services) -> APIRouter:
     """Returns the route."""
     router = APIRouter()
 
-    @router.post("/v1/completions")
+    @router.post(
+        "/v1/completions",
+        openapi_extra=takes(CompletionRequest),
+        responses=answers(200, "The answer, or its pieces as events.", stream=True),
+    )
     async def completions(http_request: Request) -> Response:
         services.gate.check_open()
         body = await read_object(http_request)
         request = parse_request(CompletionRequest, body, neutral=COMPLETION_NEUTRAL)
         answer = CompletionAnswer(services, request, services.served(request.model))
-        await asyncio.to_thread(answer.prepare)
-        if request.stream:
-            return EventStream(answer.stream(), metrics=services.metrics)
-        return JSONResponse(await unless_disconnected(http_request, answer.whole()))
+        return await answer.respond(http_request)
 
     return router
 

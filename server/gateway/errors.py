@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import BaseRoute, Match, Route
 
 from linker_core.errors import (
     BadCheckpointError,
@@ -67,6 +68,12 @@ def error_body(error: LinkerError) -> dict[str, object]:
     return _shape(error.message, kind, error.param, error.code)
 
 
+def our_fault_body() -> dict[str, object]:
+    """Returns the error that says a fault is the server's own, and nothing of its insides."""
+    message = "The server failed on this request through a fault of its own."
+    return _shape(message, "server_error", None, "internal_error")
+
+
 def error_response(error: LinkerError) -> JSONResponse:
     """Returns an error as a response."""
     status, _ = _STATUS.get(type(error), (500, "server_error"))
@@ -81,17 +88,21 @@ def http_error_response(status: int, headers: Mapping[str, str] | None = None) -
     return _response(status, _shape(message, kind, None, code), headers)
 
 
-def install_error_handlers(app: FastAPI, metrics: ServingMetrics) -> None:
-    """Makes every failure of a route an error in OpenAI's shape."""
+def install_error_handlers(
+    app: FastAPI, metrics: ServingMetrics, *, routes: Sequence[BaseRoute]
+) -> None:
+    """Makes every failure of one of the routes, or beside them, an error in OpenAI's shape."""
 
     async def on_linker_error(_request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, LinkerError)
         metrics.rejected(error.code)
         return error_response(error)
 
-    async def on_http_error(_request: Request, error: Exception) -> JSONResponse:
+    async def on_http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         response = http_error_response(error.status_code, error.headers)
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            response.headers["Allow"] = ", ".join(sorted(_methods(routes, request)))
         metrics.rejected(_HTTP_CODES.get(error.status_code, ("other",))[0])
         return response
 
@@ -102,13 +113,22 @@ def install_error_handlers(app: FastAPI, metrics: ServingMetrics) -> None:
         return error_response(InvalidRequestError(first["msg"], param=str(first["loc"][-1])))
 
     async def on_our_fault(_request: Request, _error: Exception) -> JSONResponse:
-        message = "The server failed on this request through a fault of its own."
-        return _response(500, _shape(message, "server_error", None, "internal_error"))
+        return _response(500, our_fault_body())
 
     app.add_exception_handler(LinkerError, on_linker_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_bad_query)
     app.add_exception_handler(Exception, on_our_fault)
+
+
+def _methods(routes: Sequence[BaseRoute], request: Request) -> set[str]:
+    """Returns what a path takes. The router's own answer knows one of its routes only."""
+    return {
+        method
+        for route in routes
+        if isinstance(route, Route) and route.matches(request.scope)[0] is not Match.NONE
+        for method in route.methods or ()
+    }
 
 
 def _shape(message: str, kind: str, param: str | None, code: str) -> dict[str, object]:

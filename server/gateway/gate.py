@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from linker_core.errors import NotReadyError, QueueFullError
+from linker_core.errors import InvalidRequestError, NotReadyError, QueueFullError
 
 
 class Gate:
@@ -21,7 +21,12 @@ class Gate:
         self._inflight = 0
         self._empty = asyncio.Event()
         self._empty.set()
-        self.draining = False
+        self.closing = asyncio.Event()  # set when no more work is taken
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server takes no more work."""
+        return self.closing.is_set()
 
     @contextmanager
     def admit(self, num_sequences: int) -> Iterator[None]:
@@ -29,9 +34,15 @@ class Gate:
 
         Raises:
             NotReadyError: The server is shutting down.
+            InvalidRequestError: More sequences than would ever be admitted.
             QueueFullError: Too many sequences are in flight.
         """
         self.check_open()
+        if num_sequences > self._limit:
+            raise InvalidRequestError(
+                f"The request makes {num_sequences} sequences, and the server runs at most "
+                f"{self._limit} at once; send fewer prompts or a smaller n."
+            )
         if self._inflight + num_sequences > self._limit:
             raise QueueFullError("Too many requests are waiting; try again in a moment.")
         self._inflight += num_sequences
@@ -52,9 +63,13 @@ class Gate:
         if self.draining:
             raise NotReadyError("The server is shutting down.")
 
+    def close(self) -> None:
+        """Takes no more work from here on."""
+        self.closing.set()
+
     async def drain(self, deadline_s: float) -> bool:
         """Takes no more work and waits for what runs; True if all of it ended in time."""
-        self.draining = True
+        self.close()
         try:
             async with asyncio.timeout(deadline_s):
                 await self._empty.wait()

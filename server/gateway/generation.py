@@ -9,7 +9,6 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from linker_core.engine.messages import FinishReason, SamplingParams, TokenOutput
-from linker_core.errors import LinkerError
 from linker_core.text.detokenizer import Detokenizer
 from server.bridge.client import EngineClient
 from server.metrics.serving import ServingMetrics
@@ -56,7 +55,7 @@ async def generate(
     """Runs all sequences and yields their pieces as they come; closing it aborts what runs.
 
     Raises:
-        LinkerError: A sequence failed; the others are aborted.
+        Exception: A sequence failed, most often with a `LinkerError`; the others are aborted.
     """
     streams = [_run(spec, client=client, metrics=metrics) for spec in specs]
     if len(streams) == 1:
@@ -64,7 +63,7 @@ async def generate(
             async for delta in only:
                 yield delta
         return
-    arrivals: asyncio.Queue[Delta | LinkerError | None] = asyncio.Queue(_MERGE_DEPTH)
+    arrivals: asyncio.Queue[Delta | Exception | None] = asyncio.Queue(_MERGE_DEPTH)
     pumps = [asyncio.create_task(_pump(stream, arrivals)) for stream in streams]
     try:
         running = len(pumps)
@@ -72,7 +71,7 @@ async def generate(
             arrival = await arrivals.get()
             if arrival is None:
                 running -= 1
-            elif isinstance(arrival, LinkerError):
+            elif isinstance(arrival, Exception):
                 raise arrival
             else:
                 yield arrival
@@ -83,13 +82,13 @@ async def generate(
 
 
 async def _pump(
-    stream: AsyncGenerator[Delta, None], arrivals: asyncio.Queue[Delta | LinkerError | None]
+    stream: AsyncGenerator[Delta, None], arrivals: asyncio.Queue[Delta | Exception | None]
 ) -> None:
     try:
         async with aclosing(stream):
             async for delta in stream:
                 await arrivals.put(delta)
-    except LinkerError as error:
+    except Exception as error:  # noqa: BLE001 - raised again by whoever reads the arrivals
         await arrivals.put(error)
     else:
         await arrivals.put(None)
@@ -119,7 +118,7 @@ async def _run(
                 yield Delta(index=spec.index, token=token, text=text, finish_reason=finish_reason)
                 if finish_reason is not None:
                     return  # a stop string: closing the tokens aborts the sequence
-    except LinkerError:
+    except Exception:
         ended = "error"
         raise
     finally:

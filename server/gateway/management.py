@@ -2,44 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field
 
-from linker_core.errors import InvalidRequestError, ModelNotFoundError, from_record
+from linker_core.errors import InvalidRequestError, ModelNotFoundError, NotReadyError, from_record
 from server.gateway.body import read_object
 from server.gateway.cards import job_card, model_card, openai_card
-from server.gateway.schemas import parse_request
+from server.gateway.openapi import answers, takes
+from server.gateway.schemas import ONBOARD_NEUTRAL, OnboardBody, parse_request
 from server.gateway.services import Services
-from server.gateway.streaming import unless_disconnected
+from server.gateway.streaming import unless, unless_disconnected
 from server.onboarding.request import AUTO_DONOR, OnboardRequest
 from server.registry.records import JobStatus
 from server.settings import SharingSettings
-
-
-class OnboardBody(BaseModel):
-    """POST /models. Unlike generation requests, it takes no unknown field."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-    name: str
-    source: str
-    donor: str | None = None  # None: auto
-    policy: Literal["thresholds", "exact", "auto"] | None = None
-    tau_cos: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
-    tau_frob: float | None = Field(default=None, ge=0, allow_inf_nan=False)
-    tier: str | None = None
-
-
-_NEUTRAL: dict[str, tuple[object, ...]] = {
-    "budget_kl": (None,),
-    "keep_alive": (None,),
-    "max_bytes": (None,),
-    "pin": (None, False),
-    "revision": (None,),
-}
 
 
 def management_router(services: Services) -> APIRouter:
@@ -99,16 +76,26 @@ def _add_model_routes(router: APIRouter, services: Services) -> None:
     def card(name: str) -> dict[str, Any]:
         return model_card(services.shown(roster.model(name)), services.engine.snapshot)
 
-    @router.post("/models")
+    @router.post(
+        "/models",
+        status_code=202,
+        openapi_extra=takes(OnboardBody),
+        responses=answers(202, "The job.") | answers(201, "The model, where `wait` is true."),
+    )
     async def onboard(http_request: Request, *, wait: bool = False) -> JSONResponse:
         services.gate.check_open()
         parsed = await read_object(http_request)
         if parsed.get("policy") in ("budget", "bytes"):
             raise InvalidRequestError("This policy is not available here.", param="policy")
-        body = parse_request(OnboardBody, parsed, neutral=_NEUTRAL)
+        body = parse_request(OnboardBody, parsed, neutral=ONBOARD_NEUTRAL)
         job = await onboarder.submit(onboard_request(body, services.settings.sharing))
         if wait:
-            job = await unless_disconnected(http_request, onboarder.wait(job.id))
+            ended = unless(
+                services.gate.closing.wait(),
+                onboarder.wait(job.id),
+                error=NotReadyError("The server is shutting down; its next start does the rest."),
+            )
+            job = await unless_disconnected(http_request, ended)
             if job.status is not JobStatus.SUCCEEDED:
                 assert job.error is not None
                 raise from_record(dict(job.error))

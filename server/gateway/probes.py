@@ -18,11 +18,13 @@ def probes_router(services: Services) -> APIRouter:
     """Returns the routes."""
     router = APIRouter()
 
+    @router.head("/health", include_in_schema=False)
     @router.get("/health")
     async def health() -> dict[str, Any]:
         # Alive means that this process answers; whether work gets done is readiness.
         return {"status": "ok"}
 
+    @router.head("/ready", include_in_schema=False)
     @router.get("/ready")
     async def ready() -> JSONResponse:
         reason = services.why_not_ready()
@@ -32,10 +34,12 @@ def probes_router(services: Services) -> APIRouter:
         body = {"status": "not_ready", "reason": reason}
         return JSONResponse(body, status_code=503, headers=headers)
 
+    @router.head("/version", include_in_schema=False)
     @router.get("/version")
     async def get_version() -> dict[str, Any]:
         return {"version": version("linker-llm")}
 
+    @router.head("/metrics", include_in_schema=False)
     @router.get("/metrics")
     async def metrics() -> Response:
         text = await asyncio.to_thread(generate_latest, services.exposition)

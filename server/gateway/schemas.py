@@ -1,4 +1,4 @@
-"""The bodies of generation requests: fields, types and bounds. Token ids are bounded later.
+"""The bodies of requests: fields, types and bounds. Token ids are bounded later.
 
 A known field that is not honoured must carry its neutral value; unknown fields are ignored with a
 warning that names them, since clients forward parameters of their users.
@@ -113,6 +113,20 @@ class CompletionRequest(GenerationRequest):
     logprobs: int | None = Field(default=None, ge=0, le=20)
 
 
+class OnboardBody(BaseModel):
+    """POST /models. Unlike generation requests, it takes no unknown field."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    name: str
+    source: str
+    donor: str | None = None  # None: auto
+    policy: Literal["thresholds", "exact", "auto"] | None = None
+    tau_cos: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
+    tau_frob: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    tier: str | None = None
+
+
 _NEUTRAL: dict[str, tuple[object, ...]] = {
     "allowed_token_ids": (None,),
     "bad_words": (None, []),
@@ -141,6 +155,13 @@ COMPLETION_NEUTRAL: dict[str, tuple[object, ...]] = {
     "best_of": (None, 1),
     "echo": (None, False),
     "suffix": (None, ""),
+}
+ONBOARD_NEUTRAL: dict[str, tuple[object, ...]] = {
+    "budget_kl": (None,),
+    "keep_alive": (None,),
+    "max_bytes": (None,),
+    "pin": (None, False),
+    "revision": (None,),
 }
 
 

@@ -14,7 +14,8 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from linker_core.errors import LinkerError
-from server.gateway.errors import error_body, error_response
+from server.gateway.connection import cut
+from server.gateway.errors import error_body, error_response, our_fault_body
 from server.metrics.serving import ServingMetrics
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,10 @@ _Result = TypeVar("_Result")
 
 class ClientLeftError(Exception):
     """The client closed the connection before its answer was ready."""
+
+
+class UnreadError(Exception):
+    """The client has not taken what was sent to it for too long."""
 
 
 def event(record: dict[str, Any]) -> bytes:
@@ -40,37 +45,51 @@ async def unless_disconnected(request: Request, work: Coroutine[Any, Any, _Resul
     Raises:
         ClientLeftError: It did.
     """
-    task = asyncio.ensure_future(work)
-    departure = asyncio.ensure_future(_departure(request.receive))
+    return await unless(_departure(request.receive), work, error=ClientLeftError())
+
+
+async def unless(
+    ending: Coroutine[Any, Any, object], work: Coroutine[Any, Any, _Result], *, error: Exception
+) -> _Result:
+    """Awaits `work`, cancelling it and raising `error` if `ending` comes first."""
+    task, end = asyncio.ensure_future(work), asyncio.ensure_future(ending)
     try:
-        await asyncio.wait((task, departure), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((task, end), return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ClientLeftError
+            raise error
         return task.result()
     finally:
-        await _cancel(task, departure)
+        await _cancel(task, end)
 
 
 class EventStream(Response):
     """A stream of events whose response begins with the first of them.
 
     Until then an error is an ordinary response with its own status; afterwards it is an event,
-    followed by `[DONE]`. A client that leaves closes the generator.
+    followed by `[DONE]`. A client that leaves, or takes nothing for too long, closes the generator.
 
     Args:
         events: Encoded events, `[DONE]` included.
         metrics: Counts refusals.
+        send_timeout_s: How long one piece may wait for the client to take it.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes, None], *, metrics: ServingMetrics) -> None:
+    def __init__(
+        self,
+        events: AsyncGenerator[bytes, None],
+        *,
+        metrics: ServingMetrics,
+        send_timeout_s: float,
+    ) -> None:
         super().__init__(status_code=200, media_type=self.media_type)
         del self.headers["content-length"]
         self.headers["Cache-Control"] = "no-cache"
         self.headers["X-Accel-Buffering"] = "no"
         self._events = events
         self._metrics = metrics
+        self._send_timeout_s = send_timeout_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         stream = asyncio.ensure_future(self._stream(scope, receive, send))
@@ -79,6 +98,10 @@ class EventStream(Response):
             await asyncio.wait((stream, departure), return_when=asyncio.FIRST_COMPLETED)
             if stream.done():
                 stream.result()
+        except UnreadError:
+            logger.warning("a stream was not read for %g s; cut off", self._send_timeout_s)
+            if cut(scope):
+                await departure
         finally:
             await _cancel(stream, departure)
 
@@ -90,19 +113,33 @@ class EventStream(Response):
                     if not begun:
                         begun = True
                         await self._begin(send)
-                    await send(_body(chunk, more=True))
+                    await self._send(send, _body(chunk, more=True))
+            except UnreadError:
+                raise
             except LinkerError as error:
                 self._metrics.rejected(error.code)
                 if not begun:
                     await error_response(error)(scope, receive, send)
                     return
-                await send(_body(event(error_body(error)) + DONE, more=True))
-            await send(_body(b"", more=False))
+                await self._send(send, _body(event(error_body(error)) + DONE, more=True))
+            except Exception:
+                if not begun:
+                    raise  # answered as any other fault of ours
+                logger.exception("a stream broke through a fault of ours")
+                await self._send(send, _body(event(our_fault_body()) + DONE, more=True))
+            await self._send(send, _body(b"", more=False))
 
     async def _begin(self, send: Send) -> None:
         await send(
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
+
+    async def _send(self, send: Send, message: Message) -> None:
+        try:
+            async with asyncio.timeout(self._send_timeout_s):
+                await send(message)
+        except TimeoutError:
+            raise UnreadError from None
 
 
 def _body(chunk: bytes, *, more: bool) -> Message:

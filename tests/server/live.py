@@ -15,9 +15,10 @@ import httpx
 import uvicorn
 
 from server.bridge.supervisor import SupervisionLimits
+from server.cli.serve import startup_requests
 from server.gateway.app import create_app
+from server.gateway.connection import server_config
 from server.gateway.services import Services, build_services
-from server.onboarding.request import OnboardRequest
 from server.settings import Settings
 from tests.server.cached_scan import CACHED_SCAN
 from tests.server.fake_engine import FAKE_ENGINE
@@ -150,10 +151,9 @@ class _Host(threading.Thread):
 
     async def _serve(self) -> None:
         services = build_services(self._settings, limits=self._limits, **self._commands)
-        config = uvicorn.Config(create_app(services), log_config=None, lifespan="off")
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(server_config(create_app(services)))
         self._stopping = asyncio.Event()
-        await services.start(_requests(self._settings))
+        await services.start(startup_requests(self._settings))
         port = self._listener.getsockname()[1]
         self._live = LiveServer(services, asyncio.get_running_loop(), port)
         listening = asyncio.ensure_future(server.serve(sockets=[self._listener]))
@@ -162,18 +162,3 @@ class _Host(threading.Thread):
         server.should_exit = True
         await services.stop()
         await listening
-
-
-def _requests(settings: Settings) -> list[OnboardRequest]:
-    serve = settings.models.serve
-    sharing = settings.sharing
-    return [
-        OnboardRequest(
-            name=model.name,
-            source=str(model.path.resolve()),
-            donor=serve[0].name if number else None,
-            tau_cos=sharing.tau_cos if number else None,
-            tau_frob=sharing.tau_frob if number else None,
-        )
-        for number, model in enumerate(serve)
-    ]

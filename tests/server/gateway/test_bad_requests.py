@@ -118,6 +118,16 @@ def test_bad_prompt_is_400(server: LiveServer, prompt: Any) -> None:
     assert error["param"].split(".")[0] == "prompt"
 
 
+@pytest.mark.parametrize("more", [{}, {"stream": False}, {"stream": None}])
+def test_stream_options_without_a_stream_is_400(server: LiveServer, more: dict[str, Any]) -> None:
+    options = {"include_usage": True}
+    error = error_of(server, 400, model="base", messages=HI, stream_options=options, **more)
+    assert error["param"] == "stream_options"
+    body = {"model": "base", "prompt": "a", "stream_options": options, **more}
+    assert error_of(server, 400, "/v1/completions", **body)["param"] == "stream_options"
+    assert server.chat("base", stream_options=None).status_code == 200
+
+
 def test_min_tokens_above_max_tokens_is_400(server: LiveServer) -> None:
     error = error_of(server, 400, model="base", messages=HI, min_tokens=5, max_tokens=4)
     assert error["param"] == "min_tokens"
@@ -187,6 +197,31 @@ def test_path_and_method_errors_have_the_same_shape(
 ) -> None:
     response = server.client.request(method, path)
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("PATCH", "/v1/models/base", "DELETE, GET"),
+        ("PUT", "/models/a/b", "DELETE, GET"),
+        ("DELETE", "/models", "GET, POST"),
+        ("POST", "/models/jobs", "DELETE, GET"),  # a model may not have the name, the path may
+        ("OPTIONS", "/v1/chat/completions", "POST"),
+        ("POST", "/health", "GET, HEAD"),
+    ],
+)
+def test_wrong_method_is_told_every_method_of_the_path(
+    server: LiveServer, method: str, path: str, allowed: str
+) -> None:
+    response = server.client.request(method, path)
+    assert (response.status_code, response.headers["Allow"]) == (405, allowed)
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/version", "/metrics"])
+def test_probes_answer_head_like_get(server: LiveServer, path: str) -> None:
+    got, head = server.client.get(path), server.client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers["content-type"] == got.headers["content-type"]
 
 
 def test_numerical_error_of_a_sequence_is_500(server: LiveServer) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from typing import Any
@@ -8,7 +9,7 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionChunk, ChatCompletionMessageParam
 
-from tests.server.fake_engine import MAX_MODEL_LEN
+from tests.server.fake_engine import MAX_MODEL_LEN, Fault
 from tests.server.live import LiveServer
 
 HI: list[ChatCompletionMessageParam] = [{"role": "user", "content": "hi"}]
@@ -148,6 +149,12 @@ def test_top_logprobs_without_logprobs_is_refused(server: LiveServer) -> None:
     assert response.json()["error"]["param"] == "top_logprobs"
 
 
+def test_no_top_logprobs_need_no_logprobs(server: LiveServer) -> None:
+    answer = server.chat("base", logprobs=False, top_logprobs=0)
+    assert answer.status_code == 200
+    assert answer.json()["choices"][0]["logprobs"] is None
+
+
 def test_openai_sdk_reads_an_answer(server: LiveServer) -> None:
     with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
         answer = client.chat.completions.create(model="near", messages=HI)
@@ -165,6 +172,35 @@ def test_openai_sdk_reads_a_stream(server: LiveServer) -> None:
         chunks = [chunk for chunk in stream if isinstance(chunk, ChatCompletionChunk)]
         text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
     assert text == "user\nhi"
+
+
+def test_async_openai_sdk_reads_an_answer_and_a_stream(server: LiveServer) -> None:
+    async def ask() -> tuple[str | None, str]:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+            create = client.chat.completions.create
+            answer = await create(model="near", messages=HI)
+            parts = [
+                chunk.choices[0].delta.content or ""
+                async for chunk in await create(model="near", messages=HI, stream=True)
+            ]
+        return answer.choices[0].message.content, "".join(parts)
+
+    assert asyncio.run(ask()) == ("user\nhi", "user\nhi")
+
+
+def test_async_openai_sdk_leaves_a_stream(server: LiveServer) -> None:
+    async def leave() -> None:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none") as client:
+            stream = await client.completions.create(
+                model="near", prompt=[Fault.MUTE, 50], max_tokens=50, stream=True
+            )
+            await anext(aiter(stream))
+            await stream.close()
+
+    aborted = 'linker_request_success_total{finished_reason="abort",model="near"}'
+    before = server.metric(aborted)
+    asyncio.run(leave())
+    server.until(lambda: server.metric(aborted) == before + 1)
 
 
 def test_openai_sdk_raises_its_error_for_an_unknown_model(server: LiveServer) -> None:
