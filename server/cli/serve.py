@@ -18,15 +18,18 @@ from typing import Any
 import uvicorn
 
 from linker_core.errors import InvalidRequestError
+from linker_core.sharing.thresholds import load_tiers
 from server.gateway.app import create_app
+from server.gateway.connection import server_config
 from server.gateway.services import Services, build_services
 from server.onboarding.request import OnboardRequest, check_name, check_sharing
-from server.settings import Settings, load_settings
+from server.settings import Settings, SharingSettings, load_settings
 
 logger = logging.getLogger(__name__)
 
 EXIT_FAILED = 1
 _POLL_S = 0.2
+_LAST_WORDS_S = 5.0  # for terminal errors to be written
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -110,6 +113,7 @@ def startup_requests(settings: Settings) -> list[OnboardRequest]:
         InvalidRequestError: A bad or repeated name, or contradictory sharing options.
     """
     sharing, requests = settings.sharing, list[OnboardRequest]()
+    check_defaults(sharing)
     for model in settings.models.serve:
         if any(model.name == other.name for other in requests):
             raise InvalidRequestError(
@@ -124,19 +128,37 @@ def startup_requests(settings: Settings) -> list[OnboardRequest]:
         )
         check_name(model.name)
     # A donor shares with nobody, so another threshold leaves its stored row as it is.
-    requests[1:] = [
-        replace(
-            request,
-            policy="thresholds" if sharing.policy == "auto" else sharing.policy,
-            tau_cos=sharing.tau_cos,
-            tau_frob=sharing.tau_frob,
-            tier=sharing.tier,
-        )
-        for request in requests[1:]
-    ]
-    for request in requests:
-        check_sharing(request)
+    requests[1:] = [replace(request, **_choice(sharing)) for request in requests[1:]]
     return requests
+
+
+def check_defaults(sharing: SharingSettings) -> None:
+    """Refuses sharing options that no model could be planned with, be there a model or not.
+
+    Raises:
+        InvalidRequestError: Contradictory options, or an unknown tier.
+    """
+    check_sharing(OnboardRequest(name="", source="", **_choice(sharing)))
+    if sharing.tier is None:
+        return
+    if sharing.tau_cos is not None:
+        raise InvalidRequestError("Give thresholds or a tier, not both.", param="tier")
+    tiers = load_tiers()
+    if sharing.tier not in tiers:
+        raise InvalidRequestError(
+            f"There is no tier {sharing.tier[:80]!r}; choose one of {', '.join(tiers)}.",
+            param="tier",
+        )
+
+
+def _choice(sharing: SharingSettings) -> dict[str, Any]:
+    """Returns what a request says where the settings decide."""
+    return {
+        "policy": "thresholds" if sharing.policy == "auto" else sharing.policy,
+        "tau_cos": sharing.tau_cos,
+        "tau_frob": sharing.tau_frob,
+        "tier": sharing.tier,
+    }
 
 
 def _named_paths(values: list[str] | None) -> list[dict[str, str]] | None:
@@ -171,15 +193,7 @@ class _HttpServer(uvicorn.Server):
 async def _serve(settings: Settings, requests: list[OnboardRequest]) -> int:
     listener = _listen(settings.http.host, settings.http.port)
     services = build_services(settings)
-    config = uvicorn.Config(
-        create_app(services),
-        log_config=None,  # uvicorn's loggers go where ours go: stderr
-        access_log=False,
-        lifespan="off",
-        server_header=False,
-        timeout_graceful_shutdown=5,
-    )
-    server = _HttpServer(config)
+    server = _HttpServer(server_config(create_app(services)))
     stopping = asyncio.Event()
     _install_signals(services, stopping)
     listening = asyncio.ensure_future(server.serve(sockets=[listener]))
@@ -189,6 +203,8 @@ async def _serve(settings: Settings, requests: list[OnboardRequest]) -> int:
         status = await _until_end(services, listening, stopping)
         if status == 0:
             status = await _drain(services)
+        else:
+            await _break_off(services)
     finally:
         server.should_exit = True
         await asyncio.gather(listening, return_exceptions=True)
@@ -255,5 +271,12 @@ async def _drain(services: Services) -> int:
     logger.info("draining for at most %.0f s", deadline_s)
     if await services.gate.drain(deadline_s):
         return 0
-    services.engine.fail_all("The server shut down before the answer was complete.")
+    await _break_off(services)
     return EXIT_FAILED
+
+
+async def _break_off(services: Services) -> None:
+    """Ends what still runs with an error that its clients get to see."""
+    services.gate.close()
+    services.engine.fail_all("The server shut down before the answer was complete.")
+    await services.gate.drain(_LAST_WORDS_S)

@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
+import json
+import os
 import sys
+from pathlib import Path
 
 from server.cli import main, serve
 from server.gateway.services import build_services
+from server.onboarding.onboarder import Onboarder
 from tests.server.cached_scan import CACHED_SCAN
-from tests.server.fake_engine import FAKE_ENGINE
+
+ENGINE_VARIABLE = "LINKER_TEST_ENGINE"  # the engine's command line as JSON
+BREAK_VARIABLE = "LINKER_TEST_BREAK_AT"  # a file; once it exists, a background task fails
+
+
+async def _break_at(path: Path) -> None:
+    while not path.exists():
+        await asyncio.sleep(0.02)
+    raise RuntimeError("a background task is broken on purpose")
+
 
 if __name__ == "__main__":
     vars(serve)["build_services"] = functools.partial(
-        build_services, engine_command=FAKE_ENGINE, scan_command=CACHED_SCAN
+        build_services,
+        engine_command=json.loads(os.environ[ENGINE_VARIABLE]),
+        scan_command=CACHED_SCAN,
     )
+    if BREAK_VARIABLE in os.environ:
+        sign = Path(os.environ[BREAK_VARIABLE])
+        setattr(Onboarder, "flush", lambda _self: _break_at(sign))  # noqa: B010
     sys.exit(main.main(["serve", *sys.argv[1:]]))

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,9 +18,11 @@ import psutil
 import pytest
 
 from linker_core.errors import InvalidRequestError
+from linker_core.text.tokenizer import Tokenizer
 from server.cli.serve import add_arguments, settings_from, startup_requests
 from server.settings import Settings
-from tests.server.fake_engine import Fault
+from tests.server.cli.fake_serve import BREAK_VARIABLE, ENGINE_VARIABLE
+from tests.server.fake_engine import FAKE_ENGINE, MUTE_ENGINE, Fault
 
 DEADLINE_S = 60.0
 
@@ -83,6 +85,25 @@ def test_bad_start_up_model_is_refused(arguments: tuple[str, ...]) -> None:
         startup_requests(settings(*arguments))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "param"),
+    [
+        (("--tau-cos", "0.9"), "tau_frob"),
+        (("--tau-frob", "0.1", "--model", "a=x"), "tau_cos"),
+        (("--tier", "nothing"), "tier"),
+        (("--tier", "Qwen2.5-3B", "--tau-cos", "0.9", "--tau-frob", "0.1"), "tier"),
+        (("--policy", "exact", "--tau-cos", "0.9", "--tau-frob", "0.1"), "tau_cos"),
+    ],
+)
+def test_sharing_that_plans_nothing_is_refused_at_the_start(
+    arguments: tuple[str, ...], param: str
+) -> None:
+    # Even with one model or none: POST /models would inherit it.
+    with pytest.raises(InvalidRequestError) as caught:
+        startup_requests(settings(*arguments))
+    assert caught.value.param == param
+
+
 def test_open_interface_needs_no_auth_to_be_said() -> None:
     assert settings("--host", "0.0.0.0", "--no-auth").http.host == "0.0.0.0"
     assert settings("--host", "::1").http.host == "::1"
@@ -137,10 +158,20 @@ class Served:
 
 
 @contextmanager
-def serving(tmp_path: Path, *arguments: str) -> Iterator[Served]:
+def serving(
+    tmp_path: Path,
+    *arguments: str,
+    engine: Sequence[str] = FAKE_ENGINE,
+    break_at: Path | None = None,
+) -> Iterator[Served]:
+    """Runs the command; once `break_at` exists, one of its background tasks fails."""
+    more = {ENGINE_VARIABLE: json.dumps(engine)}
+    if break_at is not None:
+        more[BREAK_VARIABLE] = str(break_at)
     command = (sys.executable, "-m", "tests.server.cli.fake_serve", "--state", str(tmp_path / "s"))
     process = subprocess.Popen(
         (*command, "--port", "0", *arguments),
+        env={**os.environ, **more},
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,  # a group to signal as a whole
@@ -219,6 +250,69 @@ def test_streams_past_the_deadline_end_with_an_error_and_status_1(
         assert served.ends() == 1
 
 
+def test_waiting_onboarding_ends_with_503_at_sigterm_and_resumes(
+    tmp_path: Path, family: Path
+) -> None:
+    root = ("--models-root", str(family))
+    ended = list[httpx.Response]()
+    with serving(tmp_path, *root, engine=MUTE_ENGINE) as served:
+        body = {"name": "base", "source": str(family / "base")}
+        url = f"{served.url}/models?wait=true"
+        waiting = threading.Thread(
+            target=lambda: ended.append(
+                httpx.post(url, json=body, timeout=DEADLINE_S, trust_env=False)
+            )
+        )
+        waiting.start()
+        served.until("/models/jobs", lambda response: bool(response.json()["data"]))
+        served.process.send_signal(signal.SIGTERM)
+        waiting.join(DEADLINE_S)
+        assert served.ends() == 0
+    assert ended[0].status_code == 503
+    assert ended[0].json()["error"]["code"] == "not_ready"
+    assert ended[0].headers["Retry-After"]
+    with serving(tmp_path, *root) as served:
+        served.until_ready()
+
+
+def test_broken_background_task_ends_streams_with_an_error_and_status_1(
+    tmp_path: Path, family: Path
+) -> None:
+    sign = tmp_path / "break"
+    with serving(tmp_path, "--model", f"base={family / 'base'}", break_at=sign) as served:
+        served.until_ready()
+        ended = list[httpx.Response]()
+        text = threading.Thread(target=lambda: ended.append(stream(served, [Fault.MUTE, 50], 20)))
+        text.start()
+        served.until_running()
+        sign.touch()
+        text.join(DEADLINE_S)
+        assert '"code":"engine_failure"' in ended[0].text
+        assert ended[0].text.endswith("data: [DONE]\n\n")
+        assert served.ends() == 1
+        assert any("the server cannot go on" in line for line in served.log)
+
+
+def test_device_that_is_not_there_ends_the_server_with_one_line(tmp_path: Path) -> None:
+    command = (
+        *(sys.executable, "-m", "server.cli.main", "serve", "--device", "cuda"),
+        *("--port", "0", "--state", str(tmp_path)),
+    )
+    done = subprocess.run(
+        command,
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=2 * DEADLINE_S,
+        check=False,
+    )
+    assert done.returncode == 1
+    errors = [line for line in done.stderr.splitlines() if " ERROR " in line]
+    assert len(errors) == 1, done.stderr
+    assert "the device cuda cannot be used" in errors[0]
+    assert "Traceback" not in done.stderr
+
+
 def test_second_signal_exits_at_once(tmp_path: Path, family: Path) -> None:
     with serving(tmp_path, "--model", f"base={family / 'base'}") as served:
         served.until_ready()
@@ -261,13 +355,26 @@ def test_port_in_use_is_one_line_and_status_2(tmp_path: Path) -> None:
 
 
 def test_no_prompt_or_answer_is_logged(tmp_path: Path, family: Path) -> None:
+    asked, answered = "Xq7canary", "zW3finch"
+    # Given as ids, so that its text exists in the answer alone.
+    ids = Tokenizer.load(family / "base").encode(answered, add_special_tokens=False)
+    requests: list[tuple[int, str, dict[str, object]]] = [
+        (200, "chat/completions", {"messages": [{"role": "user", "content": asked}]}),
+        (200, "completions", {"prompt": asked, "surprise": asked, "stream": True}),
+        (400, "completions", {"prompt": asked, "n": asked}),
+        (200, "completions", {"prompt": ids, "max_tokens": len(ids)}),
+    ]
     with serving(tmp_path, "--model", f"base={family / 'base'}") as served:
         served.until_ready()
-        canary = "Xq7canary"
-        for content, more in ((canary, {}), (canary, {canary: 1}), (canary, {"n": canary})):
-            body = {"model": "base", "messages": [{"role": "user", "content": content}], **more}
-            httpx.post(f"{served.url}/v1/chat/completions", json=body, trust_env=False)
+        for status, path, body in requests:
+            response = httpx.post(
+                f"{served.url}/v1/{path}", json={"model": "base", **body}, trust_env=False
+            )
+            assert response.status_code == status, response.text
+        assert response.json()["choices"][0]["text"] == answered
         served.process.send_signal(signal.SIGTERM)
         assert served.ends() == 0
-    named = [line for line in served.log if canary in line]
-    assert all("unknown request fields" in line for line in named)
+    log = "".join(served.log)
+    assert "surprise" in log
+    assert asked not in log
+    assert answered not in log
