@@ -10,7 +10,7 @@ import asyncio
 import logging
 import queue
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -31,6 +31,7 @@ from linker_core.engine.messages import (
     StepOutput,
     Submit,
     TokenOutput,
+    UnloadFailed,
     UnloadModel,
 )
 from linker_core.errors import EngineFailureError, from_record
@@ -126,7 +127,7 @@ class EngineClient:
         """Takes a model out of the engine, after its running sequences.
 
         Raises:
-            LinkerError: The engine died meanwhile.
+            LinkerError: Other models lean on it, or the engine died meanwhile.
         """
         self._check_open()
         future = self._unloads.get(model)
@@ -179,7 +180,7 @@ class EngineClient:
                 self._on_model_event(event)
 
     def _on_model_event(
-        self, event: LoadProgress | ModelLoaded | LoadFailed | ModelUnloaded
+        self, event: LoadProgress | ModelLoaded | LoadFailed | ModelUnloaded | UnloadFailed
     ) -> None:
         match event:
             case LoadProgress():
@@ -189,11 +190,11 @@ class EngineClient:
             case ModelLoaded():
                 _resolve(self._loads.get(event.model), event)
             case LoadFailed():
-                load = self._loads.get(event.model)
-                if load is not None and not load.done():
-                    load.set_exception(from_record(dict(event.error)))
+                _reject(self._loads.get(event.model), event.error)
             case ModelUnloaded():
                 _resolve(self._unloads.pop(event.model, None), None)
+            case UnloadFailed():
+                _reject(self._unloads.pop(event.model, None), event.error)
 
     def _on_token(self, token: TokenOutput) -> None:
         mailbox = self._mailboxes.get(token.request_id)
@@ -241,3 +242,9 @@ class EngineClient:
 def _resolve(future: asyncio.Future[_Value] | None, value: _Value) -> None:
     if future is not None and not future.done():
         future.set_result(value)
+
+
+def _reject(future: asyncio.Future[_Value] | None, error: Mapping[str, str | None]) -> None:
+    if future is not None and not future.done():
+        future.set_exception(from_record(dict(error)))
+        future.exception()  # retrieved: nobody may be waiting for it

@@ -37,13 +37,20 @@ from linker_core.engine.messages import (
     StepOutput,
     Submit,
     TokenOutput,
+    UnloadFailed,
     UnloadModel,
 )
-from linker_core.errors import InsufficientCapacityError, NumericalError
+from linker_core.errors import (
+    ConflictError,
+    InsufficientCapacityError,
+    NotReadyError,
+    NumericalError,
+)
 
 FAKE_ENGINE = (sys.executable, "-m", "tests.server.fake_engine")
 MUTE_ENGINE = (sys.executable, "-c", "import time; time.sleep(600)")  # never reads commands
 TOO_BIG, KILLER = "too-big", "killer"  # model names that fail to load, or end the process
+STUCK = "stuck"  # a model name whose loading takes until it is unloaded
 MAX_MODEL_LEN = 200
 FREE_BYTES = 1 << 30
 _PR_SET_PDEATHSIG = 1
@@ -93,15 +100,14 @@ class FakeEngine:
     models: dict[str, ModelBytes] = field(default_factory=dict)
     donors: dict[str, str | None] = field(default_factory=dict)
     running: dict[str, Running] = field(default_factory=dict)
+    leaving: set[str] = field(default_factory=set)  # unloaded once their sequences have ended
 
     def handle(self, command: Command) -> None:
         match command:
             case LoadModel():
                 self.load(command)
             case UnloadModel():
-                self.models.pop(command.model, None)
-                self.connection.send(ModelUnloaded(model=command.model))
-                self.report()
+                self.unload(command.model)
             case Submit():
                 self.submit(command)
             case Abort():
@@ -120,6 +126,8 @@ class FakeEngine:
             return
         if command.model == KILLER:
             os._exit(1)
+        if command.model == STUCK:
+            return
         assert command.donor is None or command.donor in self.models
         plan = command.plan
         self.connection.send(
@@ -127,6 +135,7 @@ class FakeEngine:
                 model=command.model, done_bytes=plan.unique_bytes, total_bytes=plan.unique_bytes
             )
         )
+        self.donors[command.model] = command.donor
         self.models[command.model] = ModelBytes(
             logical=plan.logical_bytes, unique=plan.unique_bytes, shared=plan.shared_bytes
         )
@@ -138,6 +147,27 @@ class FakeEngine:
             )
         )
         self.report()
+
+    def unload(self, model: str) -> None:
+        """Like the engine: a donor in use is refused, running sequences end first."""
+        users = [name for name in self.models if self.donors[name] == model]
+        if users:
+            error = ConflictError(f"{model} is the donor of {', '.join(users)}.").to_record()
+            self.connection.send(UnloadFailed(model=model, error=error))
+            return
+        if model == STUCK:
+            error = NotReadyError("The loading was cancelled.").to_record()
+            self.connection.send(LoadFailed(model=model, error=error))
+        self.leaving.add(model)
+        self.finish_unloading()
+
+    def finish_unloading(self) -> None:
+        busy = {sequence.submit.model for sequence in self.running.values()}
+        for model in self.leaving - busy:
+            self.leaving.remove(model)
+            self.models.pop(model, None)
+            self.connection.send(ModelUnloaded(model=model))
+            self.report()
 
     def submit(self, command: Submit) -> None:
         assert command.model in self.models
@@ -171,6 +201,7 @@ class FakeEngine:
             self.connection.send(StepOutput(tokens=tuple(tokens)))
             if any(token.finish_reason for token in tokens):
                 self.report()
+        self.finish_unloading()
 
     def report(self) -> None:
         held = sum(model.unique for model in self.models.values())
