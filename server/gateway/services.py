@@ -125,6 +125,7 @@ def build_services(
         catalog=catalog,
         scanner=Scanner(scan_command),
         engine=lambda: services.engine.client,
+        engine_config=settings.engine.to_engine_config(),
         max_model_len=settings.engine.max_model_len,
     )
     roster = Roster(registry=registry, metrics=metrics)

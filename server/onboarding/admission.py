@@ -6,19 +6,27 @@ validate -> fingerprint -> scan against the donor (or find the stored scan) -> p
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
+from linker_core.config import EngineConfig
+from linker_core.engine.kv_size import kv_cache_bytes
 from linker_core.engine.messages import LoadModel, Snapshot
-from linker_core.errors import BadCheckpointError, ConflictError, ModelNotFoundError, NotReadyError
-from linker_core.sharing.plan import Policy, SharePlan, plan_donor, plan_variant
-from linker_core.sharing.scan import ScanReport, check_same_family
+from linker_core.errors import (
+    BadCheckpointError,
+    ConflictError,
+    EngineFailureError,
+    ModelNotFoundError,
+    NotReadyError,
+)
+from linker_core.sharing.family import check_same_family
+from linker_core.sharing.plan import Fingerprints, Policy, SharePlan, plan_donor, plan_variant
+from linker_core.sharing.report import ScanReport
 from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.checkpoint import Checkpoint
 from server.bridge.client import EngineClient, OnProgress
 from server.onboarding.catalog import Catalog, ServedModel, TextSide
-from server.onboarding.prepare import read_text_side
 from server.onboarding.request import AUTO_DONOR, OnboardRequest
 from server.onboarding.scanner import Scanner
 from server.registry.records import JobStage, Json, ModelRecord
@@ -46,6 +54,7 @@ class Admission:
         catalog: Where donors are found.
         scanner: Starts scan workers.
         engine: Returns the engine, or raises `NotReadyError`.
+        engine_config: Says what a family's KV cache takes.
         max_model_len: Asked of the engine for every model; None leaves it to the model.
     """
 
@@ -56,28 +65,31 @@ class Admission:
         catalog: Catalog,
         scanner: Scanner,
         engine: Callable[[], EngineClient],
+        engine_config: EngineConfig,
         max_model_len: int | None,
     ) -> None:
         self._registry = registry
         self._catalog = catalog
         self._scanner = scanner
         self._engine = engine
+        self._engine_config = engine_config
         self._max_model_len = max_model_len
         self._fingerprints: dict[tuple[object, ModelConfig], str] = {}
 
-    async def plan(self, request: OnboardRequest, on_stage: OnStage) -> Planned:
-        """Validates a source and decides what of it will be stored.
+    async def plan(
+        self,
+        request: OnboardRequest,
+        text: TextSide,
+        donor: ServedModel | None,
+        on_stage: OnStage,
+    ) -> Planned:
+        """Decides what of a validated checkpoint will be stored.
 
         Raises:
             LinkerError: Any reason why this model cannot be onboarded.
         """
-        text = await asyncio.to_thread(read_text_side, Path(request.source))
-        donor = self.choose_donor(request, text.config)
         # A donor is compared with nothing, so its weights are checked for NaN in this pass.
-        result = await self._scanner.run(
-            text.path, scanned=donor is None, on_progress=_follow(on_stage)
-        )
-        fingerprint = self._fingerprints[text.identity, text.config] = result.fingerprint
+        fingerprint = await self._hash(text, scanned=donor is None, on_stage=on_stage)
         report = None
         if donor is not None:
             report = await self._report(text, fingerprint, donor, on_stage)
@@ -118,12 +130,7 @@ class Admission:
         """
         key = (text.identity, text.config)
         known = self._fingerprints.get(key)
-        if known is None:
-            result = await self._scanner.run(
-                text.path, scanned=False, on_progress=_follow(_ignore_stage)
-            )
-            known = self._fingerprints[key] = result.fingerprint
-        return known
+        return known or await self._hash(text, scanned=False, on_stage=_ignore_stage)
 
     async def load(
         self,
@@ -146,6 +153,7 @@ class Admission:
             model=record.name,
             path=str(text.path),
             identity=text.identity,
+            config=text.config,
             plan=plan,
             donor=record.donor,
             max_model_len=self._max_model_len,
@@ -161,12 +169,41 @@ class Admission:
             text=text,
         )
 
-    def snapshot(self) -> Snapshot | None:
-        """Returns the engine's last report, or None while there is no engine."""
+    async def unload(self, name: str) -> None:
+        """Takes a model out of the engine, if there is one."""
+        engine = self.engine_or_none()
+        if engine is not None:
+            with contextlib.suppress(EngineFailureError):
+                await engine.unload(name)
+
+    def engine_or_none(self) -> EngineClient | None:
+        """Returns the engine, or None while there is none."""
         try:
-            return self._engine().snapshot
+            return self._engine()
         except NotReadyError:
             return None
+
+    def snapshot(self) -> Snapshot | None:
+        """Returns the engine's last report, or None while there is no engine."""
+        engine = self.engine_or_none()
+        return None if engine is None else engine.snapshot
+
+    def least_bytes(
+        self, request: OnboardRequest, text: TextSide, donor: ServedModel | None
+    ) -> int:
+        """Returns what a model takes on the device even if it can share all that may be shared."""
+        if donor is None:
+            return text.checkpoint_bytes + kv_cache_bytes(text.config, self._engine_config)
+        # BS Eq. 3 shares blocks alone; under `exact` the rest may be the donor's too.
+        return text.outside_blocks_bytes if request.policy == Policy.THRESHOLDS else 0
+
+    async def _hash(self, text: TextSide, *, scanned: bool, on_stage: OnStage) -> str:
+        result = await self._scanner.run(text.path, scanned=scanned, on_progress=_follow(on_stage))
+        if result.identity != text.identity:
+            raise _changed()
+        assert result.fingerprint is not None
+        self._fingerprints[text.identity, text.config] = result.fingerprint
+        return result.fingerprint
 
     async def _report(
         self, text: TextSide, fingerprint: str, donor: ServedModel, on_stage: OnStage
@@ -176,13 +213,11 @@ class Admission:
         if stored is not None:
             return stored
         result = await self._scanner.run(
-            text.path, donor=donor.text.path, on_progress=_follow(on_stage)
+            text.path, donor=donor.text.path, hashed=False, on_progress=_follow(on_stage)
         )
-        if (result.fingerprint, result.donor_fingerprint) != (fingerprint, donor.fingerprint):
-            raise BadCheckpointError(
-                "A file of the model or of its donor changed while it was being read. "
-                "Restore the files and retry."
-            )
+        # Both fingerprints were made of files of these identities.
+        if (result.identity, result.donor_identity) != (text.identity, donor.text.identity):
+            raise _changed()
         assert result.report is not None
         await asyncio.to_thread(
             self._registry.save_scan, donor.fingerprint, fingerprint, result.report
@@ -205,16 +240,17 @@ def _make_plan(
         if donor is None:
             return plan_donor(variant, fingerprint=fingerprint)
         assert report is not None
-        return plan_variant(
-            ScanReport.from_json(report),
-            variant,
-            policy=Policy(request.policy),
-            donor_fingerprint=donor.fingerprint,
-            variant_fingerprint=fingerprint,
-            tau_cos=request.tau_cos,
-            tau_frob=request.tau_frob,
-            tier=request.tier,
-        )
+        with Checkpoint.open(donor.text.path) as lender:
+            return plan_variant(
+                ScanReport.from_json(report),
+                lender,
+                variant,
+                policy=Policy(request.policy),
+                fingerprints=Fingerprints(donor.fingerprint, fingerprint),
+                tau_cos=request.tau_cos,
+                tau_frob=request.tau_frob,
+                tier=request.tier,
+            )
 
 
 def _is_same_family(donor: ModelConfig, variant: ModelConfig) -> bool:
@@ -223,6 +259,13 @@ def _is_same_family(donor: ModelConfig, variant: ModelConfig) -> bool:
     except BadCheckpointError:
         return False
     return True
+
+
+def _changed() -> BadCheckpointError:
+    return BadCheckpointError(
+        "A file of the model or of its donor changed while it was being read. "
+        "Restore the files and retry."
+    )
 
 
 def _follow(on_stage: OnStage) -> Callable[[str, int, int], None]:

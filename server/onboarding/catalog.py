@@ -11,19 +11,22 @@ from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer
 from linker_core.weights.architecture import ModelConfig
 
+Identity = tuple[tuple[str, int, int, int, int], ...]  # Checkpoint.identity
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextSide:
     """What of a model is not weights, read from its checkpoint's directory."""
 
     path: Path
-    identity: tuple[tuple[str, int, int, int, int], ...]  # of the weight files when validated
+    identity: Identity  # of the weight files when validated
     config: ModelConfig
     tokenizer: Tokenizer
     template: ChatTemplate | None
     eos_token_ids: frozenset[int]
     generation: Mapping[str, float | int | bool]
     checkpoint_bytes: int
+    outside_blocks_bytes: int  # embedding, final norm and head
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,3 +87,7 @@ class Catalog:
         """Returns and forgets which models were used since the last call, and when."""
         used, self._used_at = self._used_at, {}
         return used
+
+    def give_back(self, used_at: Mapping[str, float]) -> None:
+        """Remembers again what `take_used` returned, where nothing newer is known."""
+        self._used_at = {**used_at, **self._used_at}

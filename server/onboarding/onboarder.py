@@ -1,4 +1,4 @@
-"""Takes onboarding requests and runs their jobs, one by one; deletes models.
+"""Takes onboarding requests: what can be checked is checked at once, the rest is queued.
 
 The event loop owns all state here.
 """
@@ -11,22 +11,18 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from linker_core.errors import ConflictError, EngineFailureError, LinkerError, QueueFullError
+from linker_core.errors import ConflictError, NotReadyError, QueueFullError
 from server.bridge.client import EngineClient
 from server.onboarding.admission import Admission
 from server.onboarding.catalog import Catalog, TextSide
+from server.onboarding.departures import Departures
+from server.onboarding.jobs import JobRunner
 from server.onboarding.prepare import check_capacity, read_text_side
 from server.onboarding.request import AUTO_DONOR, OnboardRequest, check_name, check_sharing
 from server.onboarding.restorer import Restorer
-from server.onboarding.roster import (
-    Roster,
-    failed_job,
-    failed_model,
-    interrupted_job,
-    succeeded_job,
-)
+from server.onboarding.roster import Roster, interrupted_job
 from server.onboarding.sources import resolve_source
-from server.registry.records import JobRecord, JobStage, JobStatus, ModelState
+from server.registry.records import JobRecord, ModelRecord, ModelState
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +30,7 @@ _FLUSH_S = 5.0
 
 
 class Onboarder:
-    """Jobs and what starts and undoes them.
+    """The door to onboarding: requests, the start, deletion.
 
     Args:
         roster: The known models and jobs.
@@ -61,11 +57,20 @@ class Onboarder:
         self._restorer = restorer
         self._roots = tuple(roots)
         self._queue_limit = queue_limit
-        self._finished: dict[str, asyncio.Event] = {}
-        self._queue: asyncio.Queue[str] = asyncio.Queue()
-        self._submitting = asyncio.Lock()  # guards the check and the insertion of a name
-        self._leaving: set[str] = set()  # deleted, but not yet out of the engine
+        # Guards checks of names and donors together with the changes that follow from them.
+        self._names = asyncio.Lock()
+        self._jobs = JobRunner(
+            roster=roster,
+            catalog=catalog,
+            admission=admission,
+            restorer=restorer,
+            roots=roots,
+            names=self._names,
+        )
+        self._departures = Departures(roster=roster, catalog=catalog, names=self._names)
+        self._requested: dict[str, OnboardRequest] = {}  # at the start
         self._startup: frozenset[str] = frozenset()
+        restorer.on_changed = self._plan_anew
 
     # --- the start ----------------------------------------------------------------------------
 
@@ -76,7 +81,8 @@ class Onboarder:
         row of that name is replaced, and the variants of a replaced donor are planned anew.
         """
         interrupted = await self._roster.open()
-        stored, requests = self._roster.models(), {request.name: request for request in startup}
+        self._requested = {request.name: request for request in startup}
+        stored, requests = self._roster.models(), dict(self._requested)
         again = {name for name, request in requests.items() if not self._is_stored(request)}
         again |= {r.name for r in stored if r.donor in again and r.name not in requests}
         again |= {r.name for r in stored if r.state is ModelState.ONBOARDING}
@@ -88,7 +94,7 @@ class Onboarder:
             if newest.get(job.model) is not job:
                 await self._roster.save(interrupted_job(job))
         for name in (name for name in requests if name in again):
-            await self._enqueue(requests[name], job=newest.get(name))
+            await self._jobs.enqueue(requests[name], job=newest.get(name))
         models = self._roster.models()
         self._startup = frozenset(r.name for r in models if r.state is not ModelState.FAILED)
 
@@ -112,6 +118,18 @@ class Onboarder:
             and stored.request == request.to_json()
         )
 
+    async def _plan_anew(self, record: ModelRecord) -> bool:
+        """Queues a start-up model whose files changed, and the variants of such a donor."""
+        if record.name not in self._requested:
+            return False
+        async with self._names:
+            names = [record.name, *self._roster.dependants(record.name)]
+            for model in [found for name in names if (found := self._roster.find(name))]:
+                if model.state is ModelState.READY:
+                    request = self._requested.get(model.name)
+                    await self._jobs.enqueue(request or OnboardRequest.from_json(model.request))
+        return True
+
     # --- requests -----------------------------------------------------------------------------
 
     async def submit(self, request: OnboardRequest) -> JobRecord:
@@ -128,58 +146,29 @@ class Onboarder:
         check_sharing(request)
         path = await asyncio.to_thread(resolve_source, request.source, self._roots)
         request = replace(request, source=str(path))
-        async with self._submitting:
-            same = await self._identical(request)
+        async with self._names:
+            same = await self._check_free(request)
+        if same is not None:
+            return same
+        # Nobody else waits for these files, whatever they are.
+        text = await asyncio.to_thread(read_text_side, path)
+        async with self._names:
+            same = await self._check_free(request)
             if same is not None:
                 return same
-            if len(self._finished) >= self._queue_limit:
-                raise QueueFullError("Too many models are being onboarded; try again later.")
-            text = await asyncio.to_thread(read_text_side, path)
             self._check_admissible(request, text)
-            return await self._enqueue(request)
+            return await self._jobs.enqueue(request, checked=text)
 
-    async def wait(self, job_id: str) -> JobRecord:
-        """Waits for the end of a job."""
-        finished = self._finished.get(job_id)
-        if finished is not None:
-            await finished.wait()
-        job = await self._roster.job(job_id)
-        assert job is not None
-        return job
-
-    async def delete(self, name: str, *, engine: EngineClient | None) -> None:
-        """Forgets a model: new requests are refused, running ones finish, its bytes are freed.
-
-        Raises:
-            ModelNotFoundError: There is none of that name.
-            ConflictError: It is being onboarded, or other models lean on it.
-        """
-        record = self._roster.model(name)
-        if record.state is ModelState.ONBOARDING:
-            raise ConflictError(f"The model {name!r} is being onboarded; delete it afterwards.")
-        dependants = self._roster.dependants(name)
-        if dependants:
-            raise ConflictError(
-                f"The model {name!r} is the donor of {', '.join(dependants)}; delete those first."
-            )
-        resident = self._catalog.get(name) is not None
-        self._catalog.retract(name)
-        await self._roster.forget(name)
-        if resident and engine is not None:
-            self._leaving.add(name)
-            try:
-                await engine.unload(name)
-            except EngineFailureError:
-                logger.info("the engine ended before it had unloaded %s", name)
-            finally:
-                self._leaving.discard(name)
+    async def _check_free(self, request: OnboardRequest) -> JobRecord | None:
+        """Returns the job of an identical request; refuses a taken name and a full queue."""
+        same = await self._identical(request)
+        if same is None and self._jobs.num_live >= self._queue_limit:
+            raise QueueFullError("Too many models are being onboarded; try again later.")
+        return same
 
     async def _identical(self, request: OnboardRequest) -> JobRecord | None:
         """Returns the job of an identical request; refuses other content of the same name."""
-        if request.name in self._leaving:
-            raise ConflictError(
-                f"The model {request.name!r} is being deleted; try again afterwards."
-            )
+        self._departures.check_gone(request.name)
         record = self._roster.find(request.name)
         if record is None or record.state is ModelState.FAILED:
             return None
@@ -189,44 +178,45 @@ class Onboarder:
                 "Delete it first, or choose another name.",
                 param="name",
             )
-        return (await self._roster.jobs(model=request.name))[0]
+        return await self._roster.newest_job(request.name)
 
     def _check_admissible(self, request: OnboardRequest, text: TextSide) -> None:
-        donor_record = self._roster.find(request.donor or "")
-        if donor_record is not None and donor_record.state is ModelState.ONBOARDING:
-            return  # its turn comes first; the job checks it then
+        if self._is_coming(request.donor):
+            return  # the job checks it then
         donor = self._admission.choose_donor(request, text.config)
-        waiting_donor = request.donor == AUTO_DONOR and self._finished
         snapshot = self._admission.snapshot()
-        if donor is None and not waiting_donor and snapshot is not None:
-            check_capacity(text.checkpoint_bytes, snapshot.device_free_bytes)
+        if snapshot is None or (donor is None and self._may_find_donor(request)):
+            return
+        needed_bytes = self._admission.least_bytes(request, text, donor)
+        check_capacity(needed_bytes, snapshot.device_free_bytes)
 
-    async def _enqueue(self, request: OnboardRequest, *, job: JobRecord | None = None) -> JobRecord:
-        queued = await self._roster.queue(request, job=job)
-        self._finished[queued.id] = asyncio.Event()
-        self._queue.put_nowait(queued.id)
-        return queued
+    def _is_coming(self, donor: str | None) -> bool:
+        """Whether a donor is known and on its way, or on its way back."""
+        record = None if donor is None else self._roster.find(donor)
+        return (
+            record is not None
+            and record.state is not ModelState.FAILED
+            and self._catalog.get(record.name) is None
+        )
 
-    # --- jobs ---------------------------------------------------------------------------------
+    def _may_find_donor(self, request: OnboardRequest) -> bool:
+        """Whether a model without a donor so far may yet get one."""
+        waiting = self._jobs.num_live > 0 or not self._restorer.done.is_set()
+        return request.donor == AUTO_DONOR and waiting
+
+    # --- what goes on ------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Runs the jobs, one after the other, until cancelled.
+        """Runs the jobs until cancelled; see `JobRunner.run`."""
+        await self._jobs.run()
 
-        A job that is cancelled here stays in the registry as it is; the next start finishes it.
-        """
-        while True:
-            job_id = await self._queue.get()
-            job = self._roster.live_job(job_id)
-            try:
-                await self._admit(job)
-            except LinkerError as error:
-                await self._fail(job_id, error)
-            except Exception:
-                logger.exception("onboarding %s failed through a fault of ours", job.model)
-                await self._fail(
-                    job_id, EngineFailureError("Onboarding failed; see the server's log.")
-                )
-            self._finished.pop(job_id).set()
+    async def wait(self, job_id: str) -> JobRecord:
+        """Waits for the end of a job."""
+        return await self._jobs.wait(job_id)
+
+    async def delete(self, name: str, *, engine: EngineClient | None) -> None:
+        """Deletes a model; see `Departures.delete`."""
+        await self._departures.delete(name, engine=engine)
 
     async def flush(self) -> None:
         """Writes down when models were used, now and then, until cancelled."""
@@ -235,44 +225,11 @@ class Onboarder:
             await self.flush_once()
 
     async def flush_once(self) -> None:
-        """Writes down when models were used since the last time."""
-        await self._roster.note_use(self._catalog.take_used())
-
-    async def _admit(self, job: JobRecord) -> None:
-        job = replace(job, status=JobStatus.RUNNING)
-        await self._roster.save(job)
-        await self._restorer.done.wait()  # donors are resident from here on
-
-        def on_stage(stage: JobStage, done_bytes: int, total_bytes: int) -> None:
-            live = self._roster.live_job(job.id)
-            self._roster.note_progress(
-                replace(live, stage=stage, done_bytes=done_bytes, total_bytes=total_bytes)
-            )
-
-        request = OnboardRequest.from_json(job.request)
-        planned = await self._admission.plan(request, on_stage)
-        record = replace(
-            self._roster.model(job.model),
-            donor=None if planned.donor is None else planned.donor.name,
-            family=request.name if planned.donor is None else planned.donor.name,
-            fingerprint=planned.fingerprint,
-            plan=planned.plan.to_json(),
-        )
-        on_stage(JobStage.LOADING, 0, planned.plan.unique_bytes)
-        await self._roster.save(record, self._roster.live_job(job.id))
-        served = await self._admission.load(
-            record,
-            planned.text,
-            planned.plan,
-            on_progress=lambda done, total: on_stage(JobStage.LOADING, done, total),
-        )
-        ready = replace(record, state=ModelState.READY, max_model_len=served.max_model_len)
-        await self._roster.save(ready, succeeded_job(self._roster.live_job(job.id), planned.plan))
-        self._catalog.publish(served)
-        logger.info("model %s is ready", job.model)
-
-    async def _fail(self, job_id: str, error: LinkerError) -> None:
-        job = self._roster.live_job(job_id)
-        logger.warning("onboarding %s failed: %s", job.model, error.message)
-        model = failed_model(self._roster.model(job.model), error)
-        await self._roster.save(model, failed_job(job, error))
+        """Writes down what is not stored yet; what cannot be written now is kept."""
+        used_at = self._catalog.take_used()
+        try:
+            await self._roster.note_use(used_at)
+            await self._roster.write_later()
+        except NotReadyError as error:
+            logger.warning("the registry cannot be written: %s", error.message)
+            self._catalog.give_back(used_at)

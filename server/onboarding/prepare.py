@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from linker_core.errors import InsufficientCapacityError
+from linker_core.errors import BadCheckpointError, InsufficientCapacityError
 from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer
 from linker_core.weights.checkpoint import Checkpoint
-from server.onboarding.catalog import TextSide
+from linker_core.weights.keys import parse_key
+from server.onboarding.catalog import Identity, TextSide
 
 
 def read_text_side(path: Path) -> TextSide:
@@ -31,7 +32,31 @@ def read_text_side(path: Path) -> TextSide:
             eos_token_ids=checkpoint.eos_token_ids,
             generation=dict(checkpoint.generation),
             checkpoint_bytes=checkpoint.nbytes,
+            outside_blocks_bytes=_outside_blocks_bytes(checkpoint),
         )
+
+
+def read_again(path: Path, *, source: str, identity: Identity | None = None) -> TextSide:
+    """Validates a checkpoint that was accepted earlier, and that it is still in its place.
+
+    Args:
+        path: Where it is looked for.
+        source: Where it was, every link followed then. A link that has come into the path since
+            could lead out of the roots.
+        identity: Of the files that were accepted; None if only their digest is known.
+
+    Raises:
+        BadCheckpointError: The directory or its files were replaced, or see `read_text_side`.
+        UnsupportedFormatError: See `read_text_side`.
+    """
+    text = read_text_side(path)
+    moved = str(path.resolve()) != source  # asked after the files were opened
+    if moved or identity not in (None, text.identity):
+        raise BadCheckpointError(
+            "The model's files were replaced after they had been checked. Onboard it again when "
+            "they are complete."
+        )
+    return text
 
 
 def check_capacity(needed_bytes: int, free_bytes: int) -> None:
@@ -45,3 +70,13 @@ def check_capacity(needed_bytes: int, free_bytes: int) -> None:
             f"The model needs {needed_bytes} bytes of device memory and {free_bytes} are free. "
             "Unload a model, raise the memory budget, or onboard it as a variant of a donor."
         )
+
+
+def _outside_blocks_bytes(checkpoint: Checkpoint) -> int:
+    """Returns the bytes of embedding, final norm and head."""
+    outside = 0
+    for name, tensor in checkpoint.tensors.items():
+        key = parse_key(name)
+        assert key is not None
+        outside += tensor.nbytes if key.layer is None else 0
+    return outside

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from linker_core.errors import InvalidRequestError
+from linker_core.sharing.thresholds import load_tiers
 
 AUTO_DONOR = "auto"
 RESERVED = frozenset({"jobs", "events", "plan", "load", "unload"})
@@ -59,7 +60,8 @@ def check_sharing(request: OnboardRequest) -> None:
     """Refuses contradictory sharing options.
 
     Raises:
-        InvalidRequestError: One threshold without the other, or options the policy does not take.
+        InvalidRequestError: One threshold without the other, thresholds beside a tier, an unknown
+            tier, or options the policy does not take.
     """
     if (request.tau_cos is None) != (request.tau_frob is None):
         missing = "tau_cos" if request.tau_cos is None else "tau_frob"
@@ -70,3 +72,12 @@ def check_sharing(request: OnboardRequest) -> None:
         for param in ("tau_cos", "tier"):
             if getattr(request, param) is not None:
                 raise InvalidRequestError(f"The policy exact takes no {param}.", param=param)
+    if request.tier is None:
+        return
+    if request.tau_cos is not None:
+        raise InvalidRequestError("Give thresholds or a tier, not both.", param="tier")
+    known = load_tiers()
+    if request.tier not in known:
+        raise InvalidRequestError(
+            f"Unknown tier {request.tier!r:.60}; known are {', '.join(known)}.", param="tier"
+        )

@@ -6,16 +6,28 @@ Event loop only; rows are written through threads, and the mirror follows once t
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 import uuid
+from collections.abc import Iterable
 from dataclasses import replace
 
-from linker_core.errors import EngineFailureError, LinkerError, ModelNotFoundError
+from linker_core.errors import (
+    BadCheckpointError,
+    EngineFailureError,
+    LinkerError,
+    ModelNotFoundError,
+    NotReadyError,
+)
 from linker_core.sharing.plan import SharePlan
 from server.metrics.serving import ServingMetrics
 from server.onboarding.request import OnboardRequest
-from server.registry.records import JobRecord, JobStatus, ModelRecord, ModelState
+from server.registry.records import JobRecord, JobStatus, Json, ModelRecord, ModelState
 from server.registry.store import Registry
+
+logger = logging.getLogger(__name__)
+
+_MAX_LISTED_JOBS = 100
 
 
 class Roster:
@@ -30,15 +42,19 @@ class Roster:
         self._registry = registry
         self._metrics = metrics
         self._models: dict[str, ModelRecord] = {}
-        self._jobs: dict[str, JobRecord] = {}  # of this process's life
+        self._jobs: dict[str, JobRecord] = {}  # that wait or run, or whose end is not stored yet
+        self._unwritten: dict[tuple[type, str], ModelRecord | JobRecord] = {}
+        self._writing = asyncio.Lock()  # keeps the rows in the order of the calls
 
     async def open(self) -> list[JobRecord]:
         """Reads the registry; returns the jobs that the last stop interrupted."""
         for record in await asyncio.to_thread(self._registry.models):
-            self._models[record.name] = record
-            self._metrics.add_model(record.name)
-        jobs = await asyncio.to_thread(self._registry.jobs)
-        return [job for job in jobs if job.finished_at is None]
+            self.show(record)
+        for record in self.models():
+            if record.plan is not None and not _is_readable(record.plan):
+                logger.error("the stored plan of model %s is damaged", record.name)
+                await self.save(_without_plan(record))
+        return await asyncio.to_thread(self._registry.unfinished_jobs)
 
     def models(self) -> list[ModelRecord]:
         """Returns every known model in order of arrival."""
@@ -64,21 +80,63 @@ class Roster:
         return [model.name for model in self.models() if model.donor == name]
 
     def live_job(self, job_id: str) -> JobRecord:
-        """Returns a job of this process's life."""
+        """Returns a job that waits or runs."""
         return self._jobs[job_id]
 
     async def job(self, job_id: str) -> JobRecord | None:
         """Returns any job, or None."""
         return self._jobs.get(job_id) or await asyncio.to_thread(self._registry.job, job_id)
 
-    async def jobs(self, *, model: str | None = None) -> list[JobRecord]:
-        """Returns jobs, the newest first."""
-        stored = await asyncio.to_thread(self._registry.jobs, model=model)
+    async def jobs(self) -> list[JobRecord]:
+        """Returns the hundred newest jobs, the newest first."""
+        stored = await asyncio.to_thread(self._registry.jobs, limit=_MAX_LISTED_JOBS)
         return [self._jobs.get(job.id, job) for job in stored]
 
+    async def newest_job(self, model: str) -> JobRecord:
+        """Returns the last job of a model that has one."""
+        job = (await asyncio.to_thread(self._registry.jobs, model=model, limit=1))[0]
+        return self._jobs.get(job.id, job)
+
     async def save(self, *records: ModelRecord | JobRecord) -> None:
-        """Stores records in one transaction, then shows them."""
-        await asyncio.to_thread(self._registry.save, *records)
+        """Stores records in one transaction, then shows them.
+
+        Raises:
+            NotReadyError: The registry cannot be written; nothing has changed.
+        """
+        async with self._writing:
+            await asyncio.to_thread(self._registry.save, *records)
+        for record in records:
+            self._unwritten.pop(_key(record), None)
+        self.show(*records)
+        self._drop_finished(records)
+
+    async def settle(self, *records: ModelRecord | JobRecord) -> None:
+        """Shows how something ended; stores it now, or later if the registry cannot be written."""
+        try:
+            await self.save(*records)
+        except NotReadyError as error:
+            logger.warning("the end of a job or a model is not stored yet: %s", error.message)
+            self.show(*records)
+            self._unwritten.update({_key(record): record for record in records})
+
+    async def write_later(self) -> None:
+        """Stores what `settle` could not.
+
+        Raises:
+            NotReadyError: The registry still cannot be written.
+        """
+        async with self._writing:
+            records = list(self._unwritten.values())
+            if not records:
+                return
+            await asyncio.to_thread(self._registry.save, *records)
+            self._unwritten = {
+                key: record for key, record in self._unwritten.items() if record not in records
+            }
+        self._drop_finished(records)
+
+    def show(self, *records: ModelRecord | JobRecord) -> None:
+        """Shows records without storing them."""
         for record in records:
             if isinstance(record, ModelRecord):
                 self._models[record.name] = record
@@ -103,9 +161,12 @@ class Roster:
 
         Raises:
             ConflictError: It is the donor of others.
+            NotReadyError: The registry cannot be written.
         """
-        await asyncio.to_thread(self._registry.delete_model, name)
+        async with self._writing:
+            await asyncio.to_thread(self._registry.delete_model, name)
         del self._models[name]
+        self._unwritten.pop((ModelRecord, name), None)
         self._metrics.remove_model(name)
 
     async def queue(self, request: OnboardRequest, *, job: JobRecord | None = None) -> JobRecord:
@@ -127,12 +188,43 @@ class Roster:
             state=ModelState.ONBOARDING,
             position=self._next_position() if stored is None else stored.position,
             created_at=now,
+            donor=self._named_donor(request),
         )
         await self.save(record, job)
         return job
 
+    def _named_donor(self, request: OnboardRequest) -> str | None:
+        """Returns the donor a request names, which cannot be deleted from here on."""
+        known = request.donor in self._models and request.donor != request.name
+        return request.donor if known else None
+
+    def _drop_finished(self, records: Iterable[ModelRecord | JobRecord]) -> None:
+        """Forgets jobs that have ended; their rows are asked for from now on."""
+        for record in records:
+            if isinstance(record, JobRecord) and record.finished_at is not None:
+                self._jobs.pop(record.id, None)
+
     def _next_position(self) -> int:
         return max((model.position + 1 for model in self._models.values()), default=0)
+
+
+def _key(record: ModelRecord | JobRecord) -> tuple[type, str]:
+    return type(record), record.name if isinstance(record, ModelRecord) else record.id
+
+
+def _is_readable(plan: Json) -> bool:
+    try:
+        SharePlan.from_json(plan)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+    return True
+
+
+def _without_plan(record: ModelRecord) -> ModelRecord:
+    error = BadCheckpointError(
+        "The stored plan of this model cannot be read. Delete the model and onboard it again."
+    )
+    return failed_model(replace(record, plan=None), error)
 
 
 def failed_model(record: ModelRecord, error: LinkerError) -> ModelRecord:

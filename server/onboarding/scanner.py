@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from linker_core.errors import BadCheckpointError, from_record
+from server.onboarding.catalog import Identity
 
 logger = logging.getLogger(__name__)
 
@@ -27,11 +28,12 @@ OnScanProgress = Callable[[str, int, int], None]  # stage, bytes done, bytes in 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ScanResult:
-    """What the worker found out."""
+    """What the worker found out, and of which files."""
 
-    fingerprint: str
-    donor_fingerprint: str | None
-    report: Mapping[str, Any] | None
+    fingerprint: str | None  # None: it was not asked for
+    report: Mapping[str, Any] | None = None
+    identity: Identity | None = None
+    donor_identity: Identity | None = None
 
 
 class Scanner:
@@ -49,10 +51,11 @@ class Scanner:
         variant: Path,
         *,
         donor: Path | None = None,
+        hashed: bool = True,
         scanned: bool = True,
         on_progress: OnScanProgress,
     ) -> ScanResult:
-        """Fingerprints checkpoints; if `scanned`, also compares the two or checks the one.
+        """Fingerprints a checkpoint if `hashed`; if `scanned`, compares two or checks the one.
 
         Cancelling the wait kills the worker.
 
@@ -64,6 +67,7 @@ class Scanner:
             *self._command,
             *("--variant", str(variant)),
             *donor_options,
+            *(() if hashed else ("--no-hash",)),
             *(() if scanned else ("--no-scan",)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
@@ -102,8 +106,15 @@ async def _read_outcome(
             result = message["result"]
             return ScanResult(
                 fingerprint=result["fingerprint"],
-                donor_fingerprint=result.get("donor_fingerprint"),
                 report=result.get("report"),
+                identity=_identity(result.get("identity")),
+                donor_identity=_identity(result.get("donor_identity")),
             )
         on_progress(message["stage"], message["done_bytes"], message["total_bytes"])
     return None
+
+
+def _identity(record: list[list[Any]] | None) -> Identity | None:
+    if record is None:
+        return None
+    return tuple((name, device, inode, size, mtime) for name, device, inode, size, mtime in record)

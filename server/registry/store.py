@@ -5,21 +5,27 @@ Any thread may call it; every verb is one transaction.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any, Self
 
 from sqlalchemy import create_engine, event, select, update
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from linker_core.errors import ConflictError
+from linker_core.errors import ConflictError, InvalidRequestError, NotReadyError
 from server.registry.records import JobRecord, Json, ModelRecord
 from server.registry.tables import Base, JobRow, ModelRow, ScanRow
 
+logger = logging.getLogger(__name__)
+
+_PARAM = "storage.registry_url"
 _SQLITE_PRAGMAS = (
     "PRAGMA journal_mode=WAL",
     "PRAGMA synchronous=FULL",  # a row that was acknowledged survives a power cut
@@ -36,33 +42,61 @@ class Registry:
 
     @classmethod
     def open(cls, url: str | URL) -> Self:
-        """Opens the registry, creating what is missing ."""
-        parsed = make_url(url)
-        engine = create_engine(parsed)
-        if parsed.get_backend_name() == "sqlite":
-            event.listen(engine, "connect", _set_pragmas)
-        Base.metadata.create_all(engine)
+        """Opens the registry, creating what is missing.
+
+        Raises:
+            InvalidRequestError: Not a URL, no driver for it, no such database, or a damaged one.
+        """
+        parsed = _parse(url)
+        try:
+            engine = create_engine(parsed)
+        except (ArgumentError, ImportError) as error:
+            raise _unusable(parsed, "its driver is not installed") from error
+        try:
+            if parsed.get_backend_name() == "sqlite":
+                event.listen(engine, "connect", _set_pragmas)
+                _check_pages(engine, parsed)
+            Base.metadata.create_all(engine)
+        except SQLAlchemyError as error:
+            engine.dispose()
+            raise _unusable(parsed, _reason(error)) from error
+        except BaseException:
+            engine.dispose()
+            raise
         return cls(engine)
 
     def close(self) -> None:
         """Closes every connection."""
         self._engine.dispose()
 
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[Session]:
+        """Commits at the end; what a locked, full or lost database raises becomes NotReadyError."""
+        try:
+            with Session(self._engine) as session, session.begin():
+                yield session
+        except IntegrityError:
+            raise  # the rows are to blame
+        except (DBAPIError, PoolTimeoutError) as error:
+            logger.warning("the registry failed: %s", _reason(error))
+            msg = "The registry cannot be used at the moment; try again later."
+            raise NotReadyError(msg) from error
+
     def save(self, *records: ModelRecord | JobRecord) -> None:
         """Inserts or replaces rows, all of them in one transaction."""
-        with Session(self._engine) as session, session.begin():
+        with self._transaction() as session:
             for record in records:
                 session.merge(_to_row(record))
 
     def models(self) -> list[ModelRecord]:
         """Returns every known model in order of arrival."""
-        with Session(self._engine) as session:
+        with self._transaction() as session:
             rows = session.scalars(select(ModelRow).order_by(ModelRow.position))
             return [ModelRecord(**_columns(row, ModelRecord)) for row in rows]
 
     def model(self, name: str) -> ModelRecord | None:
         """Returns one model, or None."""
-        with Session(self._engine) as session:
+        with self._transaction() as session:
             row = session.get(ModelRow, name)
             return None if row is None else ModelRecord(**_columns(row, ModelRecord))
 
@@ -73,7 +107,7 @@ class Registry:
             ConflictError: The model is the donor of others.
         """
         try:
-            with Session(self._engine) as session, session.begin():
+            with self._transaction() as session:
                 row = session.get(ModelRow, name)
                 if row is not None:
                     session.delete(row)
@@ -83,7 +117,7 @@ class Registry:
 
     def touch(self, last_used_at: Mapping[str, float]) -> None:
         """Notes when models were last used."""
-        with Session(self._engine) as session, session.begin():
+        with self._transaction() as session:
             for name, at in last_used_at.items():
                 session.execute(
                     update(ModelRow).where(ModelRow.name == name).values(last_used_at=at)
@@ -91,27 +125,35 @@ class Registry:
 
     def job(self, job_id: str) -> JobRecord | None:
         """Returns one job, or None."""
-        with Session(self._engine) as session:
+        with self._transaction() as session:
             row = session.get(JobRow, job_id)
             return None if row is None else JobRecord(**_columns(row, JobRecord))
 
-    def jobs(self, *, model: str | None = None) -> list[JobRecord]:
-        """Returns jobs, the newest first."""
-        query = select(JobRow).order_by(JobRow.created_at.desc())
+    def jobs(self, *, model: str | None = None, limit: int) -> list[JobRecord]:
+        """Returns at most `limit` jobs, the newest first."""
+        query = select(JobRow).order_by(JobRow.created_at.desc()).limit(limit)
         if model is not None:
             query = query.where(JobRow.model == model)
-        with Session(self._engine) as session:
+        with self._transaction() as session:
+            return [JobRecord(**_columns(row, JobRecord)) for row in session.scalars(query)]
+
+    def unfinished_jobs(self) -> list[JobRecord]:
+        """Returns the jobs that have not ended, the newest first."""
+        unfinished = JobRow.finished_at.is_(None)
+        query = select(JobRow).where(unfinished).order_by(JobRow.created_at.desc())
+        with self._transaction() as session:
             return [JobRecord(**_columns(row, JobRecord)) for row in session.scalars(query)]
 
     def scan(self, donor_fingerprint: str, variant_fingerprint: str) -> Json | None:
         """Returns the stored report of two checkpoints, or None."""
-        with Session(self._engine) as session:
+        with self._transaction() as session:
             row = session.get(ScanRow, (donor_fingerprint, variant_fingerprint))
-            return None if row is None else row.report
+            # A damaged report reads as {}, and is scanned again.
+            return None if row is None or not row.report else row.report
 
     def save_scan(self, donor_fingerprint: str, variant_fingerprint: str, report: Json) -> None:
         """Keeps the report of two checkpoints."""
-        with Session(self._engine) as session, session.begin():
+        with self._transaction() as session:
             session.merge(
                 ScanRow(
                     donor_fingerprint=donor_fingerprint,
@@ -119,6 +161,39 @@ class Registry:
                     report=dict(report),
                 )
             )
+
+
+def _parse(url: str | URL) -> URL:
+    try:
+        return make_url(url)
+    except ArgumentError as error:
+        # Not repeated here: it may hold a password in a place that cannot be made out.
+        raise InvalidRequestError(
+            "The registry's URL cannot be parsed. Write sqlite:///FILE, or "
+            "postgresql+psycopg://USER:PASSWORD@HOST/NAME.",
+            param=_PARAM,
+        ) from error
+
+
+def _unusable(url: URL, reason: str) -> InvalidRequestError:
+    where = url.render_as_string(hide_password=True)
+    return InvalidRequestError(
+        f"The registry {where} cannot be used: {reason}. Mend it, restore a copy, or choose "
+        "another registry_url or state directory.",
+        param=_PARAM,
+    )
+
+
+def _reason(error: SQLAlchemyError) -> str:
+    """Returns what the database said, without the statement and its values."""
+    return str(error.orig if isinstance(error, DBAPIError) else error)
+
+
+def _check_pages(engine: Engine, url: URL) -> None:
+    with engine.connect() as connection:
+        found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalars().all()
+    if found != ["ok"]:
+        raise _unusable(url, f"it is damaged ({found[0]})")
 
 
 def _set_pragmas(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Enum, ForeignKey
+from sqlalchemy import JSON, BigInteger, Dialect, Enum, ForeignKey, TypeDecorator
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from server.registry.records import JobStage, JobStatus, ModelState
@@ -14,6 +15,25 @@ def _by_value(kind: type[ModelState] | type[JobStatus] | type[JobStage]) -> Enum
     return Enum(
         kind, native_enum=False, length=16, values_callable=lambda e: [member.value for member in e]
     )
+
+
+class _DamagedAsEmpty(TypeDecorator[Any]):
+    """JSON whose damaged values read as {}, so that one of them spoils no listing."""
+
+    impl = JSON
+    cache_ok = True
+
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
+        process = super().result_processor(dialect, coltype)
+        assert process is not None
+
+        def read(value: object) -> object:
+            try:
+                return process(value)
+            except ValueError:
+                return {}
+
+        return read
 
 
 class Base(DeclarativeBase):
@@ -34,7 +54,7 @@ class ModelRow(Base):
     donor: Mapped[str | None] = mapped_column(ForeignKey("models.name"))
     family: Mapped[str | None]
     fingerprint: Mapped[str | None]
-    plan: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    plan: Mapped[dict[str, Any] | None] = mapped_column(_DamagedAsEmpty(none_as_null=True))
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     last_used_at: Mapped[float | None]
     max_model_len: Mapped[int | None]
@@ -47,7 +67,7 @@ class ScanRow(Base):
 
     donor_fingerprint: Mapped[str] = mapped_column(primary_key=True)
     variant_fingerprint: Mapped[str] = mapped_column(primary_key=True)
-    report: Mapped[dict[str, Any]] = mapped_column(JSON)
+    report: Mapped[dict[str, Any]] = mapped_column(_DamagedAsEmpty)
 
 
 class JobRow(Base):

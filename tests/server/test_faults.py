@@ -159,9 +159,11 @@ def test_full_server_is_429(tmp_path: Path, models: dict[str, Path]) -> None:
     settings = {"http": {"max_inflight": 2}}
     with live_server(tmp_path / "state", models=models, settings=settings) as server:
         server.until_ready()
-        response = server.chat("base", n=3)
-        assert response.status_code == 429
-        assert response.headers["Retry-After"] == "1"
+        with stream(server, [Fault.MUTE, 50]):
+            response = server.chat("base", n=2)
+            assert response.status_code == 429
+            assert response.headers["Retry-After"] == "1"
+        server.until(lambda: running(server) == 0)
         assert server.chat("base", n=2).status_code == 200
 
 

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
+from linker_core.weights.checkpoint import Checkpoint
+from server.onboarding import onboarder
+from server.onboarding.catalog import TextSide
+from server.onboarding.prepare import read_text_side
 from tests.server.fake_engine import MUTE_ENGINE, TOO_BIG
 from tests.server.live import LiveServer, live_server
-from tests.tiny import make_checkpoint
+from tests.tiny import make_checkpoint, make_variant
 
 
 @pytest.fixture(scope="module")
@@ -140,17 +146,20 @@ def test_second_admission_of_a_pair_scans_nothing(
     live: LiveServer, family: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live.onboard("one", family / "near")
-    scans: list[bool] = []
+    fresh = make_variant(family / "fresh", family / "base", scale=0.02, seed=8)
+    scans: list[tuple[bool, bool]] = []
     scanner = live.services.onboarder._admission._scanner
     run = scanner.run
 
     async def counting(*args: Any, **kwargs: Any) -> Any:
-        scans.append(kwargs.get("donor") is not None)
+        scans.append((kwargs.get("donor") is not None, kwargs.get("hashed", True)))
         return await run(*args, **kwargs)
 
     monkeypatch.setattr(scanner, "run", counting)
     assert live.onboard("two", family / "near").status_code == 201
-    assert scans == [False]
+    assert scans == [(False, True)]
+    assert live.onboard("three", fresh).status_code == 201
+    assert scans[1:] == [(False, True), (True, False)]  # the scan hashes nothing again
 
 
 @pytest.mark.parametrize(
@@ -193,12 +202,14 @@ def test_bad_onboarding_option_is_400(
     assert error["param"]
 
 
-def test_unknown_tier_fails_with_the_status_of_a_bad_parameter(
-    live: LiveServer, family: Path
+@pytest.mark.parametrize("more", [{"tier": "nonsense"}, {"tau_cos": 0.9, "tau_frob": 0.5}])
+def test_unknown_or_contradicted_tier_is_400_before_a_job_exists(
+    server: LiveServer, family: Path, more: dict[str, Any]
 ) -> None:
-    error = failure(live.onboard("odd", family / "near", tier="nonsense"), 400)
+    body = {"tier": "conservative", **more}
+    error = failure(server.onboard("odd", family / "near", wait=False, **body), 400)
     assert error["param"] == "tier"
-    assert live.client.get("/models/odd").json()["state"] == "failed"
+    assert server.client.get("/models/odd").status_code == 404
 
 
 def test_unknown_donor_is_404_and_named(server: LiveServer, family: Path) -> None:
@@ -264,15 +275,19 @@ def test_bad_checkpoint_is_400_before_a_job_exists(
     assert server.client.get("/models/broken").status_code == 404
 
 
-def test_weights_that_are_not_finite_fail_the_job(live: LiveServer, family: Path) -> None:
-    path = family / "not-finite"
+def not_finite(root: Path) -> Path:
+    path = root / "not-finite"
     if not path.exists():
-        shutil.copytree(family / "other", path)
+        shutil.copytree(root / "other", path)
         weights = path / "model.safetensors"
         data = bytearray(weights.read_bytes())
         data[-2:] = b"\x80\x7f"  # infinity in bfloat16, little-endian
         weights.write_bytes(data)
-    error = failure(live.onboard("broken", path), 400)
+    return path
+
+
+def test_weights_that_are_not_finite_fail_the_job(live: LiveServer, family: Path) -> None:
+    error = failure(live.onboard("broken", not_finite(family)), 400)
     assert error["code"] == "bad_checkpoint"
     card = live.client.get("/models/broken").json()
     assert (card["state"], card["error"]["code"]) == ("failed", "bad_checkpoint")
@@ -290,6 +305,54 @@ def test_too_little_memory_is_507_before_a_job_exists(
     assert error["code"] == "insufficient_capacity"
 
 
+def test_capacity_counts_the_kv_cache_of_a_donor_and_the_head_of_a_variant(
+    live: LiveServer, family: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = live.services.engine.snapshot
+    assert snapshot is not None
+    with Checkpoint.open(family / "tall") as checkpoint:
+        model, weights = checkpoint.config, checkpoint.nbytes
+    kv = 2 * model.num_layers * model.num_kv_heads * model.head_dim * 16_384 * 4
+    outside = (model.vocab_size + 1) * model.hidden_size * 2  # a tied embedding, a norm; bfloat16
+    admission = live.services.onboarder._admission
+
+    def answer(free_bytes: int, name: str, **more: Any) -> httpx.Response:
+        free = replace(snapshot, device_free_bytes=free_bytes)
+        monkeypatch.setattr(admission, "snapshot", lambda: free)
+        return live.onboard(f"{name}-{free_bytes}", family / name, wait=False, **more)
+
+    assert f"{weights + kv} bytes" in failure(answer(weights + kv - 1, "tall"), 507)["message"]
+    assert f"{outside} bytes" in failure(answer(outside - 1, "near"), 507)["message"]
+    assert answer(outside, "near").status_code == 202
+    live.until(lambda: live.client.get(f"/models/near-{outside}").json()["state"] == "ready")
+    assert answer(0, "near", policy="exact").status_code == 202
+    live.until(lambda: live.client.get("/models/near-0").json()["state"] == "ready")
+    assert answer(weights + kv, "tall").status_code == 202
+
+
+def test_validation_of_one_source_holds_up_nobody(
+    live: LiveServer, family: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def read(path: Path) -> TextSide:
+        if path.name == "far":
+            begun.set()
+            assert go_on.wait(60)
+        return read_text_side(path)
+
+    monkeypatch.setattr(onboarder, "read_text_side", read)
+    answers: list[httpx.Response] = []
+    slow = threading.Thread(target=lambda: answers.append(live.onboard("slow", family / "far")))
+    slow.start()
+    assert begun.wait(30)
+    assert live.onboard("quick", family / "near").status_code == 201
+    assert live.client.delete("/models/quick").status_code == 200
+    go_on.set()
+    slow.join(60)
+    assert answers[0].status_code == 201
+
+
 def test_engine_that_refuses_a_model_fails_the_job_with_its_status(
     live: LiveServer, family: Path
 ) -> None:
@@ -301,7 +364,7 @@ def test_engine_that_refuses_a_model_fails_the_job_with_its_status(
 
 
 def test_failed_model_can_be_onboarded_again(live: LiveServer, family: Path) -> None:
-    live.onboard("retried", family / "near", tier="nonsense")
+    failure(live.onboard("retried", not_finite(family)), 400)
     assert live.onboard("retried", family / "near").status_code == 201
 
 

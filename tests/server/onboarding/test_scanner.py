@@ -30,7 +30,7 @@ def test_result_and_progress_are_handed_on() -> None:
         heard,
     )
     assert heard == [("hashing", 1, 2)]
-    assert result == ScanResult(fingerprint="f", donor_fingerprint=None, report={"a": 1})
+    assert result == ScanResult(fingerprint="f", report={"a": 1})
 
 
 def test_error_of_the_worker_is_raised_as_it_was() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from linker_core.errors import ConflictError
+from linker_core.errors import ConflictError, InvalidRequestError, NotReadyError
+from server.registry import store
 from server.registry.records import JobRecord, JobStage, JobStatus, ModelRecord, ModelState
 from server.registry.store import Registry
 
@@ -103,7 +105,7 @@ def test_scans_are_found_by_both_fingerprints(registry: Registry) -> None:
 
 def test_jobs_of_a_model_are_listed_newest_first(registry: Registry) -> None:
     registry.save(JOB, replace(JOB, id="job-2", created_at=12.0), replace(JOB, id="x", model="y"))
-    assert [job.id for job in registry.jobs(model="acme/chat")] == ["job-2", "job-1"]
+    assert [job.id for job in registry.jobs(model="acme/chat", limit=9)] == ["job-2", "job-1"]
 
 
 def test_touch_notes_the_last_use(registry: Registry) -> None:
@@ -123,3 +125,85 @@ def test_sqlite_is_durable_and_checks_references(registry: Registry) -> None:
     assert settings == {
         "journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 5000,
     }  # fmt: skip
+
+
+def test_listing_of_jobs_is_limited_to_the_newest(registry: Registry) -> None:
+    registry.save(*(replace(JOB, id=f"job-{n}", created_at=float(n)) for n in range(9)))
+    assert [job.id for job in registry.jobs(limit=2)] == ["job-8", "job-7"]
+
+
+def test_unfinished_jobs_are_found(registry: Registry) -> None:
+    registry.save(JOB, replace(JOB, id="done", status=JobStatus.FAILED, finished_at=12.0))
+    assert registry.unfinished_jobs() == [JOB]
+
+
+def test_damaged_json_spoils_only_its_value(registry: Registry) -> None:
+    registry.save(MODEL, replace(MODEL, name="near", position=2))
+    registry.save_scan("d", "v", {"blocks": []})
+    with registry._engine.begin() as connection:
+        connection.execute(text("UPDATE models SET plan = '{' WHERE name = 'near'"))
+        connection.execute(text("UPDATE scans SET report = '{'"))
+    assert [model.plan for model in registry.models()] == [MODEL.plan, {}]
+    assert registry.scan("d", "v") is None
+
+
+def test_locked_registry_is_not_ready_and_says_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        store, "_SQLITE_PRAGMAS", (*store._SQLITE_PRAGMAS, "PRAGMA busy_timeout=10")
+    )
+    registry = Registry.open(f"sqlite:///{tmp_path / 'locked.sqlite3'}")
+    with registry._engine.connect() as blocker:
+        blocker.exec_driver_sql("BEGIN IMMEDIATE")
+        with pytest.raises(NotReadyError) as caught:
+            registry.save(MODEL)
+        assert "locked" not in caught.value.message
+        assert registry.models() == []
+        blocker.rollback()
+    registry.save(MODEL)
+    registry.close()
+
+
+def damaged_file(tmp_path: Path, *, pages: bool) -> Path:
+    path = tmp_path / "r.sqlite3"
+    registry = Registry.open(f"sqlite:///{path}")
+    registry.save(*(replace(MODEL, name=f"m{n}", position=n) for n in range(200)))
+    registry.close()
+    data = bytearray(path.read_bytes())
+    if pages:
+        data[4096:] = b"\xff" * (len(data) - 4096)  # the header and the schema stay readable
+    else:
+        data[:16] = b"not a database.."
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("pages", [False, True])
+def test_damaged_file_is_refused_by_name(tmp_path: Path, *, pages: bool) -> None:
+    path = damaged_file(tmp_path, pages=pages)
+    with pytest.raises(InvalidRequestError, match="restore a copy") as caught:
+        Registry.open(f"sqlite:///{path}")
+    assert str(path) in caught.value.message
+    assert caught.value.param == "storage.registry_url"
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("no url", "cannot be parsed"),
+        ("nosuch://u:secret@h/d", "driver"),
+        ("mysql+nosuch://u:secret@h/d", "driver"),
+        ("sqlite:////nowhere/at/all/r.sqlite3", "unable to open"),
+    ],
+)
+def test_url_that_leads_nowhere_is_refused_without_its_password(url: str, reason: str) -> None:
+    with pytest.raises(InvalidRequestError, match=reason) as caught:
+        Registry.open(url)
+    assert "secret" not in caught.value.message
+
+
+def test_missing_driver_is_named_as_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    with pytest.raises(InvalidRequestError, match=r"u:\*\*\*@h/d cannot be used: its driver"):
+        Registry.open("postgresql+psycopg://u:secret@h/d")

@@ -1,0 +1,185 @@
+"""Runs onboarding jobs, one after the other, from a queued request to a resident model.
+
+The event loop owns all state here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from linker_core.errors import EngineFailureError, LinkerError, NotReadyError
+from server.bridge.client import OnProgress
+from server.onboarding.admission import Admission, Planned
+from server.onboarding.catalog import Catalog, Identity, ServedModel, TextSide
+from server.onboarding.prepare import read_again
+from server.onboarding.request import OnboardRequest
+from server.onboarding.restorer import Restorer
+from server.onboarding.roster import Roster, failed_job, failed_model, succeeded_job
+from server.onboarding.sources import resolve_source
+from server.registry.records import JobRecord, JobStage, JobStatus, ModelRecord, ModelState
+
+logger = logging.getLogger(__name__)
+
+
+class JobRunner:
+    """The jobs that wait and the one that runs.
+
+    Args:
+        roster: The known models and jobs.
+        catalog: Filled with what is resident.
+        admission: The steps of a job.
+        restorer: Says when donors are resident.
+        roots: Directories that sources must lie in.
+        names: Guards checks of names and donors together with the changes that follow from them.
+    """
+
+    def __init__(
+        self,
+        *,
+        roster: Roster,
+        catalog: Catalog,
+        admission: Admission,
+        restorer: Restorer,
+        roots: Sequence[Path],
+        names: asyncio.Lock,
+    ) -> None:
+        self._roster = roster
+        self._catalog = catalog
+        self._admission = admission
+        self._restorer = restorer
+        self._roots = tuple(roots)
+        self._names = names
+        self._finished: dict[str, asyncio.Event] = {}
+        self._identities: dict[str, Identity] = {}  # of the files that were checked, by job
+        self._queue: asyncio.Queue[str] = asyncio.Queue()
+
+    @property
+    def num_live(self) -> int:
+        """Jobs that wait or run."""
+        return len(self._finished)
+
+    async def enqueue(
+        self,
+        request: OnboardRequest,
+        *,
+        job: JobRecord | None = None,
+        checked: TextSide | None = None,
+    ) -> JobRecord:
+        """Stores a job, a new one or an interrupted one, and lets it wait for its turn."""
+        queued = await self._roster.queue(request, job=job)
+        self._finished[queued.id] = asyncio.Event()
+        if checked is not None:
+            self._identities[queued.id] = checked.identity
+        self._queue.put_nowait(queued.id)
+        return queued
+
+    async def wait(self, job_id: str) -> JobRecord:
+        """Waits for the end of a job."""
+        finished = self._finished.get(job_id)
+        if finished is not None:
+            await finished.wait()
+        job = await self._roster.job(job_id)
+        assert job is not None
+        return job
+
+    async def run(self) -> None:
+        """Runs the jobs until cancelled.
+
+        A job that is cancelled here stays in the registry as it is; the next start finishes it.
+        """
+        while True:
+            job_id = await self._queue.get()
+            job = self._roster.live_job(job_id)
+            try:
+                await self._admit(job)
+            except LinkerError as error:
+                await self._fail(job_id, error)
+            except Exception:
+                logger.exception("onboarding %s failed through a fault of ours", job.model)
+                await self._fail(
+                    job_id, EngineFailureError("Onboarding failed; see the server's log.")
+                )
+            self._identities.pop(job_id, None)
+            self._finished.pop(job_id).set()
+            await self._restorer.catch_up()
+
+    async def _admit(self, job: JobRecord) -> None:
+        await self._roster.save(replace(job, status=JobStatus.RUNNING))
+        request = OnboardRequest.from_json(job.request)
+        text = await asyncio.to_thread(
+            self._read_checked, request.source, self._identities.get(job.id)
+        )
+        record, donor = await self._choose_donor(request, text)
+
+        def on_stage(stage: JobStage, done_bytes: int, total_bytes: int) -> None:
+            live = self._roster.live_job(job.id)
+            self._roster.note_progress(
+                replace(live, stage=stage, done_bytes=done_bytes, total_bytes=total_bytes)
+            )
+
+        planned = await self._admission.plan(request, text, donor, on_stage)
+        record = replace(record, fingerprint=planned.fingerprint, plan=planned.plan.to_json())
+        on_stage(JobStage.LOADING, 0, planned.plan.unique_bytes)
+        await self._roster.save(record, self._roster.live_job(job.id))
+        served = await self._load(
+            record, planned, lambda done, total: on_stage(JobStage.LOADING, done, total)
+        )
+        self._catalog.publish(served)
+        ready = replace(record, state=ModelState.READY, max_model_len=served.max_model_len)
+        try:
+            await self._roster.save(
+                ready, succeeded_job(self._roster.live_job(job.id), planned.plan)
+            )
+        except NotReadyError:
+            self._catalog.retract(job.model)
+            await self._admission.unload(job.model)
+            raise
+        logger.info("model %s is ready", job.model)
+
+    def _read_checked(self, source: str, identity: Identity | None) -> TextSide:
+        """Reads what the request was checked against, or refuses what has taken its place."""
+        if identity is None:  # accepted in an earlier life of the server, maybe under other roots
+            return read_again(Path(source), source=source)
+        path = resolve_source(source, self._roots)
+        return read_again(path, source=source, identity=identity)
+
+    async def _choose_donor(
+        self, request: OnboardRequest, text: TextSide
+    ) -> tuple[ModelRecord, ServedModel | None]:
+        """Chooses the donor once all are resident; from here on it cannot be deleted."""
+        while True:
+            await self._restorer.done.wait()
+            async with self._names:
+                if not self._restorer.done.is_set():
+                    continue  # the engine died while others held the names
+                donor = self._admission.choose_donor(request, text.config)
+                record = replace(
+                    self._roster.model(request.name),
+                    donor=None if donor is None else donor.name,
+                    family=request.name if donor is None else donor.name,
+                )
+                await self._roster.save(record)
+                return record, donor
+
+    async def _load(
+        self, record: ModelRecord, planned: Planned, on_progress: OnProgress
+    ) -> ServedModel:
+        """Loads a planned model into the engine of the moment, or into the next one."""
+        while True:
+            await self._restorer.done.wait()
+            if self._admission.engine_or_none() is not None:
+                return await self._admission.load(
+                    record, planned.text, planned.plan, on_progress=on_progress
+                )
+            self._restorer.engine_down()  # seen here before the supervisor could say so
+
+    async def _fail(self, job_id: str, error: LinkerError) -> None:
+        job = self._roster.live_job(job_id)
+        logger.warning("onboarding %s failed: %s", job.model, error.message)
+        # It holds nothing, so its donor may go.
+        model = replace(failed_model(self._roster.model(job.model), error), donor=None)
+        await self._roster.settle(model, failed_job(job, error))

@@ -1,0 +1,74 @@
+"""What the tests of onboarding share: a family of their own, and a scanner that can be held up."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from server.registry.store import Registry
+from tests.server.live import LiveServer
+
+
+def open_registry(state: Path) -> Registry:
+    return Registry.open(f"sqlite:///{state / 'registry.sqlite3'}")
+
+
+def loads(path: Path) -> list[str]:
+    """Returns the names under which a checkpoint was loaded, in order."""
+    log = path / "loads.log"
+    return [line.split()[0] for line in log.read_text().splitlines()] if log.exists() else []
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holdup:
+    """Scans that wait: `begun` says that one wants to begin, `go_on` lets them."""
+
+    begun: threading.Event = field(default_factory=threading.Event)
+    go_on: threading.Event = field(default_factory=threading.Event)
+
+
+@contextmanager
+def held_up_scans(server: LiveServer) -> Iterator[Holdup]:
+    """Lets no scan begin before the block ends, or before it says so."""
+    scanner = server.services.onboarder._admission._scanner
+    run = scanner.run
+    holdup = Holdup()
+
+    async def held_up(*args: Any, **kwargs: Any) -> Any:
+        holdup.begun.set()
+        await asyncio.to_thread(holdup.go_on.wait)
+        return await run(*args, **kwargs)
+
+    scanner.run = held_up  # type: ignore[method-assign]
+    try:
+        yield holdup
+    finally:
+        scanner.run = run  # type: ignore[method-assign]
+        holdup.go_on.set()
+
+
+@contextmanager
+def locked_registry(server: LiveServer) -> Iterator[None]:
+    """Holds the registry's write lock."""
+    with server.services.registry._engine.connect() as blocker:
+        blocker.exec_driver_sql("BEGIN IMMEDIATE")
+        yield
+        blocker.rollback()
+
+
+def until_job(server: LiveServer, job_id: str, status: str) -> dict[str, Any]:
+    """Waits for the end of a job, which is `status`."""
+    job: dict[str, Any] = {}
+
+    def ended() -> bool:
+        job.update(server.client.get(f"/models/jobs/{job_id}").json())
+        return job["status"] not in ("queued", "running")
+
+    server.until(ended)
+    assert job["status"] == status, job
+    return job
