@@ -15,19 +15,16 @@ from linker_core.engine.kv_size import kv_cache_bytes
 from linker_core.engine.messages import LoadModel, Snapshot
 from linker_core.errors import (
     BadCheckpointError,
-    ConflictError,
     EngineFailureError,
-    ModelNotFoundError,
     NotReadyError,
 )
-from linker_core.sharing.family import check_same_family
 from linker_core.sharing.plan import Fingerprints, Policy, SharePlan, plan_donor, plan_variant
 from linker_core.sharing.report import ScanReport
 from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.checkpoint import Checkpoint
 from server.bridge.client import EngineClient, OnProgress
 from server.onboarding.catalog import Catalog, ServedModel, TextSide
-from server.onboarding.request import AUTO_DONOR, OnboardRequest
+from server.onboarding.request import OnboardRequest
 from server.onboarding.scanner import Scanner
 from server.registry.records import JobStage, Json, ModelRecord
 from server.registry.store import Registry
@@ -95,32 +92,6 @@ class Admission:
             report = await self._report(text, fingerprint, donor, on_stage)
         plan = await asyncio.to_thread(_make_plan, request, text, fingerprint, donor, report)
         return Planned(text=text, fingerprint=fingerprint, donor=donor, plan=plan)
-
-    def choose_donor(self, request: OnboardRequest, config: ModelConfig) -> ServedModel | None:
-        """Returns the donor a model will lean on; None makes it the donor of a new family.
-
-        Raises:
-            ModelNotFoundError: The named donor is not resident.
-            ConflictError: The named donor is a variant itself.
-            BadCheckpointError: The named donor is of another family; the differences are named.
-        """
-        if request.donor is None:
-            return None
-        if request.donor == AUTO_DONOR:
-            others = (donor for donor in self._catalog.donors() if donor.name != request.name)
-            return next((d for d in others if _is_same_family(d.text.config, config)), None)
-        donor = self._catalog.get(request.donor)
-        if donor is None:
-            raise ModelNotFoundError(
-                f"The donor {request.donor!r} is not resident; onboard it first.", param="donor"
-            )
-        if donor.donor is not None:
-            raise ConflictError(
-                f"{donor.name!r} is a variant of {donor.donor!r}; name that as donor.",
-                param="donor",
-            )
-        check_same_family(donor.text.config, config)
-        return donor
 
     async def fingerprint(self, text: TextSide) -> str:
         """Returns the digest of a checkpoint, hashing files once in this process's life.
@@ -251,14 +222,6 @@ def _make_plan(
                 tau_frob=request.tau_frob,
                 tier=request.tier,
             )
-
-
-def _is_same_family(donor: ModelConfig, variant: ModelConfig) -> bool:
-    try:
-        check_same_family(donor, variant)
-    except BadCheckpointError:
-        return False
-    return True
 
 
 def _changed() -> BadCheckpointError:

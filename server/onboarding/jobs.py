@@ -15,10 +15,12 @@ from linker_core.errors import EngineFailureError, LinkerError, NotReadyError
 from server.bridge.client import OnProgress
 from server.onboarding.admission import Admission, Planned
 from server.onboarding.catalog import Catalog, Identity, ServedModel, TextSide
+from server.onboarding.donors import choose_donor
+from server.onboarding.outcomes import failed_job, failed_model, succeeded_job
 from server.onboarding.prepare import read_again
 from server.onboarding.request import OnboardRequest
 from server.onboarding.restorer import Restorer
-from server.onboarding.roster import Roster, failed_job, failed_model, succeeded_job
+from server.onboarding.roster import Roster
 from server.onboarding.sources import resolve_source
 from server.registry.records import JobRecord, JobStage, JobStatus, ModelRecord, ModelState
 
@@ -156,7 +158,7 @@ class JobRunner:
             async with self._names:
                 if not self._restorer.done.is_set():
                     continue  # the engine died while others held the names
-                donor = self._admission.choose_donor(request, text.config)
+                donor = choose_donor(self._catalog, request, text.config)
                 record = replace(
                     self._roster.model(request.name),
                     donor=None if donor is None else donor.name,

@@ -16,11 +16,13 @@ from server.bridge.client import EngineClient
 from server.onboarding.admission import Admission
 from server.onboarding.catalog import Catalog, TextSide
 from server.onboarding.departures import Departures
+from server.onboarding.donors import choose_donor
 from server.onboarding.jobs import JobRunner
+from server.onboarding.outcomes import interrupted_job
 from server.onboarding.prepare import check_capacity, read_text_side
 from server.onboarding.request import AUTO_DONOR, OnboardRequest, check_name, check_sharing
 from server.onboarding.restorer import Restorer
-from server.onboarding.roster import Roster, interrupted_job
+from server.onboarding.roster import Roster
 from server.onboarding.sources import resolve_source
 from server.registry.records import JobRecord, ModelRecord, ModelState
 
@@ -183,7 +185,7 @@ class Onboarder:
     def _check_admissible(self, request: OnboardRequest, text: TextSide) -> None:
         if self._is_coming(request.donor):
             return  # the job checks it then
-        donor = self._admission.choose_donor(request, text.config)
+        donor = choose_donor(self._catalog, request, text.config)
         snapshot = self._admission.snapshot()
         if snapshot is None or (donor is None and self._may_find_donor(request)):
             return

@@ -17,8 +17,9 @@ from linker_core.sharing.plan import SharePlan
 from server.bridge.client import EngineClient
 from server.onboarding.admission import Admission
 from server.onboarding.catalog import Catalog
+from server.onboarding.outcomes import failed_model
 from server.onboarding.prepare import read_again
-from server.onboarding.roster import Roster, failed_model
+from server.onboarding.roster import Roster
 from server.registry.records import ModelRecord, ModelState
 
 logger = logging.getLogger(__name__)

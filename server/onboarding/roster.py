@@ -12,17 +12,11 @@ import uuid
 from collections.abc import Iterable
 from dataclasses import replace
 
-from linker_core.errors import (
-    BadCheckpointError,
-    EngineFailureError,
-    LinkerError,
-    ModelNotFoundError,
-    NotReadyError,
-)
-from linker_core.sharing.plan import SharePlan
+from linker_core.errors import ModelNotFoundError, NotReadyError
 from server.metrics.serving import ServingMetrics
+from server.onboarding.outcomes import is_readable, without_plan
 from server.onboarding.request import OnboardRequest
-from server.registry.records import JobRecord, JobStatus, Json, ModelRecord, ModelState
+from server.registry.records import JobRecord, JobStatus, ModelRecord, ModelState
 from server.registry.store import Registry
 
 logger = logging.getLogger(__name__)
@@ -51,9 +45,9 @@ class Roster:
         for record in await asyncio.to_thread(self._registry.models):
             self.show(record)
         for record in self.models():
-            if record.plan is not None and not _is_readable(record.plan):
+            if record.plan is not None and not is_readable(record.plan):
                 logger.error("the stored plan of model %s is damaged", record.name)
-                await self.save(_without_plan(record))
+                await self.save(without_plan(record))
         return await asyncio.to_thread(self._registry.unfinished_jobs)
 
     def models(self) -> list[ModelRecord]:
@@ -210,50 +204,3 @@ class Roster:
 
 def _key(record: ModelRecord | JobRecord) -> tuple[type, str]:
     return type(record), record.name if isinstance(record, ModelRecord) else record.id
-
-
-def _is_readable(plan: Json) -> bool:
-    try:
-        SharePlan.from_json(plan)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return False
-    return True
-
-
-def _without_plan(record: ModelRecord) -> ModelRecord:
-    error = BadCheckpointError(
-        "The stored plan of this model cannot be read. Delete the model and onboard it again."
-    )
-    return failed_model(replace(record, plan=None), error)
-
-
-def failed_model(record: ModelRecord, error: LinkerError) -> ModelRecord:
-    """Returns a model that cannot be served, and why."""
-    return replace(record, state=ModelState.FAILED, error=error.to_record())
-
-
-def failed_job(job: JobRecord, error: LinkerError) -> JobRecord:
-    """Returns a job that ended without a model."""
-    return replace(job, status=JobStatus.FAILED, error=error.to_record(), finished_at=time.time())
-
-
-def interrupted_job(job: JobRecord) -> JobRecord:
-    """Returns a job whose model went another way while the server was down."""
-    return failed_job(job, EngineFailureError("The server stopped before the job was done."))
-
-
-def succeeded_job(job: JobRecord, plan: SharePlan) -> JobRecord:
-    """Returns a job whose model is resident."""
-    held = {
-        "logical": plan.logical_bytes,
-        "unique": plan.unique_bytes,
-        "shared": plan.shared_bytes,
-        "checkpoint": plan.checkpoint_bytes,
-    }
-    return replace(
-        job,
-        status=JobStatus.SUCCEEDED,
-        done_bytes=job.total_bytes,
-        result={"id": job.model, "fingerprint": plan.variant_fingerprint, "bytes": held},
-        finished_at=time.time(),
-    )

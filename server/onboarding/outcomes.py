@@ -1,0 +1,59 @@
+"""How models and jobs end: the records that say so. Stores nothing."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+from linker_core.errors import BadCheckpointError, EngineFailureError, LinkerError
+from linker_core.sharing.plan import SharePlan
+from server.registry.records import JobRecord, JobStatus, Json, ModelRecord, ModelState
+
+
+def is_readable(plan: Json) -> bool:
+    """Whether a stored plan can be restored."""
+    try:
+        SharePlan.from_json(plan)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return False
+    return True
+
+
+def without_plan(record: ModelRecord) -> ModelRecord:
+    """Returns a model whose stored plan is damaged."""
+    error = BadCheckpointError(
+        "The stored plan of this model cannot be read. Delete the model and onboard it again."
+    )
+    return failed_model(replace(record, plan=None), error)
+
+
+def failed_model(record: ModelRecord, error: LinkerError) -> ModelRecord:
+    """Returns a model that cannot be served, and why."""
+    return replace(record, state=ModelState.FAILED, error=error.to_record())
+
+
+def failed_job(job: JobRecord, error: LinkerError) -> JobRecord:
+    """Returns a job that ended without a model."""
+    return replace(job, status=JobStatus.FAILED, error=error.to_record(), finished_at=time.time())
+
+
+def interrupted_job(job: JobRecord) -> JobRecord:
+    """Returns a job whose model went another way while the server was down."""
+    return failed_job(job, EngineFailureError("The server stopped before the job was done."))
+
+
+def succeeded_job(job: JobRecord, plan: SharePlan) -> JobRecord:
+    """Returns a job whose model is resident."""
+    held = {
+        "logical": plan.logical_bytes,
+        "unique": plan.unique_bytes,
+        "shared": plan.shared_bytes,
+        "checkpoint": plan.checkpoint_bytes,
+    }
+    return replace(
+        job,
+        status=JobStatus.SUCCEEDED,
+        done_bytes=job.total_bytes,
+        result={"id": job.model, "fingerprint": plan.variant_fingerprint, "bytes": held},
+        finished_at=time.time(),
+    )
