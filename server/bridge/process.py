@@ -40,11 +40,12 @@ def stop_signals_blocked() -> Iterator[None]:
     lets its children finish and ends them itself. A child inherits the mask before its first
     instruction; here a signal is only late by the time a start takes.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        # Not a stored mask: starts may interleave, and the last would restore the first's.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 
 class EngineProcess:
