@@ -1,0 +1,93 @@
+"""What a start takes up: the models asked for, the stored ones, and what the last stop broke off.
+
+Event loop only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from server.onboarding.catalog import Catalog
+from server.onboarding.jobs import JobRunner
+from server.onboarding.outcomes import interrupted_job
+from server.onboarding.request import OnboardRequest
+from server.onboarding.roster import Roster
+from server.registry.records import ModelRecord, ModelState
+
+
+class Startup:
+    """The models of the start.
+
+    Args:
+        roster: The known models and jobs.
+        catalog: The resident models.
+        jobs: Takes what is to be onboarded.
+        names: Guards checks of names and donors together with the changes that follow from them.
+    """
+
+    def __init__(
+        self, *, roster: Roster, catalog: Catalog, jobs: JobRunner, names: asyncio.Lock
+    ) -> None:
+        self._roster = roster
+        self._catalog = catalog
+        self._jobs = jobs
+        self._names = names
+        self._requested: dict[str, OnboardRequest] = {}
+        self._names_at_start: frozenset[str] = frozenset()
+
+    async def open(self, startup: Sequence[OnboardRequest]) -> None:
+        """Reads the registry and queues what is to be done, before the engine runs.
+
+        A start-up model whose stored row was made from the same request keeps its plan; another
+        row of that name is replaced, and the variants of a replaced donor are planned anew.
+        """
+        interrupted = await self._roster.open()
+        self._requested = {request.name: request for request in startup}
+        stored, requests = self._roster.models(), dict(self._requested)
+        again = {name for name, request in requests.items() if not self._is_stored(request)}
+        again |= {r.name for r in stored if r.donor in again and r.name not in requests}
+        again |= {r.name for r in stored if r.state is ModelState.ONBOARDING}
+        for record in stored:
+            if record.name in again and record.name not in requests:
+                requests[record.name] = OnboardRequest.from_json(record.request)
+        newest = {job.model: job for job in reversed(interrupted) if job.model in again}
+        for job in interrupted:
+            if newest.get(job.model) is not job:
+                await self._roster.save(interrupted_job(job))
+        for name in (name for name in requests if name in again):
+            await self._jobs.enqueue(requests[name], job=newest.get(name))
+        models = self._roster.models()
+        self._names_at_start = frozenset(r.name for r in models if r.state is not ModelState.FAILED)
+
+    def failures(self) -> list[str] | None:
+        """Returns the start-up models that failed; None while some are still on their way."""
+        failed = []
+        for record in self._roster.models():
+            if record.name not in self._names_at_start:
+                continue
+            if record.state is ModelState.FAILED:
+                failed.append(record.name)
+            elif self._catalog.get(record.name) is None:
+                return None
+        return failed
+
+    def _is_stored(self, request: OnboardRequest) -> bool:
+        stored = self._roster.find(request.name)
+        return (
+            stored is not None
+            and stored.state is ModelState.READY
+            and stored.request == request.to_json()
+        )
+
+    async def plan_anew(self, record: ModelRecord) -> bool:
+        """Queues a start-up model whose files changed, and the variants of such a donor."""
+        if record.name not in self._requested:
+            return False
+        async with self._names:
+            names = [record.name, *self._roster.dependants(record.name)]
+            for model in [found for name in names if (found := self._roster.find(name))]:
+                if model.state is ModelState.READY:
+                    request = self._requested.get(model.name)
+                    await self._jobs.enqueue(request or OnboardRequest.from_json(model.request))
+        return True
