@@ -31,12 +31,6 @@ class KVShape:
         """Token slots in all."""
         return self.num_pages * self.page_tokens
 
-    @property
-    def nbytes(self) -> int:
-        """Exact bytes of keys and values."""
-        per_token = 2 * self.num_layers * self.num_kv_heads * self.head_dim
-        return per_token * self.num_tokens * self.dtype.itemsize
-
 
 @dataclass(slots=True, eq=False)
 class PageTable:

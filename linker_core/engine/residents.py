@@ -15,6 +15,7 @@ import torch
 from linker_core.config import EngineConfig
 from linker_core.engine.attention import register_attention
 from linker_core.engine.family import Family, kv_shape
+from linker_core.engine.kv_size import kv_cache_bytes
 from linker_core.engine.messages import LoadModel, ModelBytes
 from linker_core.errors import BadCheckpointError, ConflictError, ModelNotFoundError
 from linker_core.residency.pool import Pool
@@ -129,7 +130,7 @@ class Residents:
             check_same_family(donor.family.model, model)
             return donor.family
         shape = kv_shape(model, self._config, dtype=self._dtype)
-        self.pool.reserve_kv(message.model, shape.nbytes)
+        self.pool.reserve_kv(message.model, kv_cache_bytes(model, self._config))
         try:
             family = Family(message.model, model, shape, config=self._config, device=self._device)
         except BaseException:

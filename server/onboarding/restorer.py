@@ -10,6 +10,7 @@ from pathlib import Path
 from linker_core.errors import (
     BadCheckpointError,
     EngineFailureError,
+    InsufficientCapacityError,
     LinkerError,
     NotReadyError,
 )
@@ -128,7 +129,7 @@ class Restorer:
     async def _set_aside(self, record: ModelRecord, error: Exception) -> None:
         if not self._is_wanted(record):
             return
-        if isinstance(error, NotReadyError):
+        if isinstance(error, NotReadyError | InsufficientCapacityError):
             logger.warning("model %s cannot come back yet: %s", record.name, error.message)
             self._absent[record.name] = record
             self._roster.show(failed_model(record, error))  # its row still says ready

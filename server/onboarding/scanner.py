@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from linker_core.errors import BadCheckpointError, from_record
+from server.bridge.process import stop_signals_blocked
 from server.onboarding.catalog import Identity
 
 logger = logging.getLogger(__name__)
@@ -63,16 +64,17 @@ class Scanner:
             LinkerError: What the worker says of the checkpoint, or `BadCheckpointError` if it died.
         """
         donor_options = () if donor is None else ("--donor", str(donor))
-        process = await asyncio.create_subprocess_exec(
-            *self._command,
-            *("--variant", str(variant)),
-            *donor_options,
-            *(() if hashed else ("--no-hash",)),
-            *(() if scanned else ("--no-scan",)),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            limit=_MAX_LINE_BYTES,
-        )
+        with stop_signals_blocked():
+            process = await asyncio.create_subprocess_exec(
+                *self._command,
+                *("--variant", str(variant)),
+                *donor_options,
+                *(() if hashed else ("--no-hash",)),
+                *(() if scanned else ("--no-scan",)),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                limit=_MAX_LINE_BYTES,
+            )
         assert process.stdout is not None
         try:
             outcome = await _read_outcome(process.stdout, on_progress)

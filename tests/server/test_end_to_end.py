@@ -162,3 +162,22 @@ def test_engine_killed_from_outside_comes_back_with_every_model(server: LiveServ
     server.until(lambda: server.services.engine.pid not in (first, None))
     server.until_ready()
     assert answers(server) == before
+
+
+def test_models_that_do_not_fit_today_come_back_when_they_fit_again(
+    root: Path, tmp_path: Path
+) -> None:
+    models = {"base": root / "base", "far": root / "far"}
+    with live_server(tmp_path, models=models, root=root, engine_command=None) as live:
+        live.until_ready()
+        before = live.client.get("/models/far").json()["plan"]
+    small = {"engine": {"memory_budget": 1000}}
+    with live_server(tmp_path, root=root, engine_command=None, settings=small) as live:
+        live.until(lambda: live.client.get("/models/far").json()["state"] == "failed")
+        assert live.client.get("/ready").status_code == 503
+        error = live.client.get("/models/base").json()["error"]
+        assert error["code"] == "insufficient_capacity"
+    with live_server(tmp_path, root=root, engine_command=None) as live:
+        live.until_ready()
+        assert live.client.get("/models/far").json()["plan"] == before
+        assert live.complete("far", PROMPT, max_tokens=2).status_code == 200

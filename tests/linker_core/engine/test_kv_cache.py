@@ -25,10 +25,10 @@ def make_cache(num_pages: int, page_tokens: int = 4) -> KVCache:
     return KVCache(shape, device=CPU)
 
 
-def test_kv_shape_bytes_are_those_of_its_tensors() -> None:
+def test_kv_shape_has_a_slot_for_every_token_of_its_pages() -> None:
     cache = make_cache(7)
-    assert cache.shape.nbytes == cache.keys_LKSD.nbytes + cache.values_LKSD.nbytes
     assert cache.shape.num_tokens == 28
+    assert cache.keys_LKSD.shape == cache.values_LKSD.shape == (2, 3, 28, 5)
 
 
 def test_grow_prefers_the_page_behind_the_last() -> None:
