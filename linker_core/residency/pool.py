@@ -158,6 +158,6 @@ class Pool:
         free = self.free_bytes()
         if nbytes > free:
             raise InsufficientCapacityError(
-                f"{nbytes} bytes are needed for {what}, {max(free, 0)} are free. "
-                "Remove a model or raise the memory budget."
+                f"{nbytes} bytes are needed for {what}, {max(free, 0)} are free. Remove a model, "
+                "raise the memory budget, or lower kv_cache_tokens."
             )

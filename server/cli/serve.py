@@ -103,6 +103,10 @@ def settings_from(args: argparse.Namespace) -> Settings:
             "127.0.0.1, or say --no-auth.",
             param="host",
         )
+    if settings.models.root is not None and not settings.models.root.is_dir():
+        raise InvalidRequestError(
+            f"--models-root {settings.models.root} is no directory.", param="models_root"
+        )
     return settings
 
 

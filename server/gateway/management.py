@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from linker_core.errors import InvalidRequestError, ModelNotFoundError, NotReadyError, from_record
+from linker_core.errors import ModelNotFoundError, NotReadyError, from_record
 from server.gateway.body import read_object
 from server.gateway.cards import job_card, model_card, openai_card
 from server.gateway.openapi import answers, takes
@@ -85,8 +85,6 @@ def _add_model_routes(router: APIRouter, services: Services) -> None:
     async def onboard(http_request: Request, *, wait: bool = False) -> JSONResponse:
         services.gate.check_open()
         parsed = await read_object(http_request)
-        if parsed.get("policy") in ("budget", "bytes"):
-            raise InvalidRequestError("This policy is not available here.", param="policy")
         body = parse_request(OnboardBody, parsed, neutral=ONBOARD_NEUTRAL)
         job = await onboarder.submit(onboard_request(body, services.settings.sharing))
         if wait:

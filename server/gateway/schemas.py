@@ -40,7 +40,7 @@ class TextPart(_Strict):
 class Message(_Strict):
     """One message of a dialogue."""
 
-    role: str = Field(min_length=1, max_length=64)
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[TextPart] | None = None
     name: str | None = None
     tool_calls: list[Any] | None = Field(default=None, max_length=0)

@@ -81,8 +81,14 @@ class Services:
         raise NotReadyError(f"The model {name!r} is {state.value}, so it cannot answer now.")
 
     def shown(self, record: ModelRecord) -> ModelRecord:
-        """Returns a model with the state clients see: one that is coming back is not ready."""
-        if record.state is ModelState.READY and self.catalog.get(record.name) is None:
+        """Returns a model as clients see it now.
+
+        One that is coming back is not ready; the context length is that of today's settings.
+        """
+        served = self.catalog.get(record.name)
+        if served is not None:
+            return replace(record, max_model_len=served.max_model_len)
+        if record.state is ModelState.READY:
             return replace(record, state=ModelState.ONBOARDING)
         return record
 

@@ -181,3 +181,16 @@ def test_models_that_do_not_fit_today_come_back_when_they_fit_again(
         live.until_ready()
         assert live.client.get("/models/far").json()["plan"] == before
         assert live.complete("far", PROMPT, max_tokens=2).status_code == 200
+
+
+def test_context_length_shown_is_that_of_todays_settings(root: Path, tmp_path: Path) -> None:
+    with live_server(tmp_path, models={"base": root / "base"}, engine_command=None) as live:
+        live.until_ready()
+        assert live.client.get("/models/base").json()["max_model_len"] == 256
+    shorter = {"engine": {"max_model_len": 64}}
+    with live_server(tmp_path, root=root, engine_command=None, settings=shorter) as live:
+        live.until_ready()
+        shown = {live.client.get(path).json()["max_model_len"] for path in (
+            "/models/base", "/v1/models/base",
+        )}  # fmt: skip
+        assert shown == {64}

@@ -41,15 +41,16 @@ def test_models_are_taken_repeated_and_together(tmp_path: Path) -> None:
     assert requests[2].source == str(tmp_path)
 
 
-def test_flags_become_settings() -> None:
+def test_flags_become_settings(tmp_path: Path) -> None:
     tree = settings(
         *("--memory-budget", "2G", "--max-model-len", "128", "--device", "cuda", "--port", "0"),
-        *("--tau-cos", "0.9", "--tau-frob", "0.1", "--state", "/s", "--models-root", "/m"),
+        *("--tau-cos", "0.9", "--tau-frob", "0.1", "--state", "/s"),
+        *("--models-root", str(tmp_path)),
     )
     assert tree.engine.to_engine_config().memory_budget_bytes == 2 << 30
     assert (tree.engine.max_model_len, tree.engine.device) == (128, "cuda")
     assert (tree.sharing.tau_cos, tree.sharing.tau_frob) == (0.9, 0.1)
-    assert (tree.storage.state, tree.models.root) == (Path("/s"), Path("/m"))
+    assert (tree.storage.state, tree.models.root) == (Path("/s"), tmp_path)
     assert (tree.http.host, tree.http.port) == ("127.0.0.1", 0)
 
 
@@ -65,7 +66,7 @@ def test_thresholds_bind_variants_and_leave_the_donor_alone() -> None:
     [
         ("--model", "a"), ("--model", "=x"), ("--model", "a="), ("--memory-budget", "lots"),
         ("--max-model-len", "0"), ("--port", "70000"), ("--host", "0.0.0.0"),
-        ("--config", "/nothing.yaml"),
+        ("--config", "/nothing.yaml"), ("--models-root", "/nothing"),
     ],
 )  # fmt: skip
 def test_bad_flag_is_refused(arguments: tuple[str, ...]) -> None:

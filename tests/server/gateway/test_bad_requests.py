@@ -239,3 +239,9 @@ def test_rejections_are_counted_by_reason(server: LiveServer) -> None:
     before = server.metric(line)
     server.chat("nobody")
     assert server.metric(line) == before + 1
+
+
+@pytest.mark.parametrize("role", ["asistant", "", 5, None])
+def test_role_that_nobody_has_is_400(server: LiveServer, role: object) -> None:
+    error = error_of(server, 400, model="base", messages=[{"role": role, "content": "hi"}])
+    assert error["param"] == "messages.0.role"
