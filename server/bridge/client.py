@@ -146,11 +146,6 @@ class EngineClient:
                 future.set_exception(EngineFailureError(message))
                 future.exception()  # retrieved: nobody may be waiting for it
 
-    @property
-    def num_inflight(self) -> int:
-        """Sequences that have not ended."""
-        return len(self._mailboxes)
-
     def shut_down(self) -> None:
         """Asks the engine to leave."""
         self._outbox.put(Shutdown())

@@ -39,3 +39,11 @@ def server(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[L
     with live_server(tmp_path_factory.mktemp("state"), models=models, root=family) as live:
         live.until_ready()
         yield live
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> dict[str, Path]:
+    """A donor `base` and its variant `near`, for one test to change as it likes."""
+    make_checkpoint(tmp_path / "base")
+    make_variant(tmp_path / "near", tmp_path / "base", scale=0.01)
+    return {"base": tmp_path / "base", "near": tmp_path / "near"}

@@ -17,17 +17,10 @@ from server.registry.records import JobRecord, JobStatus, ModelState
 from server.registry.store import Registry
 from tests.server.fake_engine import KILLER, MUTE_ENGINE, Fault
 from tests.server.live import LiveServer, live_server
-from tests.tiny import make_checkpoint, make_variant
+from tests.tiny import make_checkpoint
 
 LIMITS = SupervisionLimits(poll_s=0.05, stall_s=0.2, stall_kill_s=0.6, backoff_s=0.01)
 NEVER_KILL = replace(LIMITS, stall_kill_s=3600.0)
-
-
-@pytest.fixture
-def models(tmp_path: Path) -> dict[str, Path]:
-    make_checkpoint(tmp_path / "base")
-    make_variant(tmp_path / "near", tmp_path / "base", scale=0.01)
-    return {"base": tmp_path / "base", "near": tmp_path / "near"}
 
 
 @pytest.fixture
