@@ -15,7 +15,7 @@ from linker_core.sharing.report import BlockScan, ScanReport
 from linker_core.sharing.similarity import PairSums, TileReader, compare, count_nonfinite
 from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.checkpoint import Checkpoint
-from linker_core.weights.keys import Section, parse_key
+from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME, Section, parse_key
 
 Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
@@ -70,6 +70,7 @@ def scan(donor: Checkpoint, variant: Checkpoint, *, progress: Progress | None = 
         outside_blocks={
             name: s for name, s in sums.items() if _section(name) is not Section.BLOCKS
         },
+        identical_rows=_identical_rows(donor, variant),
     )
 
 
@@ -89,6 +90,22 @@ def check_finite(checkpoint: Checkpoint, *, names: Iterable[str] | None = None) 
         for name in (checkpoint.tensors if names is None else sorted(names))
     }
     _refuse_nonfinite(checkpoint, counts)
+
+
+def _identical_rows(donor: Checkpoint, variant: Checkpoint) -> dict[str, int]:
+    counts = {}
+    for name in (EMBED_NAME, LM_HEAD_NAME):
+        a, b = donor.tensors.get(name), variant.tensors.get(name)
+        if a is None or b is None or (a.dtype, a.shape[1]) != (b.dtype, b.shape[1]):
+            continue
+        rows, row_bytes = min(a.shape[0], b.shape[0]), b.nbytes // b.shape[0]
+        pair = [bytearray(row_bytes), bytearray(row_bytes)]
+        counts[name] = 0
+        for row in range(rows):
+            for checkpoint, buffer in zip((donor, variant), pair, strict=True):
+                checkpoint.read_into(name, memoryview(buffer), offset_bytes=row * row_bytes)
+            counts[name] += pair[0] == pair[1]
+    return counts
 
 
 class _Meter:

@@ -34,6 +34,10 @@ _HEADER_BYTES_PER_TENSOR = 1 << 10
 _INV_FREQ = "self_attn.rotary_emb.inv_freq"
 _COMPARE_BYTES = 1 << 20
 
+# Name, device, inode, size, mtime and ctime in ns of each weight file. A file that was rewritten
+# and had its mtime put back still shows in its ctime.
+Identity = tuple[tuple[str, int, int, int, int, int], ...]
+
 
 class Checkpoint:
     """A validated checkpoint. Holds its files open until `close`; use it as a context manager.
@@ -43,7 +47,7 @@ class Checkpoint:
         config: Shape and arithmetic of the model.
         tensors: Name -> place, of every stored tensor the model has, ignored extras left out.
         notes: What was ignored, in words.
-        identity: (file, device, inode, size, mtime ns) per weight file; changes when a file does.
+        identity: What the weight files are; changes when a file does.
         eos_token_ids: Ids that end an answer, from config.json and generation_config.json.
         generation: Sampling defaults that generation_config.json states, within bounds.
     """
@@ -81,10 +85,10 @@ class Checkpoint:
         return sum(tensor.nbytes for tensor in self.tensors.values())
 
     @property
-    def identity(self) -> tuple[tuple[str, int, int, int, int], ...]:
-        """What the weight files are now: name, device, inode, size and mtime in ns of each."""
+    def identity(self) -> Identity:
+        """What the weight files are now."""
         return tuple(
-            (name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns)
+            (name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
             for name, s in zip(
                 self.shard_names, (os.fstat(shard) for shard in self._shards), strict=True
             )

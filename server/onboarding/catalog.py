@@ -10,8 +10,7 @@ from pathlib import Path
 from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer
 from linker_core.weights.architecture import ModelConfig
-
-Identity = tuple[tuple[str, int, int, int, int], ...]  # Checkpoint.identity
+from linker_core.weights.checkpoint import Identity
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from linker_core.errors import EngineFailureError, LinkerError, NotReadyError
+from linker_core.weights.checkpoint import Identity
 from server.bridge.client import OnProgress
 from server.onboarding.admission import Admission, Planned
-from server.onboarding.catalog import Catalog, Identity, ServedModel, TextSide
+from server.onboarding.catalog import Catalog, ServedModel, TextSide
 from server.onboarding.donors import choose_donor
 from server.onboarding.outcomes import failed_job, failed_model, succeeded_job
 from server.onboarding.prepare import read_again

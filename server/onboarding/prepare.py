@@ -10,9 +10,9 @@ from pathlib import Path
 from linker_core.errors import BadCheckpointError, InsufficientCapacityError
 from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer
-from linker_core.weights.checkpoint import Checkpoint
+from linker_core.weights.checkpoint import Checkpoint, Identity
 from linker_core.weights.keys import parse_key
-from server.onboarding.catalog import Identity, TextSide
+from server.onboarding.catalog import TextSide
 
 
 def read_text_side(path: Path) -> TextSide:

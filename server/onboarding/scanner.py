@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from linker_core.errors import BadCheckpointError, from_record
+from linker_core.weights.checkpoint import Identity
 from server.bridge.process import stop_signals_blocked
-from server.onboarding.catalog import Identity
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +117,4 @@ async def _read_outcome(
 
 
 def _identity(record: list[list[Any]] | None) -> Identity | None:
-    if record is None:
-        return None
-    return tuple((name, device, inode, size, mtime) for name, device, inode, size, mtime in record)
+    return None if record is None else tuple((n, d, i, s, m, c) for n, d, i, s, m, c in record)

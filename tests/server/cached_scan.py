@@ -53,7 +53,7 @@ def with_identities(lines: bytes, arguments: list[str]) -> bytes:
 
 def identity(file: Path) -> list[str | int]:
     stat = file.stat()
-    return [file.name, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns]
+    return [file.name, stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ def report(epsilon: float) -> ScanReport:
         scan_seconds=0.0,
         blocks=(block(epsilon),),
         outside_blocks={},
+        identical_rows={},
     )
 
 

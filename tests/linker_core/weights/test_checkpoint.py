@@ -310,6 +310,20 @@ def test_identity_changes_with_the_file(path: Path) -> None:
         assert checkpoint.identity != before
 
 
+def test_identity_changes_with_the_bytes_though_the_times_are_put_back(path: Path) -> None:
+    file = path / "model.safetensors"
+    with Checkpoint.open(path) as checkpoint:
+        before, stat = checkpoint.identity, file.stat()
+        with file.open("r+b") as stream:
+            stream.seek(-1, os.SEEK_END)
+            last = stream.read(1)[0]
+            stream.seek(-1, os.SEEK_END)
+            stream.write(bytes([last ^ 1]))
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        assert file.stat().st_mtime_ns == stat.st_mtime_ns
+        assert checkpoint.identity != before
+
+
 def test_fingerprint_follows_the_bytes_and_not_the_place(path: Path, tmp_path: Path) -> None:
     twin = make_checkpoint(tmp_path / "twin")
     other = make_checkpoint(tmp_path / "other", seed=1)
