@@ -1,0 +1,163 @@
+"""The texts that plans are priced on: the shipped dialogues and a user's file. Knows no tokenizer.
+
+A user's file is untrusted: its size, rows and roles are checked before anything is made of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+from linker_core.errors import InvalidRequestError
+from linker_core.weights import strict_json
+
+SHIPPED_FILE: Final = "calibration.jsonl"
+MAX_FILE_BYTES: Final = 64 << 20
+MAX_ROW_BYTES: Final = 1 << 20
+MAX_ROWS: Final = 100_000  # rows become objects: a full file of tiny ones would take gigabytes
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One message."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dialogue:
+    """Messages with at least one of the assistant, or a plain text."""
+
+    turns: tuple[Turn, ...]  # of a plain text: one of the assistant
+    plain: bool = False  # shown to the model without a template
+    given: bool = False  # from a user's file
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of what user and assistant say, case and spacing apart."""
+        return _digest(turn.content for turn in self.turns if turn.role != "system")
+
+
+def load_dialogues(source: Path | None) -> list[Dialogue]:
+    """Returns the dialogues of a user's file, if one is given, and after them the shipped ones.
+
+    A row of the file is `{"messages": [{"role": …, "content": …}, …]}`, or `{"text": …}`, of which
+    all but the first token is priced. Other fields of a row are not looked at.
+
+    Args:
+        source: A JSON-lines file, or None for the shipped dialogues alone.
+
+    Raises:
+        InvalidRequestError: The file cannot be read, is too large, or a row is no dialogue.
+    """
+    shipped = _parse(files("configs").joinpath(SHIPPED_FILE).read_bytes(), given=False)
+    return shipped if source is None else [*_parse(_read(source), given=True), *shipped]
+
+
+def text_digests(dialogues: Iterable[Dialogue]) -> set[str]:
+    """Returns a SHA-256 of every user's text and of every whole dialogue, case and spacing apart.
+
+    Two collections whose sets are disjoint share neither a prompt nor a dialogue.
+    """
+    digests: set[str] = set()
+    for dialogue in dialogues:
+        digests.add(dialogue.digest)
+        digests |= {_digest([turn.content]) for turn in dialogue.turns if turn.role == "user"}
+    return digests
+
+
+def _digest(texts: Iterable[str]) -> str:
+    normal = (" ".join(unicodedata.normalize("NFKC", t).casefold().split()) for t in texts)
+    return hashlib.sha256("\n".join(normal).encode()).hexdigest()
+
+
+def _read(source: Path) -> bytes:
+    """Returns the content of a user's file. Never blocks, as a FIFO or a device could."""
+    try:
+        descriptor = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
+        raise _refusal(f"the file cannot be opened: {reason}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise _refusal("this is not a regular file; give one with JSON lines")
+    with os.fdopen(descriptor, "rb") as file:
+        data = file.read(MAX_FILE_BYTES + 1)
+    if len(data) > MAX_FILE_BYTES:
+        raise _refusal(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB; give fewer rows")
+    return data
+
+
+def _parse(data: bytes, *, given: bool) -> list[Dialogue]:
+    dialogues: list[Dialogue] = []
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        if len(dialogues) == MAX_ROWS:
+            raise _refusal(f"the file has more than {MAX_ROWS} rows; give fewer")
+        try:
+            dialogues.append(_dialogue(line, given=given))
+        except ValueError as error:
+            raise _refusal(f"line {number}: {error!s:.200}") from error
+    if not dialogues:
+        raise _refusal("the file has no rows")
+    return dialogues
+
+
+def _dialogue(line: bytes, *, given: bool) -> Dialogue:
+    """Returns one row's dialogue.
+
+    Raises:
+        ValueError: Says what is wrong with the row.
+    """
+    if len(line) > MAX_ROW_BYTES:
+        raise ValueError(f"longer than {MAX_ROW_BYTES >> 20} MiB")
+    row = strict_json.parse(line)
+    if not isinstance(row, dict) or ("messages" in row) == ("text" in row):
+        raise ValueError('expected an object with either "messages" or "text"')
+    if "text" in row:
+        text = Turn(role="assistant", content=_content(row["text"], "text"))
+        if not text.content.strip():
+            raise ValueError("text is empty")
+        return Dialogue(turns=(text,), plain=True, given=given)
+    turns = _turns(row["messages"])
+    if not any(turn.role == "assistant" for turn in turns):
+        raise ValueError("no message of the assistant, so there is nothing to price")
+    return Dialogue(turns=turns, given=given)
+
+
+def _turns(messages: object) -> tuple[Turn, ...]:
+    if not isinstance(messages, Sequence) or isinstance(messages, str):
+        raise ValueError("messages is not a list")
+    turns = []
+    for index, message in enumerate(messages):
+        where = f"messages[{index}]"
+        if not isinstance(message, dict) or message.keys() != {"role", "content"}:
+            raise ValueError(f'{where}: expected an object with "role" and "content" alone')
+        role, content = message["role"], _content(message["content"], f"{where}.content")
+        if role not in get_args(Role):
+            raise ValueError(f"{where}.role is {role!r:.40}, expected {', '.join(get_args(Role))}")
+        if role == "assistant" and not content.strip():
+            raise ValueError(f"{where}.content is empty")
+        turns.append(Turn(role=role, content=content))
+    return tuple(turns)
+
+
+def _content(value: object, where: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{where} is not a string")
+    return value
+
+
+def _refusal(reason: str) -> InvalidRequestError:
+    return InvalidRequestError(f"Calibration: {reason}.", param="calibration")
