@@ -22,7 +22,11 @@ from linker_core.engine.messages import (
     LoadModel,
     LoadProgress,
     ModelUnloaded,
+    Release,
     RequestFailed,
+    Reserve,
+    Reserved,
+    ReserveFailed,
     Shutdown,
     StepOutput,
     Submit,
@@ -87,6 +91,11 @@ class Engine:
                 self._loading.add(command)
             case UnloadModel():
                 self._unload(command.model)
+            case Reserve():
+                self._reserve(command)
+            case Release():
+                self.residents.pool.release(command.name)
+                self._snapshot_now()
             case Shutdown():
                 raise AssertionError("the worker leaves on Shutdown")
 
@@ -150,6 +159,15 @@ class Engine:
             self._events.append(UnloadFailed(model=name, error=error.to_record()))
             return
         served.unloading = True
+
+    def _reserve(self, command: Reserve) -> None:
+        try:
+            self.residents.pool.reserve(command.name, command.nbytes)
+        except LinkerError as error:
+            self._events.append(ReserveFailed(name=command.name, error=error.to_record()))
+            return
+        self._events.append(Reserved(name=command.name))
+        self._snapshot_now()
 
     def _advance_loading(self) -> None:
         events = self._loading.advance(BUSY_SLICE_S if self._sequences else IDLE_SLICE_S)

@@ -23,8 +23,21 @@ _log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Active:
+    """The model that is being loaded, and how long that took inside the slices."""
+
     message: LoadModel
-    progress: Generator[int, None, ResidentModel]
+    progress: Generator[int, None, ResidentModel]  # the first yield and the return move no byte
+    opened: bool = False  # past the first yield
+    alias_s: float = 0.0
+    move_s: float = 0.0
+
+    def count(self, seconds: float) -> None:
+        """Books the time of one advance that ended in a yield."""
+        if self.opened:
+            self.move_s += seconds
+        else:
+            self.alias_s += seconds
+        self.opened = True
 
 
 class LoadQueue:
@@ -70,14 +83,20 @@ class LoadQueue:
         active = self._active or self._start_next()
         if active is None:
             return []
-        deadline = self._clock() + slice_s
+        now_s = self._clock()
+        deadline_s = now_s + slice_s
         try:
-            done_bytes = next(active.progress)
-            while self._clock() < deadline:
+            while True:
+                before_s = now_s
                 done_bytes = next(active.progress)
+                now_s = self._clock()
+                active.count(now_s - before_s)
+                if now_s >= deadline_s:
+                    break
         except StopIteration as end:
+            active.alias_s += self._clock() - before_s
             self._active = None
-            return [self._loaded(end.value)]
+            return [self._loaded(end.value, active)]
         except Exception as error:  # noqa: BLE001 - the edge of a job: its fault ends it alone
             self._active = None
             return [_failed(active.message, error)]
@@ -96,11 +115,13 @@ class LoadQueue:
         self._active = _Active(message, self._residents.load(message))
         return self._active
 
-    def _loaded(self, served: ResidentModel) -> ModelLoaded:
+    def _loaded(self, served: ResidentModel, active: _Active) -> ModelLoaded:
         return ModelLoaded(
             model=served.name,
             bytes=self._residents.bytes_of(served.name),
             max_model_len=served.max_model_len,
+            alias_seconds=active.alias_s,
+            move_seconds=active.move_s,
         )
 
 

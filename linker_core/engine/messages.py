@@ -12,6 +12,7 @@ from enum import StrEnum
 
 from linker_core.sharing.plan import SharePlan
 from linker_core.weights.architecture import ModelConfig
+from linker_core.weights.checkpoint import Identity
 
 
 class FinishReason(StrEnum):
@@ -50,7 +51,7 @@ class LoadModel:
 
     model: str
     path: str
-    identity: tuple[tuple[str, int, int, int, int], ...]  # Checkpoint.identity at validation
+    identity: Identity  # of the weight files at validation
     config: ModelConfig  # as validated
     plan: SharePlan
     donor: str | None
@@ -82,11 +83,26 @@ class Abort:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reserve:
+    """Set memory of the engine's device aside for another process, such as a tuner."""
+
+    name: str  # whose it is, unique among reservations
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """Give a reservation back; unknown names are ignored."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Shutdown:
     """Leave now; the server has drained what it wanted to drain."""
 
 
-Command = LoadModel | UnloadModel | Submit | Abort | Shutdown
+Command = LoadModel | UnloadModel | Submit | Abort | Reserve | Release | Shutdown
 
 # --- engine -> server -------------------------------------------------------------------------
 
@@ -149,6 +165,8 @@ class ModelLoaded:
     model: str
     bytes: ModelBytes
     max_model_len: int
+    alias_seconds: float  # opening, binding, bookkeeping: all that moves no byte
+    move_seconds: float  # reading and moving bytes; steps run meanwhile are not counted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +189,21 @@ class UnloadFailed:
     """A model stays as it is, because others lean on it."""
 
     model: str
+    error: Mapping[str, str | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reserved:
+    """The memory is set aside until its release."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReserveFailed:
+    """It does not fit, or the name has a reservation already."""
+
+    name: str
     error: Mapping[str, str | None]
 
 
@@ -205,5 +238,7 @@ Event = (
     | LoadFailed
     | ModelUnloaded
     | UnloadFailed
+    | Reserved
+    | ReserveFailed
     | Snapshot
 )

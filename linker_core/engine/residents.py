@@ -61,7 +61,7 @@ class Residents:
         """Makes a model resident; all or nothing, also when the generator is closed early.
 
         Yields:
-            Bytes moved so far.
+            Bytes moved so far, 0 before the first of them is read.
 
         Returns:
             The model, ready for requests.

@@ -17,8 +17,58 @@ class StoredTensor:
     tensor: torch.Tensor
 
     @property
+    def base(self) -> StoredTensor:
+        """What products group by: itself."""
+        return self
+
+    @property
+    def num_rows(self) -> int:
+        return self.tensor.shape[0]
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """What lies on the device for this entry alone."""
+        return (self.tensor,)
+
+    @property
     def nbytes(self) -> int:
         return self.tensor.nbytes
+
+    @property
+    def logical_bytes(self) -> int:
+        """What a separate copy would hold."""
+        return self.tensor.nbytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StoredRows:
+    """An embedding or head of which only the rows that are not the donor's are held.
+
+    Row i of the whole is `own[j]` where `positions[j]` is i, and row i of the donor's elsewhere.
+    The donor's may have more rows or fewer.
+    """
+
+    base: StoredTensor  # the donor's
+    own: torch.Tensor  # [n, H]
+    positions: torch.Tensor  # [n], int64, ascending
+    num_rows: int  # of the whole
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """What lies on the device for this entry alone."""
+        return (self.own, self.positions)
+
+    @property
+    def nbytes(self) -> int:
+        return self.own.nbytes + self.positions.nbytes
+
+    @property
+    def logical_bytes(self) -> int:
+        """What a separate copy would hold."""
+        return self.num_rows * self.own.shape[1] * self.own.element_size()
+
+
+Stored = StoredTensor | StoredRows
 
 
 class Ledger:
@@ -28,10 +78,10 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self._reached: dict[str, frozenset[StoredTensor]] = {}
+        self._reached: dict[str, frozenset[Stored]] = {}
         self._donors: dict[str, str | None] = {}
 
-    def add(self, model: str, stored: Iterable[StoredTensor], *, donor: str | None) -> None:
+    def add(self, model: str, stored: Iterable[Stored], *, donor: str | None) -> None:
         """Enters a model whose tensors are on the device."""
         assert model not in self._reached
         assert donor is None or donor in self._reached
@@ -63,7 +113,7 @@ class Ledger:
 
     def logical_bytes(self, model: str) -> int:
         """Bytes a separate copy of the model would hold; tied tensors count once."""
-        return _nbytes(self._reached[model])
+        return sum(entry.logical_bytes for entry in self._reached[model])
 
     def unique_bytes(self, model: str) -> int:
         """Bytes only this model holds; all of them for a donor."""
@@ -79,20 +129,30 @@ class Ledger:
         return _nbytes(frozenset().union(*self._reached.values()))
 
     def check_integrity(self) -> None:
-        """Asserts Σ unique = resident, and that nobody aliases what its donor does not hold."""
+        """Asserts Σ unique = resident, and that nobody leans on what its donor does not hold."""
         assert sum(map(self.unique_bytes, self._reached)) == self.resident_bytes()
-        storages: dict[int, StoredTensor] = {}
-        for stored in frozenset().union(*self._reached.values()):
-            pointer = stored.tensor.untyped_storage().data_ptr()
-            assert storages.setdefault(pointer, stored) is stored, "two entries for one storage"
+        self._check_storages()
         for model, donor in self._donors.items():
             assert donor is None or (donor in self._reached and self._donors[donor] is None), model
+            lent = self._reached[donor] if donor else frozenset()
+            for entry in self._reached[model]:
+                assert isinstance(entry, StoredTensor) or entry.base in lent, model
+
+    def _check_storages(self) -> None:
+        storages: dict[int, torch.Tensor] = {}
+        for entry in frozenset().union(*self._reached.values()):
+            for tensor in entry.tensors:
+                storage = tensor.untyped_storage()
+                assert storage.nbytes() == tensor.nbytes, "part of a larger storage"
+                if tensor.nbytes:  # empty storages all have the same address
+                    held = storages.setdefault(storage.data_ptr(), tensor)
+                    assert held is tensor, "two entries for one storage"
 
 
-def distinct(tensors: Mapping[str, StoredTensor]) -> frozenset[StoredTensor]:
-    """Returns the stored tensors behind a name map, each once."""
+def distinct(tensors: Mapping[str, Stored]) -> frozenset[Stored]:
+    """Returns what is stored behind a name map, each once."""
     return frozenset(tensors.values())
 
 
-def _nbytes(stored: frozenset[StoredTensor]) -> int:
+def _nbytes(stored: frozenset[Stored]) -> int:
     return sum(entry.nbytes for entry in stored)

@@ -13,7 +13,8 @@ from transformers import GenerationConfig, PreTrainedModel
 from linker_core.errors import BadCheckpointError, InvalidRequestError
 from linker_core.residency.loader import read_tensor
 from linker_core.residency.skeleton import build_skeleton
-from linker_core.sharing.plan import Fingerprints, Policy, Rung, SharePlan, plan_donor, plan_variant
+from linker_core.sharing.plan import Fingerprints, Policy, Rung, SharePlan
+from linker_core.sharing.planner import plan_donor, plan_variant
 from linker_core.sharing.scan import scan
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.fingerprint import fingerprint
@@ -39,7 +40,9 @@ def load_linked(
 
     Aliased parameters are the donor's own `Parameter` objects (`param_B.data = param_A.data`, BS
     §4): no byte of them is read or copied. The rest is moved to the donor's device in the donor's
-    type. Training one model would train the other, so gradients are off on what is loaded here.
+    type. An embedding or head of which only some rows are the donor's is moved whole: a parameter
+    is one tensor. Training one model would train the other, so gradients are off on what is loaded
+    here.
 
     Args:
         variant: Directory of the variant's checkpoint.

@@ -13,7 +13,7 @@ import torch
 
 from linker_core.errors import ConflictError, InsufficientCapacityError, ModelNotFoundError
 from linker_core.residency.device import available_bytes
-from linker_core.residency.ledger import Ledger, StoredTensor, distinct
+from linker_core.residency.ledger import Ledger, Stored, distinct
 from linker_core.residency.loader import load_tensors
 from linker_core.sharing.plan import SharePlan
 from linker_core.weights.architecture import ModelConfig
@@ -28,7 +28,7 @@ class ResidentVariant:
     config: ModelConfig
     plan: SharePlan
     donor: str | None
-    tensors: Mapping[str, StoredTensor]  # every name, the tied head's too
+    tensors: Mapping[str, Stored]  # every name, the tied head's too
 
 
 class Pool:
@@ -47,6 +47,7 @@ class Pool:
         self._variants: dict[str, ResidentVariant] = {}
         self._kv_bytes: dict[str, int] = {}  # family -> bytes of its KV cache
         self._arriving: dict[str, int] = {}  # model -> bytes reserved for its admission
+        self._reserved: dict[str, int] = {}  # name -> bytes that another process uses
 
     def admit(
         self, model: str, checkpoint: Checkpoint, plan: SharePlan, donor: str | None
@@ -60,7 +61,7 @@ class Pool:
             donor: Name of a resident donor, or None for a family's first model.
 
         Yields:
-            Bytes moved so far.
+            Bytes moved so far, 0 before the first of them is read.
 
         Raises:
             ConflictError: The name is resident already, or the plan was made for another donor.
@@ -132,10 +133,27 @@ class Pool:
         """Bytes reserved for KV caches."""
         return sum(self._kv_bytes.values())
 
+    def reserve(self, name: str, nbytes: int) -> None:
+        """Sets bytes aside for another process on the same device.
+
+        Raises:
+            ConflictError: The name has a reservation already.
+            InsufficientCapacityError: They do not fit.
+        """
+        assert nbytes >= 0
+        if name in self._reserved:
+            raise ConflictError(f"Memory is reserved for {name} already. Release it first.")
+        self._require(nbytes, what=name)
+        self._reserved[name] = nbytes
+
+    def release(self, name: str) -> None:
+        """Gives a reservation back; harmless when there is none."""
+        self._reserved.pop(name, None)
+
     def free_bytes(self) -> int:
         """Bytes left of the budget."""
-        held = self.ledger.resident_bytes() + sum(self._arriving.values()) + self.kv_bytes()
-        return self._budget_bytes - held
+        promised = sum(self._arriving.values()) + sum(self._reserved.values())
+        return self._budget_bytes - self.ledger.resident_bytes() - promised - self.kv_bytes()
 
     def check_integrity(self) -> None:
         """Asserts that ledger, variants and budget agree."""

@@ -144,6 +144,8 @@ class FakeEngine:
                 model=command.model,
                 bytes=self.models[command.model],
                 max_model_len=min(command.max_model_len or MAX_MODEL_LEN, MAX_MODEL_LEN),
+                alias_seconds=0.25,
+                move_seconds=0.5,
             )
         )
         self.report()

@@ -22,7 +22,8 @@ from linker_core.engine.messages import (
     Submit,
     TokenOutput,
 )
-from linker_core.sharing.plan import Policy, Rung, count_blocks, plan_donor
+from linker_core.sharing.plan import Policy, Rung, count_blocks
+from linker_core.sharing.planner import plan_donor
 from linker_core.weights.checkpoint import Checkpoint
 from tests.linker_core.engine.families import nothing
 
