@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from linker_core.errors import BadCheckpointError, UnsupportedFormatError
+from server.onboarding.processes import never_busy, run_worker
+
+PRELUDE = "import json, os, sys, time\ndef say(x): print(json.dumps(x), flush=True)\n"
+
+
+def run(
+    script: str,
+    *,
+    request: Mapping[str, Any] | None = None,
+    busy: Callable[[], bool] = never_busy,
+    heard: list[tuple[str, int, int]] | None = None,
+) -> Mapping[str, Any]:
+    heard = [] if heard is None else heard
+    command = (sys.executable, "-c", PRELUDE + script)
+    return asyncio.run(
+        run_worker(command, request=request, busy=busy, on_progress=lambda *s: heard.append(s))
+    )
+
+
+def test_result_and_progress_are_handed_on() -> None:
+    heard: list[tuple[str, int, int]] = []
+    result = run(
+        "say({'stage': 'hashing', 'done_bytes': 1, 'total_bytes': 2})\nsay({'result': {'a': 1}})",
+        heard=heard,
+    )
+    assert heard == [("hashing", 1, 2)]
+    assert result == {"a": 1}
+
+
+def test_error_of_the_worker_is_raised_as_it_was() -> None:
+    with pytest.raises(UnsupportedFormatError, match="pickle"):
+        run("say({'error': {'code': 'unsupported_format', 'message': 'pickle', 'param': None}})")
+
+
+@pytest.mark.parametrize(
+    "script", ["os.kill(os.getpid(), 7)", "sys.stdout.write('{\"resu')", "pass"]
+)
+def test_death_without_a_result_is_a_bad_checkpoint(script: str) -> None:
+    with pytest.raises(BadCheckpointError):
+        run(script)
+
+
+def test_request_of_megabytes_and_result_of_megabytes_cross() -> None:
+    request = {"text": "x" * 5_000_000}
+    assert run("say({'result': json.loads(sys.stdin.readline())})", request=request) == request
+
+
+def test_worker_that_dies_on_a_long_request_is_a_bad_checkpoint() -> None:
+    with pytest.raises(BadCheckpointError):
+        run("os._exit(3)", request={"text": "x" * 5_000_000})
+
+
+def test_changes_of_busy_go_in_as_lines_after_the_request() -> None:
+    answers = [False, True, True, False, False, True]
+    lines = run(
+        "say({'result': {'lines': [sys.stdin.readline() for _ in range(4)]}})",
+        request={"a": 1},
+        busy=lambda: answers.pop(0) if len(answers) > 1 else answers[0],
+    )["lines"]
+    assert lines == ['{"a": 1}\n', "busy\n", "idle\n", "busy\n"]
+
+
+def test_worker_that_lingers_after_its_result_is_ended() -> None:
+    pid = run("say({'result': {'pid': os.getpid()}})\ntime.sleep(600)")["pid"]
+    assert not Path("/proc", str(pid)).exists()
+
+
+def test_cancelling_kills_the_worker() -> None:
+    pids: list[int] = []
+
+    async def cancel_when_started() -> None:
+        started = asyncio.Event()
+
+        def on_progress(_stage: str, done: int, _total: int) -> None:
+            pids.append(done)
+            started.set()
+
+        script = (
+            "say({'stage': 'hashing', 'done_bytes': os.getpid(), 'total_bytes': 1})\n"
+            "time.sleep(600)"
+        )
+        command = (sys.executable, "-c", PRELUDE + script)
+        task = asyncio.ensure_future(run_worker(command, on_progress=on_progress))
+        await started.wait()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert task.cancelled()
+
+    asyncio.run(cancel_when_started())
+    assert not Path("/proc", str(pids[0])).exists()
