@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +108,7 @@ def make_variant(
     scale: float | Mapping[str, float],
     seed: int = 1,
     added_tokens: Sequence[str] = (),
+    rows: Mapping[str, Iterable[int]] | None = None,
 ) -> Path:
     """Donor plus a delta whose norm is exactly `scale` times the tensor's (before rounding).
 
@@ -117,6 +118,7 @@ def make_variant(
         scale: One number, or name -> number (absent names keep the donor's bytes).
         seed: Of the deltas.
         added_tokens: New tokens; embedding and head get a random row for each.
+        rows: Name -> rows that get random values in the place of what they are otherwise.
     """
     path.mkdir(parents=True)
     generator = torch.Generator().manual_seed(seed)
@@ -127,6 +129,9 @@ def make_variant(
             delta = torch.randn(tensor.shape, generator=generator)
             delta *= factor * tensor.float().norm() / delta.norm()
             state[name] = (tensor.float() + delta).to(tensor.dtype)
+    for name, indices in (rows or {}).items():
+        for index in indices:
+            state[name][index] = _random(name, (1, state[name].shape[1]), generator)[0]
     record = json.loads((donor / "config.json").read_text())
     vocab_size = record["vocab_size"]
     if added_tokens:

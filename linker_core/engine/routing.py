@@ -1,7 +1,6 @@
-"""RoutedLeaf: the leaves of a Hugging Face model, each serving many variants from many storages.
+"""The leaves of a Hugging Face model, each serving many variants from many storages.
 
-A leaf knows, per slot, which stored tensors serve it, and groups the rows of a batch by storage:
-variants that alias one storage fall into one product. Nothing else in the model knows of variants.
+Rows of a batch are grouped by storage: variants that alias one storage fall into one product.
 
 Legend: T rows of the batch, I input features, O output features, H hidden size.
 """
@@ -9,56 +8,15 @@ Legend: T rows of the batch, I input features, O output features, H hidden size.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
+from linker_core.engine.leaf import RoutedLeaf, Tensors
 from linker_core.engine.rows import RowMap, StepContext, put_rows, take_rows
+from linker_core.engine.token_leaves import RoutedEmbedding, RoutedHead
 from linker_core.residency.ledger import StoredTensor
-
-Tensors = Mapping[str, StoredTensor]
-
-
-class RoutedLeaf(nn.Module):
-    """A leaf whose parameters are looked up by slot.
-
-    Args:
-        name: Dotted name of the original leaf, such as `model.layers.0.self_attn.q_proj`.
-        original: The leaf that is replaced; its parameters are never read.
-        context: The family's step context.
-    """
-
-    def __init__(self, name: str, original: nn.Module, context: StepContext) -> None:
-        super().__init__()
-        self.leaf_name = name
-        self.context = context
-        self.parameter_names = tuple(key for key, _ in original.named_parameters(recurse=False))
-        self.stored: dict[int, dict[str, StoredTensor]] = {}
-
-    def bind(self, slot: int, tensors: Tensors) -> None:
-        """Lets `slot` be served by its storages among `tensors` (by checkpoint name)."""
-        assert slot not in self.stored
-        self.stored[slot] = {
-            key: tensors[f"{self.leaf_name}.{key}"] for key in self.parameter_names
-        }
-
-    def unbind(self, slot: int) -> None:
-        """Forgets `slot` and every storage that only it used."""
-        del self.stored[slot]
-
-    def partition(self, rows: RowMap, key: str) -> tuple[tuple[int, ...], list[StoredTensor]]:
-        """Returns each distinct slot's group by its storage of `key`, and each group's storage."""
-        storages: dict[StoredTensor, int] = {}
-        labels = tuple(
-            storages.setdefault(self.stored[slot][key], len(storages)) for slot in rows.distinct
-        )
-        return labels, list(storages)
-
-    def _body(self) -> RowMap:
-        assert self.context.body is not None, "a routed model runs only inside a step"
-        return self.context.body
 
 
 class RoutedLinear(RoutedLeaf):
@@ -97,27 +55,10 @@ class RoutedLinear(RoutedLeaf):
 
         if len(weights) == 1:
             return product(x_TI, 0)
-        widths = [weight.tensor.shape[0] for weight in weights]
-        # Only heads differ in width (added tokens); what a narrow row does not have stays zero.
-        blank = x_TI.new_empty if len(set(widths)) == 1 else x_TI.new_zeros
-        y_TO = blank(x_TI.shape[0], max(widths))
+        y_TO = x_TI.new_empty(len(x_TI), weights[0].num_rows)
         for index, group in enumerate(rows.groups(labels)):
-            put_rows(y_TO[:, : widths[index]], group, product(take_rows(x_TI, group), index))
+            put_rows(y_TO, group, product(take_rows(x_TI, group), index))
         return y_TO
-
-
-class RoutedHead(RoutedLinear):
-    """The language-model head: sees only the rows that need a token.
-
-    Its output is as wide as the widest vocabulary among them; a row is valid up to its own
-    variant's width and zero beyond.
-    """
-
-    def forward(self, x_1TI: torch.Tensor) -> torch.Tensor:
-        """Returns [1, rows that need a token, widest vocabulary]."""
-        rows = self.context.head
-        assert rows is not None, "a routed model runs only inside a step"
-        return self._product(x_1TI[0], rows).unsqueeze(0)
 
 
 class RoutedNorm(RoutedLeaf):
@@ -160,41 +101,6 @@ class RoutedNorm(RoutedLeaf):
     def _normalised(self, weight: StoredTensor, x: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self._clones[weight](x)
         return out.to(x.dtype)  # a wider stored dtype must not widen what follows
-
-
-class RoutedEmbedding(RoutedLeaf):
-    """The token embedding: rows gathered by storage, then the original leaf over the gathered rows.
-
-    Args:
-        name: Dotted name of the original leaf.
-        original: The embedding that is replaced; a scale that it applies is kept.
-        context: The family's step context.
-        dtype: The dtype of the activations; gathered rows are widened to it before any scale.
-    """
-
-    def __init__(
-        self, name: str, original: nn.Embedding, context: StepContext, *, dtype: torch.dtype
-    ) -> None:
-        super().__init__(name, original, context)
-        assert original.padding_idx is None  # it would be read as an index into gathered rows
-        self._template = (original,)
-        self._dtype = dtype
-
-    def forward(self, ids_1T: torch.Tensor) -> torch.Tensor:
-        """Returns [1, T, H] for token ids [1, T]; each id lies below its own variant's width."""
-        ids_T, rows = ids_1T[0], self._body()
-        labels, weights = self.partition(rows, "weight")
-        if len(weights) == 1:
-            gathered_TH = weights[0].tensor.index_select(0, ids_T).to(self._dtype)
-        else:
-            width = weights[0].tensor.shape[1]
-            gathered_TH = torch.empty(len(ids_T), width, dtype=self._dtype, device=ids_T.device)
-            for group, weight in zip(rows.groups(labels), weights, strict=True):
-                words = weight.tensor.index_select(0, take_rows(ids_T, group))
-                put_rows(gathered_TH, group, words.to(self._dtype))
-        local_T = torch.arange(len(ids_T), device=ids_T.device)
-        out: torch.Tensor = functional_call(self._template[0], {"weight": gathered_TH}, (local_T,))
-        return out.unsqueeze(0)
 
 
 def _clone_over(original: nn.Module, weight: torch.Tensor) -> nn.Module:

@@ -6,14 +6,16 @@ fall into the same partition gets the same groups, so nothing is worked out agai
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 
 from linker_core.engine.linear import LinearProduct
 
 RowGroup = slice | torch.Tensor  # a run of rows, or their indices (LongTensor)
+Item = TypeVar("Item", bound=Hashable)
 
 
 class RowMap:
@@ -57,6 +59,13 @@ class RowMap:
         if rows[-1] - rows[0] + 1 == len(rows):
             return slice(rows[0], rows[-1] + 1)
         return torch.tensor(rows, dtype=torch.long, device=self._device)
+
+
+def partition(items: Iterable[Item]) -> tuple[tuple[int, ...], list[Item]]:
+    """Numbers items by first appearance: returns each one's number, and the distinct ones."""
+    numbers: dict[Item, int] = {}
+    labels = tuple(numbers.setdefault(item, len(numbers)) for item in items)
+    return labels, list(numbers)
 
 
 @dataclass(slots=True)

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 
 from linker_core.engine.attention import AttentionBatch, Span
 from linker_core.engine.kv_cache import KVCache, PageTable
-from linker_core.engine.routing import RoutedLeaf, route_model
+from linker_core.engine.leaf import RoutedLeaf
+from linker_core.engine.routing import route_model
 from linker_core.engine.rows import RowMap, StepContext
-from linker_core.residency.ledger import StoredTensor
+from linker_core.residency.ledger import Stored
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,7 +47,7 @@ class Runner:
         self._device = device
         self._leaves = route_model(skeleton, self.context, dtype=cache.shape.dtype)
 
-    def bind(self, slot: int, tensors: Mapping[str, StoredTensor]) -> None:
+    def bind(self, slot: int, tensors: Mapping[str, Stored]) -> None:
         """Lets rows of `slot` be served by `tensors`, named as in the checkpoint.
 
         Raises:

@@ -47,6 +47,7 @@ def load_tensors(
     if plan.rungs.keys() != checkpoint.tensors.keys():
         raise BadCheckpointError("The plan lists other tensors than the checkpoint. Scan it again.")
     tensors: dict[str, Stored] = {}
+    arriving: Generator[int, None, Stored]
     done = 0
     yield done
     for name, rung in plan.rungs.items():

@@ -1,0 +1,54 @@
+"""RoutedLeaf: a leaf of a Hugging Face model that serves many variants from many storages.
+
+It knows, per slot, what is stored for it. Nothing else in the model knows of variants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from linker_core.engine.rows import RowMap, StepContext, partition
+from linker_core.residency.ledger import Stored, StoredTensor
+
+Tensors = Mapping[str, Stored]
+
+
+class RoutedLeaf(nn.Module):
+    """A leaf whose parameters are looked up by slot.
+
+    Args:
+        name: Dotted name of the original leaf, such as `model.layers.0.self_attn.q_proj`.
+        original: The leaf that is replaced; its parameters are never read.
+        context: The family's step context.
+    """
+
+    def __init__(self, name: str, original: nn.Module, context: StepContext) -> None:
+        super().__init__()
+        self.leaf_name = name
+        self.context = context
+        self.parameter_names = tuple(key for key, _ in original.named_parameters(recurse=False))
+        self.stored: dict[int, dict[str, StoredTensor]] = {}
+
+    def bind(self, slot: int, tensors: Tensors) -> None:
+        """Lets `slot` be served by its storages among `tensors` (by checkpoint name)."""
+        assert slot not in self.stored
+        found: dict[str, StoredTensor] = {}
+        for key in self.parameter_names:
+            entry = tensors[f"{self.leaf_name}.{key}"]
+            assert isinstance(entry, StoredTensor), "only tables of tokens are held by rows"
+            found[key] = entry
+        self.stored[slot] = found
+
+    def unbind(self, slot: int) -> None:
+        """Forgets `slot` and every storage that only it used."""
+        del self.stored[slot]
+
+    def partition(self, rows: RowMap, key: str) -> tuple[tuple[int, ...], list[StoredTensor]]:
+        """Returns each distinct slot's group by its storage of `key`, and each group's storage."""
+        return partition(self.stored[slot][key] for slot in rows.distinct)
+
+    def _body(self) -> RowMap:
+        assert self.context.body is not None, "a routed model runs only inside a step"
+        return self.context.body

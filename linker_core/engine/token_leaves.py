@@ -1,0 +1,181 @@
+"""The leaves with a row for every token: the embedding and the head.
+
+A variant may hold only the rows that are not its donor's. Then the donor's table serves it together
+with everybody else on that storage, and what the variant's own rows give is written over that.
+
+Legend: T rows of the batch, H hidden size, V widest vocabulary among them, n own rows of a variant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from linker_core.engine.leaf import RoutedLeaf, Tensors
+from linker_core.engine.linear import LinearProduct
+from linker_core.engine.rows import RowGroup, RowMap, StepContext, partition, put_rows, take_rows
+from linker_core.residency.ledger import Stored, StoredRows, StoredTensor
+
+
+class RoutedTable(RoutedLeaf):
+    """A leaf with one weight of which a variant may hold only the rows that are its own."""
+
+    def __init__(self, name: str, original: nn.Module, context: StepContext) -> None:
+        super().__init__(name, original, context)
+        assert self.parameter_names == ("weight",)
+        self._tables: dict[int, Stored] = {}
+
+    def bind(self, slot: int, tensors: Tensors) -> None:
+        weight_name = f"{self.leaf_name}.weight"
+        table = tensors[weight_name]
+        super().bind(slot, {weight_name: table.base})
+        self._tables[slot] = table
+
+    def unbind(self, slot: int) -> None:
+        super().unbind(slot)
+        del self._tables[slot]
+
+    def tables(self, rows: RowMap) -> list[Stored]:
+        """Returns what serves each distinct slot."""
+        return [self._tables[slot] for slot in rows.distinct]
+
+
+class RoutedEmbedding(RoutedTable):
+    """The token embedding: rows gathered by storage, then the original leaf over the gathered rows.
+
+    Args:
+        name: Dotted name of the original leaf.
+        original: The embedding that is replaced; a scale that it applies is kept.
+        context: The family's step context.
+        dtype: The dtype of the activations; gathered rows are widened to it before any scale.
+    """
+
+    def __init__(
+        self, name: str, original: nn.Embedding, context: StepContext, *, dtype: torch.dtype
+    ) -> None:
+        super().__init__(name, original, context)
+        assert original.padding_idx is None  # it would be read as an index into gathered rows
+        self._template = (original,)
+        self._dtype = dtype
+
+    def forward(self, ids_1T: torch.Tensor) -> torch.Tensor:
+        """Returns [1, T, H] for token ids [1, T]; each id lies below its own variant's width."""
+        ids_T, rows = ids_1T[0], self._body()
+        gathered_TH = look_up(ids_T, rows, self.tables(rows), dtype=self._dtype)
+        local_T = torch.arange(len(ids_T), device=ids_T.device)
+        out: torch.Tensor = functional_call(self._template[0], {"weight": gathered_TH}, (local_T,))
+        return out.unsqueeze(0)
+
+
+class RoutedHead(RoutedTable):
+    """The language-model head: sees only the rows that need a token.
+
+    Its output is as wide as the widest vocabulary among them; a row is valid up to its own
+    variant's width and zero beyond.
+    """
+
+    def forward(self, x_1TH: torch.Tensor) -> torch.Tensor:
+        """Returns [1, rows that need a token, widest vocabulary]."""
+        rows = self.context.head
+        assert rows is not None, "a routed model runs only inside a step"
+        y_TV = project(x_1TH[0], rows, self.tables(rows), linear=self.context.linear)
+        return y_TV.unsqueeze(0)
+
+
+def look_up(
+    ids_T: torch.Tensor, rows: RowMap, tables: Sequence[Stored], *, dtype: torch.dtype
+) -> torch.Tensor:
+    """Gathers the rows of token ids.
+
+    Args:
+        ids_T: Each lies below the number of rows of its own slot's table.
+        rows: The slot of each row of the batch.
+        tables: For each slot of `rows.distinct`.
+        dtype: Of the result.
+
+    Returns:
+        [T, H], memory of its own.
+    """
+    labels, bases = partition(table.base for table in tables)
+    # An added token lies beyond the donor's rows; what is gathered in its place is written over.
+    beyond = any(table.num_rows > table.base.num_rows for table in tables)
+
+    def gather(base: StoredTensor, part_T: torch.Tensor) -> torch.Tensor:
+        inside_T = part_T.clamp(max=base.num_rows - 1) if beyond else part_T
+        return base.tensor.index_select(0, inside_T).to(dtype)
+
+    if len(bases) == 1:
+        out_TH = gather(bases[0], ids_T)
+    else:
+        hidden = bases[0].tensor.shape[1]
+        out_TH = torch.empty(len(ids_T), hidden, dtype=dtype, device=ids_T.device)
+        for group, base in zip(rows.groups(labels), bases, strict=True):
+            put_rows(out_TH, group, gather(base, take_rows(ids_T, group)))
+    for group, table in _split_tables(rows, tables):
+        own_TH = _with_own(table, take_rows(ids_T, group), take_rows(out_TH, group))
+        put_rows(out_TH, group, own_TH)
+    return out_TH
+
+
+def project(
+    x_TH: torch.Tensor, rows: RowMap, tables: Sequence[Stored], *, linear: LinearProduct
+) -> torch.Tensor:
+    """Multiplies with every row of the tables: one product for each distinct donor's table.
+
+    Args:
+        x_TH: The activations.
+        rows: The slot of each row of the batch.
+        tables: For each slot of `rows.distinct`.
+        linear: The product.
+
+    Returns:
+        [T, V]; a row is valid up to its own table's number of rows and zero beyond.
+    """
+    labels, bases = partition(table.base for table in tables)
+    num_columns = max(table.num_rows for table in tables)
+    widths = [_needed_rows(base, tables) for base in bases]
+
+    def product(part_TH: torch.Tensor, index: int) -> torch.Tensor:
+        weight_VH, width = bases[index].tensor, widths[index]
+        return linear(part_TH, weight_VH if len(weight_VH) == width else weight_VH[:width], None)
+
+    if widths == [num_columns]:
+        y_TV = product(x_TH, 0)
+    else:
+        blank = x_TH.new_empty if set(widths) == {num_columns} else x_TH.new_zeros
+        y_TV = blank(len(x_TH), num_columns)
+        for index, group in enumerate(rows.groups(labels)):
+            put_rows(y_TV[:, : widths[index]], group, product(take_rows(x_TH, group), index))
+    for group, table in _split_tables(rows, tables):
+        if len(table.own):
+            own_Tn = linear(take_rows(x_TH, group), table.own, None)
+            block = group if isinstance(group, slice) else group.unsqueeze(1)
+            y_TV[block, table.positions] = own_Tn
+        y_TV[group, table.num_rows :] = 0.0  # the donor's further rows are no tokens of this one
+    return y_TV
+
+
+def _needed_rows(base: StoredTensor, tables: Sequence[Stored]) -> int:
+    """How many of a table's rows somebody has a token for."""
+    return min(base.num_rows, max(table.num_rows for table in tables if table.base is base))
+
+
+def _split_tables(rows: RowMap, tables: Sequence[Stored]) -> Iterator[tuple[RowGroup, StoredRows]]:
+    """Yields each table that is partly its donor's, with the batch's rows that it serves."""
+    labels, distinct = partition(tables)
+    for group, table in zip(rows.groups(labels), distinct, strict=True):
+        if isinstance(table, StoredRows):
+            yield group, table
+
+
+def _with_own(table: StoredRows, ids_T: torch.Tensor, base_TH: torch.Tensor) -> torch.Tensor:
+    """Returns the own rows of those ids that have one, `base_TH` elsewhere."""
+    if not len(table.own):
+        return base_TH
+    nearest_T = torch.searchsorted(table.positions, ids_T).clamp_(max=len(table.own) - 1)
+    is_own_T1 = (table.positions[nearest_T] == ids_T).unsqueeze(1)
+    own_TH = table.own.index_select(0, nearest_T).to(base_TH.dtype)
+    return torch.where(is_own_T1, own_TH, base_TH)
