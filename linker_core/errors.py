@@ -91,6 +91,12 @@ class InsufficientCapacityError(LinkerError):
     code = "insufficient_capacity"
 
 
+class BudgetExceededError(LinkerError):
+    """A plan costs the variant more than the budget it was held against."""
+
+    code = "budget_exceeded"
+
+
 class EngineFailureError(LinkerError):
     """The engine could not finish a request through no fault of the client."""
 
@@ -116,6 +122,7 @@ _BY_CODE: dict[str, type[LinkerError]] = {
         NotReadyError,
         QueueFullError,
         InsufficientCapacityError,
+        BudgetExceededError,
         EngineFailureError,
         NumericalError,
     )

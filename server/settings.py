@@ -35,6 +35,7 @@ def parse_size(value: object) -> object:
 
 Bytes = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+AtLeastZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class _Section(BaseModel):
@@ -80,10 +81,13 @@ class ModelSettings(_Section):
 class SharingSettings(_Section):
     """How plans are made where a request does not say."""
 
-    policy: Literal["thresholds", "exact", "auto"] = "auto"  # auto: thresholds
+    policy: Literal["budget", "thresholds", "bytes", "exact"] = "budget"
+    budget_kl: AtLeastZero | None = None  # None: 0.01 under budget, unmeasured under thresholds
+    max_bytes: Annotated[int, BeforeValidator(parse_size), Field(ge=0)] | None = None
     tau_cos: Fraction | None = None
-    tau_frob: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    tau_frob: AtLeastZero | None = None
     tier: str | None = None
+    calibration: str | None = None  # None: shipped dialogues; "self"; or a file of JSON lines
 
 
 class EngineSettings(_Section):

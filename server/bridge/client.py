@@ -24,7 +24,11 @@ from linker_core.engine.messages import (
     LoadProgress,
     ModelLoaded,
     ModelUnloaded,
+    Release,
     RequestFailed,
+    Reserve,
+    Reserved,
+    ReserveFailed,
     SamplingParams,
     Shutdown,
     Snapshot,
@@ -60,6 +64,7 @@ class EngineClient:
         self._mailboxes: dict[str, Mailbox] = {}
         self._loads: dict[str, asyncio.Future[ModelLoaded]] = {}
         self._unloads: dict[str, asyncio.Future[None]] = {}
+        self._reservations: dict[str, asyncio.Future[None]] = {}
         self._on_progress: dict[str, OnProgress] = {}
         self.snapshot: Snapshot | None = None
         self.ready: asyncio.Future[EngineReady] = self._loop.create_future()
@@ -136,11 +141,45 @@ class EngineClient:
             self._outbox.put(UnloadModel(model=model))
         await asyncio.shield(future)
 
+    async def reserve(self, name: str, nbytes: int) -> None:
+        """Sets memory of the engine's device aside for another process, until `release`.
+
+        A cancelled wait gives it back. The engine's end ends the reservation.
+
+        Args:
+            name: Unique among reservations.
+            nbytes: How much.
+
+        Raises:
+            InsufficientCapacityError: It does not fit.
+            EngineFailureError: The engine is gone.
+        """
+        self._check_open()
+        assert name not in self._reservations
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._reservations[name] = future
+        self._outbox.put(Reserve(name=name, nbytes=nbytes))
+        try:
+            await future
+        except asyncio.CancelledError:
+            self.release(name)
+            raise
+        finally:
+            del self._reservations[name]
+
+    def release(self, name: str) -> None:
+        """Gives a reservation back; harmless when the engine is gone."""
+        self._outbox.put(Release(name=name))
+
     def fail_all(self, message: str) -> None:
         """Ends everything that waits for the engine with `EngineFailureError`, now."""
         for mailbox in self._mailboxes.values():
             mailbox.fail(EngineFailureError(message))
-        waits: list[asyncio.Future[Any]] = [*self._loads.values(), *self._unloads.values()]
+        waits: list[asyncio.Future[Any]] = [
+            *self._loads.values(),
+            *self._unloads.values(),
+            *self._reservations.values(),
+        ]
         for future in (*waits, self.ready):
             if not future.done():
                 future.set_exception(EngineFailureError(message))
@@ -171,6 +210,10 @@ class EngineClient:
                 self.snapshot = event
             case EngineReady():
                 _resolve(self.ready, event)
+            case Reserved():
+                _resolve(self._reservations.get(event.name), None)
+            case ReserveFailed():
+                _reject(self._reservations.get(event.name), event.error)
             case _:
                 self._on_model_event(event)
 

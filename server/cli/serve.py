@@ -18,11 +18,19 @@ from typing import Any
 import uvicorn
 
 from linker_core.errors import InvalidRequestError
-from linker_core.sharing.thresholds import load_tiers
+from linker_core.tuning.dialogues import load_dialogues
+from linker_core.tuning.request import SELF_CALIBRATION
 from server.gateway.app import create_app
 from server.gateway.connection import server_config
 from server.gateway.services import Services, build_services
-from server.onboarding.request import OnboardRequest, check_name, check_sharing
+from server.onboarding.request import (
+    SHARING_OPTIONS,
+    OnboardRequest,
+    check_name,
+    check_sharing,
+    implied_policy,
+    resolve_sharing,
+)
 from server.settings import Settings, SharingSettings, load_settings
 
 logger = logging.getLogger(__name__)
@@ -45,7 +53,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=PATH",
         help="serve these models from the start; the first is the donor of the others",
     )
-    add("--policy", choices=("thresholds", "exact", "auto"), help="how sharing is decided")
+    add(
+        "--policy",
+        choices=("budget", "thresholds", "bytes", "exact"),
+        help="how sharing is decided (budget; thresholds beside --tau-cos or --tier, bytes beside "
+        "--max-bytes)",
+    )
+    add("--budget-kl", type=float, help="what sharing may cost, in nats per token (0.01)")
+    add("--max-bytes", help="what a variant may hold to itself: 536870912, 512M, 8G")
+    add("--calibration", help="text to measure costs on: self, or a file of JSON lines")
     add("--tau-cos", type=float, help="least cosine of a shared block; needs --tau-frob")
     add("--tau-frob", type=float, help="largest relative distance of a shared block")
     add("--tier", help="a row of families.yaml instead of thresholds")
@@ -81,10 +97,8 @@ def settings_from(args: argparse.Namespace) -> Settings:
         "storage": {"state": args.state},
         "models": {"root": args.models_root, "serve": _named_paths(args.model)},
         "sharing": {
-            "policy": args.policy,
-            "tau_cos": args.tau_cos,
-            "tau_frob": args.tau_frob,
-            "tier": args.tier,
+            "policy": args.policy or implied_policy(vars(args)),
+            **{option: getattr(args, option) for option in (*SHARING_OPTIONS, "calibration")},
         },
         "engine": {
             "device": args.device,
@@ -131,8 +145,9 @@ def startup_requests(settings: Settings) -> list[OnboardRequest]:
             )
         )
         check_name(model.name)
-    # A donor shares with nobody, so another threshold leaves its stored row as it is.
-    requests[1:] = [replace(request, **_choice(sharing)) for request in requests[1:]]
+    # A donor shares with nobody, so other options leave its stored row as it is.
+    choice = resolve_sharing({}, sharing)
+    requests[1:] = [replace(request, **choice) for request in requests[1:]]
     return requests
 
 
@@ -140,29 +155,12 @@ def check_defaults(sharing: SharingSettings) -> None:
     """Refuses sharing options that no model could be planned with, be there a model or not.
 
     Raises:
-        InvalidRequestError: Contradictory options, or an unknown tier.
+        InvalidRequestError: Contradictory options, an unknown tier, or a calibration file that
+            cannot be used.
     """
-    check_sharing(OnboardRequest(name="", source="", **_choice(sharing)))
-    if sharing.tier is None:
-        return
-    if sharing.tau_cos is not None:
-        raise InvalidRequestError("Give thresholds or a tier, not both.", param="tier")
-    tiers = load_tiers()
-    if sharing.tier not in tiers:
-        raise InvalidRequestError(
-            f"There is no tier {sharing.tier[:80]!r}; choose one of {', '.join(tiers)}.",
-            param="tier",
-        )
-
-
-def _choice(sharing: SharingSettings) -> dict[str, Any]:
-    """Returns what a request says where the settings decide."""
-    return {
-        "policy": "thresholds" if sharing.policy == "auto" else sharing.policy,
-        "tau_cos": sharing.tau_cos,
-        "tau_frob": sharing.tau_frob,
-        "tier": sharing.tier,
-    }
+    check_sharing(OnboardRequest(name="", source="", **resolve_sharing({}, sharing)))
+    if sharing.calibration not in (None, SELF_CALIBRATION):
+        load_dialogues(Path(sharing.calibration))
 
 
 def _named_paths(values: list[str] | None) -> list[dict[str, str]] | None:

@@ -6,9 +6,12 @@ from typing import Any
 
 from linker_core.engine.messages import Snapshot
 from server.onboarding.catalog import ServedModel
+from server.onboarding.rehearsal import DryRun
 from server.registry.records import JobRecord, ModelRecord
 
-_PLAN_FIELDS = ("policy", "tau_cos", "tau_frob", "mean_cos", "mean_epsilon", "region")
+_PLAN_FIELDS = (
+    "policy", "tau_cos", "tau_frob", "mean_cos", "mean_epsilon", "region", "price", "budget_kl",
+)  # fmt: skip
 
 
 def model_card(record: ModelRecord, snapshot: Snapshot | None) -> dict[str, Any]:
@@ -61,6 +64,27 @@ def job_card(job: JobRecord) -> dict[str, Any]:
         "created_at": job.created_at,
         "finished_at": job.finished_at,
         "result": job.result,
+    }
+
+
+def dry_run_card(dry_run: DryRun) -> dict[str, Any]:
+    """Returns what a dry run found."""
+    return {
+        "object": "model.plan",
+        "donor": dry_run.donor,
+        "policy": dry_run.policy,
+        "region": dry_run.region,
+        "mean_cos": dry_run.mean_cos,
+        "mean_epsilon": dry_run.mean_epsilon,
+        "blocks": dry_run.blocks,
+        "bytes": dry_run.bytes,
+        "price": dry_run.price,
+        "budget_kl": dry_run.budget_kl,
+        "frontier": dry_run.frontier,
+        "fits": dry_run.needed_bytes <= dry_run.free_bytes,
+        "free_bytes": dry_run.free_bytes,
+        "would_evict": [],  # nothing is evicted to make room
+        "seconds": dry_run.seconds,
     }
 
 

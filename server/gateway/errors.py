@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute, Match, Route
 
 from linker_core.errors import (
     BadCheckpointError,
+    BudgetExceededError,
     ConflictError,
     ContextLengthError,
     EngineFailureError,
@@ -38,6 +39,7 @@ _STATUS: dict[type[LinkerError], tuple[int, str]] = {
     ContextLengthError: (400, "invalid_request_error"),
     BadCheckpointError: (400, "invalid_request_error"),
     UnsupportedFormatError: (400, "invalid_request_error"),
+    BudgetExceededError: (400, "invalid_request_error"),
     ForbiddenSourceError: (403, "permission_error"),
     ModelNotFoundError: (404, "not_found_error"),
     ConflictError: (409, "conflict_error"),

@@ -9,12 +9,18 @@ from fastapi.responses import JSONResponse
 
 from linker_core.errors import ModelNotFoundError, NotReadyError, from_record
 from server.gateway.body import read_object
-from server.gateway.cards import job_card, model_card, openai_card
+from server.gateway.cards import dry_run_card, job_card, model_card, openai_card
 from server.gateway.openapi import answers, takes
-from server.gateway.schemas import ONBOARD_NEUTRAL, OnboardBody, parse_request
+from server.gateway.schemas import (
+    ONBOARD_NEUTRAL,
+    OnboardBody,
+    PlanBody,
+    SharingBody,
+    parse_request,
+)
 from server.gateway.services import Services
 from server.gateway.streaming import unless, unless_disconnected
-from server.onboarding.request import AUTO_DONOR, OnboardRequest
+from server.onboarding.request import AUTO_DONOR, OnboardRequest, resolve_sharing
 from server.registry.records import JobStatus
 from server.settings import SharingSettings
 
@@ -24,24 +30,18 @@ def management_router(services: Services) -> APIRouter:
     router = APIRouter()
     _add_openai_routes(router, services)
     _add_job_routes(router, services)
+    _add_dry_run_route(router, services)
     _add_model_routes(router, services)
     return router
 
 
-def onboard_request(body: OnboardBody, defaults: SharingSettings) -> OnboardRequest:
+def onboard_request(body: SharingBody, defaults: SharingSettings, *, name: str) -> OnboardRequest:
     """Returns the request with what the body leaves open filled in from the settings."""
-    said = (body.policy, body.tau_cos, body.tau_frob, body.tier)
-    silent = all(value is None for value in said)
-    choice = defaults if silent else body
-    policy = choice.policy or "thresholds"
     return OnboardRequest(
-        name=body.name,
+        name=name,
         source=body.source,
         donor=body.donor or AUTO_DONOR,
-        policy="thresholds" if policy == "auto" else policy,
-        tau_cos=choice.tau_cos,
-        tau_frob=choice.tau_frob,
-        tier=choice.tier,
+        **resolve_sharing(body.model_dump(), defaults),
     )
 
 
@@ -70,6 +70,25 @@ def _add_job_routes(router: APIRouter, services: Services) -> None:
         return job_card(job)
 
 
+def _add_dry_run_route(router: APIRouter, services: Services) -> None:
+    @router.post(
+        "/models/plan",
+        openapi_extra=takes(PlanBody),
+        responses=answers(200, "What onboarding the model would share, cost and take."),
+    )
+    async def plan(http_request: Request) -> dict[str, Any]:
+        services.gate.check_open()
+        parsed = await read_object(http_request)
+        body = parse_request(PlanBody, parsed, neutral=ONBOARD_NEUTRAL)
+        request = onboard_request(body, services.settings.sharing, name=body.name or "")
+        ended = unless(
+            services.gate.closing.wait(),
+            services.onboarder.rehearse(request),
+            error=NotReadyError("The server is shutting down."),
+        )
+        return dry_run_card(await unless_disconnected(http_request, ended))
+
+
 def _add_model_routes(router: APIRouter, services: Services) -> None:
     onboarder, roster = services.onboarder, services.roster
 
@@ -86,7 +105,8 @@ def _add_model_routes(router: APIRouter, services: Services) -> None:
         services.gate.check_open()
         parsed = await read_object(http_request)
         body = parse_request(OnboardBody, parsed, neutral=ONBOARD_NEUTRAL)
-        job = await onboarder.submit(onboard_request(body, services.settings.sharing))
+        request = onboard_request(body, services.settings.sharing, name=body.name)
+        job = await onboarder.submit(request)
         if wait:
             ended = unless(
                 services.gate.closing.wait(),

@@ -11,9 +11,9 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from server.gateway.schemas import ChatRequest, CompletionRequest, OnboardBody
+from server.gateway.schemas import ChatRequest, CompletionRequest, OnboardBody, PlanBody
 
-_BODIES: tuple[type[BaseModel], ...] = (ChatRequest, CompletionRequest, OnboardBody)
+_BODIES: tuple[type[BaseModel], ...] = (ChatRequest, CompletionRequest, OnboardBody, PlanBody)
 _REF = "#/components/schemas/{model}"
 _ERROR_SCHEMA = {
     "type": "object",

@@ -8,7 +8,6 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
-from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from server.gateway.services import Services
@@ -42,7 +41,7 @@ def probes_router(services: Services) -> APIRouter:
     @router.head("/metrics", include_in_schema=False)
     @router.get("/metrics")
     async def metrics() -> Response:
-        text = await asyncio.to_thread(generate_latest, services.exposition)
+        text = await asyncio.to_thread(services.scrape)
         return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     return router

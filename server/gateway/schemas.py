@@ -113,18 +113,31 @@ class CompletionRequest(GenerationRequest):
     logprobs: int | None = Field(default=None, ge=0, le=20)
 
 
-class OnboardBody(BaseModel):
-    """POST /models. Unlike generation requests, it takes no unknown field."""
+class SharingBody(BaseModel):
+    """What onboarding and its dry run share. Unlike generation, they take no unknown field."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    name: str
     source: str
     donor: str | None = None  # None: auto
-    policy: Literal["thresholds", "exact", "auto"] | None = None
+    policy: Literal["budget", "thresholds", "bytes", "exact"] | None = None
+    budget_kl: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    max_bytes: int | None = Field(default=None, ge=0, lt=2**63)
     tau_cos: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
     tau_frob: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     tier: str | None = None
+
+
+class OnboardBody(SharingBody):
+    """POST /models."""
+
+    name: str
+
+
+class PlanBody(SharingBody):
+    """POST /models/plan. The name decides nothing; it may come along."""
+
+    name: str | None = None
 
 
 _NEUTRAL: dict[str, tuple[object, ...]] = {
@@ -157,9 +170,7 @@ COMPLETION_NEUTRAL: dict[str, tuple[object, ...]] = {
     "suffix": (None, ""),
 }
 ONBOARD_NEUTRAL: dict[str, tuple[object, ...]] = {
-    "budget_kl": (None,),
     "keep_alive": (None,),
-    "max_bytes": (None,),
     "pin": (None, False),
     "revision": (None,),
 }

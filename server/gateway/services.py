@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, disable_created_metrics
+from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
 
 from linker_core.errors import NotReadyError
 from server.bridge.client import EngineClient
@@ -17,15 +17,20 @@ from server.bridge.process import ENGINE_COMMAND
 from server.bridge.supervisor import EngineState, EngineSupervisor, SupervisionLimits
 from server.gateway.errors import REJECTION_REASONS
 from server.gateway.gate import Gate
+from server.metrics.admission import AdmissionMetrics
 from server.metrics.collector import FleetCollector
 from server.metrics.serving import ServingMetrics
+from server.metrics.sharing import SharingExposition
 from server.onboarding.admission import Admission
 from server.onboarding.catalog import Catalog, ServedModel
 from server.onboarding.onboarder import Onboarder
+from server.onboarding.pricing import Pricing
 from server.onboarding.request import OnboardRequest
 from server.onboarding.restorer import Restorer
 from server.onboarding.roster import Roster
 from server.onboarding.scanner import SCAN_COMMAND, Scanner
+from server.onboarding.timing import STAGES
+from server.onboarding.tuner import TUNE_COMMAND, Tuner
 from server.registry.lock import StateLock
 from server.registry.records import ModelRecord, ModelState
 from server.registry.store import Registry
@@ -47,6 +52,7 @@ class Services:
     engine: EngineSupervisor
     metrics: ServingMetrics
     exposition: CollectorRegistry
+    sharing: SharingExposition
     gate: Gate
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
@@ -99,6 +105,10 @@ class Services:
         except NotReadyError:
             return None
 
+    def scrape(self) -> bytes:
+        """Returns every metric as Prometheus reads it. Blocking."""
+        return generate_latest(self.exposition) + self.sharing.render()
+
     def why_not_ready(self) -> str | None:
         """Returns what keeps the server from being ready, or None if it is."""
         if self.gate.draining:
@@ -117,6 +127,7 @@ def build_services(
     *,
     engine_command: Sequence[str] = ENGINE_COMMAND,
     scan_command: Sequence[str] = SCAN_COMMAND,
+    tune_command: Sequence[str] = TUNE_COMMAND,
     limits: SupervisionLimits | None = None,
 ) -> Services:
     """Builds the parts; nothing runs yet. The registry is opened. Needs a running event loop."""
@@ -126,10 +137,25 @@ def build_services(
     registry, catalog = Registry.open(settings.registry_url()), Catalog()
     exposition = CollectorRegistry()
     metrics = ServingMetrics(exposition, rejection_reasons=REJECTION_REASONS)
+
+    def busy() -> bool:
+        snapshot = supervisor.snapshot
+        return snapshot is not None and any(load.running for load in snapshot.load.values())
+
+    async def loaded_engine() -> EngineClient:
+        return await restorer.engine()
+
+    tuner = Tuner(
+        engine=loaded_engine,
+        device=settings.engine.device,
+        busy=busy,
+        command=tune_command,
+    )
     admission = Admission(
         registry=registry,
         catalog=catalog,
-        scanner=Scanner(scan_command),
+        scanner=Scanner(scan_command, busy=busy),
+        pricing=Pricing(registry=registry, tuner=tuner, calibration=settings.sharing.calibration),
         engine=lambda: services.engine.client,
         engine_config=settings.engine.to_engine_config(),
         max_model_len=settings.engine.max_model_len,
@@ -141,6 +167,7 @@ def build_services(
         catalog=catalog,
         admission=admission,
         restorer=restorer,
+        metrics=AdmissionMetrics(exposition, stages=STAGES),
         roots=_roots(settings),
         queue_limit=settings.models.onboarding_queue,
     )
@@ -161,13 +188,13 @@ def build_services(
         engine=supervisor,
         metrics=metrics,
         exposition=exposition,
+        sharing=SharingExposition(models=roster.models, registry=registry),
         gate=Gate(settings.http.max_inflight),
     )
     exposition.register(
         FleetCollector(
             models=lambda: [services.shown(record) for record in roster.models()],
             snapshot=lambda: supervisor.snapshot,
-            registry=registry,
         )
     )
     return services

@@ -1,4 +1,4 @@
-"""Gauges computed at the scrape from the engine's last report and the registry's rows.
+"""Gauges computed at the scrape from the engine's last report and the known models.
 
 A scrape asks the engine nothing and covers models that are not resident.
 """
@@ -11,22 +11,17 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from linker_core.engine.messages import Snapshot
-from server.registry.records import Json, ModelRecord, ModelState
-from server.registry.store import Registry
+from server.registry.records import ModelRecord, ModelState
 
 _KINDS = ("logical", "unique", "shared")
-_RUNGS = ("alias", "residual", "own")
-# cos and ε of every block of one variant, in order.
-BlockScores = Sequence[tuple[float, float]]
 
 
 class FleetCollector(Collector):
-    """Memory, state, sharing and load of every known model.
+    """Memory, state and load of every known model.
 
     Args:
         models: Returns the known models, each with its state as shown to clients.
         snapshot: Returns the engine's last report, or None.
-        registry: Where the scans are.
     """
 
     def __init__(
@@ -34,12 +29,9 @@ class FleetCollector(Collector):
         *,
         models: Callable[[], Sequence[ModelRecord]],
         snapshot: Callable[[], Snapshot | None],
-        registry: Registry,
     ) -> None:
         self._models = models
         self._snapshot = snapshot
-        self._registry = registry
-        self._scores: dict[tuple[str, str], BlockScores] = {}
 
     def describe(self) -> Iterable[Metric]:
         """Says nothing in advance; registering would otherwise collect once."""
@@ -51,41 +43,6 @@ class FleetCollector(Collector):
         yield from _memory(models, snapshot)
         yield from _states(models)
         yield from _load(models, snapshot)
-        yield from self._sharing(models)
-
-    def _sharing(self, models: Sequence[ModelRecord]) -> Iterator[Metric]:
-        blocks = GaugeMetricFamily(
-            "linker_model_blocks",
-            "Blocks by the rung they are stored at.",
-            labels=["model", "rung"],
-        )
-        cosine = GaugeMetricFamily(
-            "linker_block_cosine", "Cosine of a block and the donor's.", labels=["model", "block"]
-        )
-        epsilon = GaugeMetricFamily(
-            "linker_block_epsilon",
-            "Relative Frobenius distance of a block from the donor's.",
-            labels=["model", "block"],
-        )
-        for model in models:
-            if model.plan is None:
-                continue
-            for rung in _RUNGS:
-                blocks.add_metric([model.name, rung], model.plan["blocks"][rung])
-            for index, (cos, eps) in enumerate(self._block_scores(model.plan)):
-                cosine.add_metric([model.name, str(index)], cos)
-                epsilon.add_metric([model.name, str(index)], eps)
-        yield from (blocks, cosine, epsilon)
-
-    def _block_scores(self, plan: Json) -> BlockScores:
-        donor, variant = plan["donor_fingerprint"], plan["variant_fingerprint"]
-        if donor is None:
-            return ()
-        if (donor, variant) not in self._scores:
-            report = self._registry.scan(donor, variant)
-            rows = () if report is None else report["blocks"]
-            self._scores[donor, variant] = [(row["cos"], row["epsilon"]) for row in rows]
-        return self._scores[donor, variant]
 
 
 def _memory(models: Sequence[ModelRecord], snapshot: Snapshot | None) -> Iterator[Metric]:

@@ -1,6 +1,7 @@
 """The steps that take one checkpoint from its source into the engine. Each may be repeated.
 
-validate -> fingerprint -> scan against the donor (or find the stored scan) -> plan -> load.
+validate -> fingerprint -> scan against the donor (or find the stored scan) -> plan, with a tuner
+(or its stored result) where the policy asks for a price -> load.
 """
 
 from __future__ import annotations
@@ -9,28 +10,41 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from linker_core.config import EngineConfig
 from linker_core.engine.kv_size import kv_cache_bytes
 from linker_core.engine.messages import LoadModel, Snapshot
-from linker_core.errors import (
-    BadCheckpointError,
-    EngineFailureError,
-    NotReadyError,
-)
-from linker_core.sharing.plan import Fingerprints, Policy, SharePlan, plan_donor, plan_variant
-from linker_core.sharing.report import ScanReport
+from linker_core.errors import EngineFailureError, NotReadyError
+from linker_core.sharing.plan import Policy, SharePlan
+from linker_core.tuning.result import TuneResult
 from linker_core.weights.architecture import ModelConfig
-from linker_core.weights.checkpoint import Checkpoint
 from server.bridge.client import EngineClient, OnProgress
 from server.onboarding.catalog import Catalog, ServedModel, TextSide
+from server.onboarding.fingerprints import Fingerprints
+from server.onboarding.planning import (
+    Pair,
+    draft_plan,
+    files_changed,
+    make_donor_plan,
+    tuned_plan,
+    tuning_goal,
+    untuned_plan,
+)
+from server.onboarding.pricing import Pricing
+from server.onboarding.processes import OnStageProgress
 from server.onboarding.request import OnboardRequest
 from server.onboarding.scanner import Scanner
+from server.onboarding.timing import Stopwatch
 from server.registry.records import JobStage, Json, ModelRecord
 from server.registry.store import Registry
 
 OnStage = Callable[[JobStage, int, int], None]  # stage, bytes done, bytes in all
-_STAGES = {"hashing": JobStage.VALIDATING, "scanning": JobStage.SCANNING}
+_STAGES = {
+    "hashing": JobStage.VALIDATING,
+    "scanning": JobStage.SCANNING,
+    "tuning": JobStage.TUNING,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +55,16 @@ class Planned:
     fingerprint: str
     donor: ServedModel | None
     plan: SharePlan
+    report: Json | None = None  # None: a donor is compared with nothing
+    tuned: TuneResult | None = None  # None: no tuner was needed
+
+
+class Arrival(NamedTuple):
+    """A model that became resident, and what that took in the engine."""
+
+    model: ServedModel
+    alias_seconds: float
+    move_seconds: float
 
 
 class Admission:
@@ -50,6 +74,7 @@ class Admission:
         registry: Keeps the scans.
         catalog: Where donors are found.
         scanner: Starts scan workers.
+        pricing: Finds prices.
         engine: Returns the engine, or raises `NotReadyError`.
         engine_config: Says what a family's KV cache takes.
         max_model_len: Asked of the engine for every model; None leaves it to the model.
@@ -61,6 +86,7 @@ class Admission:
         registry: Registry,
         catalog: Catalog,
         scanner: Scanner,
+        pricing: Pricing,
         engine: Callable[[], EngineClient],
         engine_config: EngineConfig,
         max_model_len: int | None,
@@ -68,30 +94,33 @@ class Admission:
         self._registry = registry
         self._catalog = catalog
         self._scanner = scanner
+        self._pricing = pricing
         self._engine = engine
         self._engine_config = engine_config
         self._max_model_len = max_model_len
-        self._fingerprints: dict[tuple[object, ModelConfig], str] = {}
+        self._fingerprints = Fingerprints(scanner)
+        # One plan is made at a time: scans and tuners use every core and memory of their own.
+        self._turn = asyncio.Lock()
 
     async def plan(
         self,
         request: OnboardRequest,
         text: TextSide,
         donor: ServedModel | None,
+        *,
+        watch: Stopwatch,
         on_stage: OnStage,
     ) -> Planned:
-        """Decides what of a validated checkpoint will be stored.
+        """Decides what of a validated checkpoint will be stored; jobs and dry runs take turns.
 
         Raises:
             LinkerError: Any reason why this model cannot be onboarded.
         """
-        # A donor is compared with nothing, so its weights are checked for NaN in this pass.
-        fingerprint = await self._hash(text, scanned=donor is None, on_stage=on_stage)
-        report = None
-        if donor is not None:
-            report = await self._report(text, fingerprint, donor, on_stage)
-        plan = await asyncio.to_thread(_make_plan, request, text, fingerprint, donor, report)
-        return Planned(text=text, fingerprint=fingerprint, donor=donor, plan=plan)
+        async with self._turn:
+            try:
+                return await self._plan(request, text, donor, watch, _follow(on_stage))
+            finally:
+                watch.stop()
 
     async def fingerprint(self, text: TextSide) -> str:
         """Returns the digest of a checkpoint, hashing files once in this process's life.
@@ -99,9 +128,7 @@ class Admission:
         Raises:
             BadCheckpointError: The files cannot be read.
         """
-        key = (text.identity, text.config)
-        known = self._fingerprints.get(key)
-        return known or await self._hash(text, scanned=False, on_stage=_ignore_stage)
+        return await self._fingerprints.find(text, on_progress=_ignore_progress)
 
     async def load(
         self,
@@ -110,7 +137,7 @@ class Admission:
         plan: SharePlan,
         *,
         on_progress: OnProgress | None = None,
-    ) -> ServedModel:
+    ) -> Arrival:
         """Makes a planned model resident; `record` carries name, donor and fingerprint.
 
         Raises:
@@ -130,7 +157,7 @@ class Admission:
             max_model_len=self._max_model_len,
         )
         loaded = await self._engine().load(command, on_progress=on_progress)
-        return ServedModel(
+        model = ServedModel(
             name=record.name,
             donor=record.donor,
             position=record.position,
@@ -139,6 +166,7 @@ class Admission:
             max_model_len=loaded.max_model_len,
             text=text,
         )
+        return Arrival(model, loaded.alias_seconds, loaded.move_seconds)
 
     async def unload(self, name: str) -> None:
         """Takes a model out of the engine, if there is one."""
@@ -164,79 +192,86 @@ class Admission:
     ) -> int:
         """Returns what a model takes on the device even if it can share all that may be shared."""
         if donor is None:
-            return text.checkpoint_bytes + kv_cache_bytes(text.config, self._engine_config)
-        # BS Eq. 3 shares blocks alone; under `exact` the rest may be the donor's too.
+            return text.checkpoint_bytes + self.kv_bytes(text.config)
+        # BS Eq. 3 shares blocks alone; under other policies the rest may be the donor's too.
         return text.outside_blocks_bytes if request.policy == Policy.THRESHOLDS else 0
 
-    async def _hash(self, text: TextSide, *, scanned: bool, on_stage: OnStage) -> str:
-        result = await self._scanner.run(text.path, scanned=scanned, on_progress=_follow(on_stage))
-        if result.identity != text.identity:
-            raise _changed()
-        assert result.fingerprint is not None
-        self._fingerprints[text.identity, text.config] = result.fingerprint
-        return result.fingerprint
+    def kv_bytes(self, config: ModelConfig) -> int:
+        """Returns what the KV cache of a new family takes."""
+        return kv_cache_bytes(config, self._engine_config)
+
+    async def _plan(
+        self,
+        request: OnboardRequest,
+        text: TextSide,
+        donor: ServedModel | None,
+        watch: Stopwatch,
+        follow: OnStageProgress,
+    ) -> Planned:
+        watch.enter("hash")
+        # A donor is compared with nothing, so its weights are checked for NaN in this pass.
+        fingerprint = await self._fingerprints.find(
+            text,
+            finite=donor is None,
+            on_progress=follow,
+            on_hashed=lambda: watch.enter("scan"),
+        )
+        watch.stop()
+        if donor is None:
+            plan = await asyncio.to_thread(make_donor_plan, text, fingerprint)
+            return Planned(text=text, fingerprint=fingerprint, donor=None, plan=plan)
+        report = await self._report(text, fingerprint, donor, watch, follow)
+        pair = Pair(text=text, fingerprint=fingerprint, donor=donor, report=report)
+        plan, tuned = await self._priced(request, pair, watch, follow)
+        return Planned(
+            text=text, fingerprint=fingerprint, donor=donor, plan=plan, report=report, tuned=tuned
+        )
 
     async def _report(
-        self, text: TextSide, fingerprint: str, donor: ServedModel, on_stage: OnStage
+        self,
+        text: TextSide,
+        fingerprint: str,
+        donor: ServedModel,
+        watch: Stopwatch,
+        follow: OnStageProgress,
     ) -> Json:
         """Returns the scan of a variant against its donor, from the registry if it is there."""
         stored = await asyncio.to_thread(self._registry.scan, donor.fingerprint, fingerprint)
         if stored is not None:
             return stored
+        watch.enter("scan")
         result = await self._scanner.run(
-            text.path, donor=donor.text.path, hashed=False, on_progress=_follow(on_stage)
+            text.path, donor=donor.text.path, hashed=False, on_progress=follow
         )
+        watch.stop()
         # Both fingerprints were made of files of these identities.
         if (result.identity, result.donor_identity) != (text.identity, donor.text.identity):
-            raise _changed()
+            raise files_changed()
         assert result.report is not None
+        self._fingerprints.note_finite(text)
         await asyncio.to_thread(
             self._registry.save_scan, donor.fingerprint, fingerprint, result.report
         )
         return result.report
 
-
-def _make_plan(
-    request: OnboardRequest,
-    text: TextSide,
-    fingerprint: str,
-    donor: ServedModel | None,
-    report: Json | None,
-) -> SharePlan:
-    with Checkpoint.open(text.path) as variant:
-        if variant.identity != text.identity:
-            raise BadCheckpointError(
-                "The model's files were replaced while it was being onboarded."
-            )
-        if donor is None:
-            return plan_donor(variant, fingerprint=fingerprint)
-        assert report is not None
-        with Checkpoint.open(donor.text.path) as lender:
-            return plan_variant(
-                ScanReport.from_json(report),
-                lender,
-                variant,
-                policy=Policy(request.policy),
-                fingerprints=Fingerprints(donor.fingerprint, fingerprint),
-                tau_cos=request.tau_cos,
-                tau_frob=request.tau_frob,
-                tier=request.tier,
-            )
+    async def _priced(
+        self, request: OnboardRequest, pair: Pair, watch: Stopwatch, follow: OnStageProgress
+    ) -> tuple[SharePlan, TuneResult | None]:
+        """Returns the plan, with its price where the policy asks for one, and what was measured."""
+        draft = await asyncio.to_thread(draft_plan, request, pair)
+        goal = tuning_goal(request, pair, draft)
+        if goal is None:
+            return untuned_plan(request, draft), None
+        tuned = await self._pricing.find(pair, goal, watch=watch, on_progress=follow)
+        return await asyncio.to_thread(tuned_plan, request, pair, tuned), tuned
 
 
-def _changed() -> BadCheckpointError:
-    return BadCheckpointError(
-        "A file of the model or of its donor changed while it was being read. "
-        "Restore the files and retry."
-    )
-
-
-def _follow(on_stage: OnStage) -> Callable[[str, int, int], None]:
+def _follow(on_stage: OnStage) -> OnStageProgress:
     def follow(stage: str, done_bytes: int, total_bytes: int) -> None:
         on_stage(_STAGES[stage], done_bytes, total_bytes)
 
     return follow
 
 
-def _ignore_stage(_stage: JobStage, _done_bytes: int, _total_bytes: int) -> None:
+def _ignore_progress(_stage: str, _done_bytes: int, _total_bytes: int) -> None:
     """A restored model has no job to report to."""

@@ -8,24 +8,34 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from linker_core.errors import EngineFailureError, LinkerError, NotReadyError
 from linker_core.weights.checkpoint import Identity
 from server.bridge.client import OnProgress
-from server.onboarding.admission import Admission, Planned
+from server.metrics.admission import AdmissionMetrics
+from server.onboarding.admission import Admission, Arrival, Planned
 from server.onboarding.catalog import Catalog, ServedModel, TextSide
 from server.onboarding.donors import choose_donor
-from server.onboarding.outcomes import failed_job, failed_model, succeeded_job
+from server.onboarding.outcomes import failed_job, failed_model, retimed_job, succeeded_job
 from server.onboarding.prepare import read_again
 from server.onboarding.request import OnboardRequest
 from server.onboarding.restorer import Restorer
 from server.onboarding.roster import Roster
 from server.onboarding.sources import resolve_source
+from server.onboarding.timing import Stopwatch
 from server.registry.records import JobRecord, JobStage, JobStatus, ModelRecord, ModelState
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checked:
+    """What was looked at before a job was accepted."""
+
+    identity: Identity  # of the weight files
+    seconds: float  # that took
 
 
 class JobRunner:
@@ -36,6 +46,7 @@ class JobRunner:
         catalog: Filled with what is resident.
         admission: The steps of a job.
         restorer: Says when donors are resident.
+        metrics: Told how admissions end and what they spent.
         roots: Directories that sources must lie in.
         names: Guards checks of names and donors together with the changes that follow from them.
     """
@@ -47,6 +58,7 @@ class JobRunner:
         catalog: Catalog,
         admission: Admission,
         restorer: Restorer,
+        metrics: AdmissionMetrics,
         roots: Sequence[Path],
         names: asyncio.Lock,
     ) -> None:
@@ -54,10 +66,11 @@ class JobRunner:
         self._catalog = catalog
         self._admission = admission
         self._restorer = restorer
+        self._metrics = metrics
         self._roots = tuple(roots)
         self._names = names
         self._finished: dict[str, asyncio.Event] = {}
-        self._identities: dict[str, Identity] = {}  # of the files that were checked, by job
+        self._checked: dict[str, Checked] = {}  # by job
         self._queue: asyncio.Queue[str] = asyncio.Queue()
 
     @property
@@ -70,13 +83,13 @@ class JobRunner:
         request: OnboardRequest,
         *,
         job: JobRecord | None = None,
-        checked: TextSide | None = None,
+        checked: Checked | None = None,
     ) -> JobRecord:
         """Stores a job, a new one or an interrupted one, and lets it wait for its turn."""
         queued = await self._roster.queue(request, job=job)
         self._finished[queued.id] = asyncio.Event()
         if checked is not None:
-            self._identities[queued.id] = checked.identity
+            self._checked[queued.id] = checked
         self._queue.put_nowait(queued.id)
         return queued
 
@@ -106,16 +119,14 @@ class JobRunner:
                 await self._fail(
                     job_id, EngineFailureError("Onboarding failed; see the server's log.")
                 )
-            self._identities.pop(job_id, None)
+            self._checked.pop(job_id, None)
             self._finished.pop(job_id).set()
             await self._restorer.catch_up()
 
     async def _admit(self, job: JobRecord) -> None:
         await self._roster.save(replace(job, status=JobStatus.RUNNING))
-        request = OnboardRequest.from_json(job.request)
-        text = await asyncio.to_thread(
-            self._read_checked, request.source, self._identities.get(job.id)
-        )
+        request, watch = OnboardRequest.from_json(job.request), Stopwatch()
+        text = await self._open(job, request, watch)
         record, donor = await self._choose_donor(request, text)
 
         def on_stage(stage: JobStage, done_bytes: int, total_bytes: int) -> None:
@@ -124,24 +135,50 @@ class JobRunner:
                 replace(live, stage=stage, done_bytes=done_bytes, total_bytes=total_bytes)
             )
 
-        planned = await self._admission.plan(request, text, donor, on_stage)
+        planned = await self._admission.plan(request, text, donor, watch=watch, on_stage=on_stage)
         record = replace(record, fingerprint=planned.fingerprint, plan=planned.plan.to_json())
         on_stage(JobStage.LOADING, 0, planned.plan.unique_bytes)
         await self._roster.save(record, self._roster.live_job(job.id))
-        served = await self._load(
+        arrival = await self._load(
             record, planned, lambda done, total: on_stage(JobStage.LOADING, done, total)
         )
+        watch.add("alias", arrival.alias_seconds)
+        watch.add("move", arrival.move_seconds)
+        await self._publish(job.id, record, planned, arrival.model, watch)
+
+    async def _open(self, job: JobRecord, request: OnboardRequest, watch: Stopwatch) -> TextSide:
+        checked = self._checked.get(job.id)
+        if checked is not None:
+            watch.add("open", checked.seconds)
+        watch.enter("open")
+        identity = None if checked is None else checked.identity
+        text = await asyncio.to_thread(self._read_checked, request.source, identity)
+        watch.stop()
+        return text
+
+    async def _publish(
+        self,
+        job_id: str,
+        record: ModelRecord,
+        planned: Planned,
+        served: ServedModel,
+        watch: Stopwatch,
+    ) -> None:
+        """Opens a loaded model to requests and stores that it is; takes it back if it cannot."""
+        watch.enter("ready")
         self._catalog.publish(served)
         ready = replace(record, state=ModelState.READY, max_model_len=served.max_model_len)
+        job = succeeded_job(self._roster.live_job(job_id), planned.plan, watch.to_json())
         try:
-            await self._roster.save(
-                ready, succeeded_job(self._roster.live_job(job.id), planned.plan)
-            )
+            await self._roster.save(ready, job)
         except NotReadyError:
-            self._catalog.retract(job.model)
-            await self._admission.unload(job.model)
+            self._catalog.retract(record.name)
+            await self._admission.unload(record.name)
             raise
-        logger.info("model %s is ready", job.model)
+        watch.stop()
+        await self._roster.settle(retimed_job(job, watch.to_json()))
+        self._metrics.succeeded(watch.spent)
+        logger.info("model %s is ready", record.name)
 
     def _read_checked(self, source: str, identity: Identity | None) -> TextSide:
         """Reads what the request was checked against, or refuses what has taken its place."""
@@ -170,15 +207,12 @@ class JobRunner:
 
     async def _load(
         self, record: ModelRecord, planned: Planned, on_progress: OnProgress
-    ) -> ServedModel:
+    ) -> Arrival:
         """Loads a planned model into the engine of the moment, or into the next one."""
-        while True:
-            await self._restorer.done.wait()
-            if self._admission.engine_or_none() is not None:
-                return await self._admission.load(
-                    record, planned.text, planned.plan, on_progress=on_progress
-                )
-            self._restorer.engine_down()  # seen here before the supervisor could say so
+        await self._restorer.engine()
+        return await self._admission.load(
+            record, planned.text, planned.plan, on_progress=on_progress
+        )
 
     async def _fail(self, job_id: str, error: LinkerError) -> None:
         job = self._roster.live_job(job_id)
@@ -186,3 +220,4 @@ class JobRunner:
         # It holds nothing, so its donor may go.
         model = replace(failed_model(self._roster.model(job.model), error), donor=None)
         await self._roster.settle(model, failed_job(job, error))
+        self._metrics.failed()

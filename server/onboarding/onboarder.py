@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from linker_core.errors import ConflictError, NotReadyError, QueueFullError
 from server.bridge.client import EngineClient
+from server.metrics.admission import AdmissionMetrics
 from server.onboarding.admission import Admission
 from server.onboarding.catalog import Catalog, TextSide
 from server.onboarding.departures import Departures
 from server.onboarding.donors import choose_donor
-from server.onboarding.jobs import JobRunner
+from server.onboarding.jobs import Checked, JobRunner
 from server.onboarding.prepare import check_capacity, read_text_side
+from server.onboarding.rehearsal import DryRun, Rehearsal
 from server.onboarding.request import AUTO_DONOR, OnboardRequest, check_name, check_sharing
 from server.onboarding.restorer import Restorer
 from server.onboarding.roster import Roster
@@ -32,15 +35,16 @@ _FLUSH_S = 5.0
 
 
 class Onboarder:
-    """The door to onboarding: requests, the start, deletion.
+    """The door to onboarding: requests, dry runs, the start, deletion.
 
     Args:
         roster: The known models and jobs.
         catalog: Filled with what is resident.
         admission: The steps of a job.
         restorer: Says when donors are resident.
+        metrics: Told how admissions end and what they spent.
         roots: Directories that sources must lie in.
-        queue_limit: Jobs waiting or running.
+        queue_limit: Jobs and dry runs, waiting or running.
     """
 
     def __init__(
@@ -50,6 +54,7 @@ class Onboarder:
         catalog: Catalog,
         admission: Admission,
         restorer: Restorer,
+        metrics: AdmissionMetrics,
         roots: Sequence[Path],
         queue_limit: int,
     ) -> None:
@@ -66,9 +71,12 @@ class Onboarder:
             catalog=catalog,
             admission=admission,
             restorer=restorer,
+            metrics=metrics,
             roots=roots,
             names=self._names,
         )
+        self._rehearsal = Rehearsal(catalog=catalog, admission=admission)
+        self._num_rehearsing = 0
         self._departures = Departures(roster=roster, catalog=catalog, names=self._names)
         self._startup = Startup(roster=roster, catalog=catalog, jobs=self._jobs, names=self._names)
         restorer.on_changed = self._startup.plan_anew
@@ -102,20 +110,48 @@ class Onboarder:
         if same is not None:
             return same
         # Nobody else waits for these files, whatever they are.
+        begun = time.monotonic()
         text = await asyncio.to_thread(read_text_side, path)
+        checked = Checked(identity=text.identity, seconds=time.monotonic() - begun)
         async with self._names:
             same = await self._check_free(request)
             if same is not None:
                 return same
             self._check_admissible(request, text)
-            return await self._jobs.enqueue(request, checked=text)
+            return await self._jobs.enqueue(request, checked=checked)
+
+    async def rehearse(self, request: OnboardRequest) -> DryRun:
+        """Answers what onboarding would do; loads and keeps nothing but scans and prices.
+
+        Cancelling it ends what it has started.
+
+        Raises:
+            LinkerError: Source, checkpoint, donor or options rule the model out, the price is
+                beyond the budget, or too many wait.
+        """
+        if request.name:
+            check_name(request.name)
+        check_sharing(request)
+        path = await asyncio.to_thread(resolve_source, request.source, self._roots)
+        if self._is_coming(request.donor):
+            raise NotReadyError(f"The donor {request.donor!r} is not resident yet; try again.")
+        self._check_queue()
+        self._num_rehearsing += 1
+        try:
+            return await self._rehearsal.run(request, path)
+        finally:
+            self._num_rehearsing -= 1
 
     async def _check_free(self, request: OnboardRequest) -> JobRecord | None:
         """Returns the job of an identical request; refuses a taken name and a full queue."""
         same = await self._identical(request)
-        if same is None and self._jobs.num_live >= self._queue_limit:
-            raise QueueFullError("Too many models are being onboarded; try again later.")
+        if same is None:
+            self._check_queue()
         return same
+
+    def _check_queue(self) -> None:
+        if self._jobs.num_live + self._num_rehearsing >= self._queue_limit:
+            raise QueueFullError("Too many models are being onboarded; try again later.")
 
     async def _identical(self, request: OnboardRequest) -> JobRecord | None:
         """Returns the job of an identical request; refuses other content of the same name."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 
 from linker_core.errors import BadCheckpointError, EngineFailureError, LinkerError
@@ -42,8 +43,8 @@ def interrupted_job(job: JobRecord) -> JobRecord:
     return failed_job(job, EngineFailureError("The server stopped before the job was done."))
 
 
-def succeeded_job(job: JobRecord, plan: SharePlan) -> JobRecord:
-    """Returns a job whose model is resident."""
+def succeeded_job(job: JobRecord, plan: SharePlan, seconds: Mapping[str, float]) -> JobRecord:
+    """Returns a job whose model is resident, with what it spent in every stage."""
     held = {
         "logical": plan.logical_bytes,
         "unique": plan.unique_bytes,
@@ -54,6 +55,20 @@ def succeeded_job(job: JobRecord, plan: SharePlan) -> JobRecord:
         job,
         status=JobStatus.SUCCEEDED,
         done_bytes=job.total_bytes,
-        result={"id": job.model, "fingerprint": plan.variant_fingerprint, "bytes": held},
+        result={
+            "id": job.model,
+            "fingerprint": plan.variant_fingerprint,
+            "bytes": held,
+            "policy": plan.policy.value,
+            "price": None if plan.price is None else plan.price.to_json(),
+            "budget_kl": plan.budget_kl,
+            "seconds": dict(seconds),
+        },
         finished_at=time.time(),
     )
+
+
+def retimed_job(job: JobRecord, seconds: Mapping[str, float]) -> JobRecord:
+    """Returns a succeeded job whose last stage has ended too: its own storing."""
+    assert job.result is not None
+    return replace(job, result={**job.result, "seconds": dict(seconds)})

@@ -5,14 +5,19 @@ Blocking: callers run these in a thread.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from linker_core.errors import BadCheckpointError, InsufficientCapacityError
 from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer
+from linker_core.weights.architecture import CONFIG_FILE, ModelConfig, parse_config
 from linker_core.weights.checkpoint import Checkpoint, Identity
+from linker_core.weights.files import open_directory, read_json, refuse_foreign_formats
 from linker_core.weights.keys import parse_key
 from server.onboarding.catalog import TextSide
+
+_MAX_CONFIG_BYTES = 1 << 20
 
 
 def read_text_side(path: Path) -> TextSide:
@@ -57,6 +62,24 @@ def read_again(path: Path, *, source: str, identity: Identity | None = None) -> 
             "they are complete."
         )
     return text
+
+
+def read_shape(path: Path) -> ModelConfig | None:
+    """Returns the shape of a directory that holds a config.json and no weights; None for others.
+
+    Raises:
+        BadCheckpointError: No such directory, or a config that lies.
+        UnsupportedFormatError: Weights of another format, or an architecture that is not served.
+    """
+    directory = open_directory(path)
+    try:
+        names = os.listdir(directory)  # noqa: PTH208 - of a descriptor, not a path
+        refuse_foreign_formats(names)
+        if CONFIG_FILE not in names or any(name.endswith(".safetensors") for name in names):
+            return None
+        return parse_config(read_json(directory, CONFIG_FILE, max_bytes=_MAX_CONFIG_BYTES))
+    finally:
+        os.close(directory)
 
 
 def check_capacity(needed_bytes: int, free_bytes: int) -> None:

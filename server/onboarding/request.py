@@ -8,12 +8,24 @@ from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 from linker_core.errors import InvalidRequestError
+from linker_core.sharing.plan import Policy
 from linker_core.sharing.thresholds import load_tiers
+from linker_core.tuning.request import DEFAULT_BUDGET_KL
+from server.settings import SharingSettings
 
 AUTO_DONOR = "auto"
 RESERVED = frozenset({"jobs", "events", "plan", "load", "unload"})
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _NAME = re.compile(rf"{_PART}(/{_PART})?", re.ASCII)
+_THRESHOLDS = ("tau_cos", "tau_frob", "tier")
+# The options that each policy takes.
+_TAKEN: Mapping[str, frozenset[str]] = {
+    Policy.BUDGET: frozenset({"budget_kl"}),
+    Policy.THRESHOLDS: frozenset({*_THRESHOLDS, "budget_kl"}),
+    Policy.BYTES: frozenset({"max_bytes"}),
+    Policy.EXACT: frozenset(),
+}
+SHARING_OPTIONS = (*_THRESHOLDS, "budget_kl", "max_bytes")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,10 +35,12 @@ class OnboardRequest:
     name: str
     source: str
     donor: str | None = AUTO_DONOR  # a model, "auto", or None: a family of its own
-    policy: str = "thresholds"
+    policy: str = Policy.BUDGET.value
     tau_cos: float | None = None
     tau_frob: float | None = None
     tier: str | None = None
+    budget_kl: float | None = None  # nats per response token
+    max_bytes: int | None = None  # unique bytes
 
     def to_json(self) -> dict[str, Any]:
         """Returns the request as a plain record."""
@@ -56,22 +70,63 @@ def check_name(name: str) -> None:
         )
 
 
+def resolve_sharing(said: Mapping[str, Any], defaults: SharingSettings) -> dict[str, Any]:
+    """Returns policy and options of a request, what it leaves open filled in.
+
+    Without a policy, thresholds or a tier mean `thresholds`, a size `bytes`, a budget `budget`, and
+    nothing at all the settings' policy. The settings' options serve where their policy is used.
+
+    Args:
+        said: `policy` and options; what is None or absent is left open.
+        defaults: The settings.
+    """
+    policy = said.get("policy") or implied_policy(said) or defaults.policy
+    options = {option: said.get(option) for option in SHARING_OPTIONS}
+    if policy == defaults.policy:
+        for group in (_THRESHOLDS, ("budget_kl",), ("max_bytes",)):
+            if all(options[option] is None for option in group):
+                options |= {option: getattr(defaults, option) for option in group}
+    if policy == Policy.BUDGET and options["budget_kl"] is None:
+        options["budget_kl"] = DEFAULT_BUDGET_KL
+    return {"policy": policy, **options}
+
+
+def implied_policy(said: Mapping[str, Any]) -> str | None:
+    """Returns the policy that options stand for where none is named, or None without options."""
+    if any(said.get(option) is not None for option in _THRESHOLDS):
+        return Policy.THRESHOLDS.value
+    if said.get("max_bytes") is not None:
+        return Policy.BYTES.value
+    return None if said.get("budget_kl") is None else Policy.BUDGET.value
+
+
 def check_sharing(request: OnboardRequest) -> None:
     """Refuses contradictory sharing options.
 
     Raises:
-        InvalidRequestError: One threshold without the other, thresholds beside a tier, an unknown
-            tier, or options the policy does not take.
+        InvalidRequestError: Options that the policy does not take, one threshold without the other,
+            thresholds beside a tier, an unknown tier, or policy bytes without a size.
     """
     if (request.tau_cos is None) != (request.tau_frob is None):
         missing = "tau_cos" if request.tau_cos is None else "tau_frob"
         raise InvalidRequestError(
             "tau_cos and tau_frob are given together or not at all.", param=missing
         )
-    if request.policy == "exact":
-        for param in ("tau_cos", "tier"):
-            if getattr(request, param) is not None:
-                raise InvalidRequestError(f"The policy exact takes no {param}.", param=param)
+    for option in SHARING_OPTIONS:
+        if getattr(request, option) is not None and option not in _TAKEN[request.policy]:
+            takers = " and ".join(policy for policy, taken in _TAKEN.items() if option in taken)
+            raise InvalidRequestError(
+                f"The policy {request.policy} takes no {option}; {takers} would.", param=option
+            )
+    if request.policy == Policy.BYTES and request.max_bytes is None:
+        raise InvalidRequestError(
+            "The policy bytes needs max_bytes: what the model may hold to itself.",
+            param="max_bytes",
+        )
+    _check_tier(request)
+
+
+def _check_tier(request: OnboardRequest) -> None:
     if request.tier is None:
         return
     if request.tau_cos is not None:

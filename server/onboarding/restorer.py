@@ -74,6 +74,15 @@ class Restorer:
         self.done.clear()
         self._catalog.clear()
 
+    async def engine(self) -> EngineClient:
+        """Waits for an engine that holds all of it."""
+        while True:
+            await self.done.wait()
+            client = self._admission.engine_or_none()
+            if client is not None:
+                return client
+            self.engine_down()  # seen here before the supervisor could say so
+
     async def _load_missing(self, client: EngineClient) -> bool:
         """Loads what is ready by its row but not resident; False if the engine died on the way."""
         self._show_absent_again()
@@ -111,9 +120,9 @@ class Restorer:
         plan = SharePlan.from_json(record.plan)
         if not self._is_wanted(record):
             return
-        served = await self._admission.load(record, text, plan)
+        arrival = await self._admission.load(record, text, plan)
         if self._is_wanted(record):
-            self._catalog.publish(served)
+            self._catalog.publish(arrival.model)
         else:
             await client.unload(record.name)
 

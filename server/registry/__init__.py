@@ -1,1 +1,1 @@
-"""What survives a restart: models, scans and jobs in SQL."""
+"""What survives a restart: models, scans, tunings and jobs in SQL."""

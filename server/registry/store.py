@@ -1,4 +1,4 @@
-"""The registry: verbs over three tables. Synchronous; asynchronous callers go through a thread.
+"""The registry: verbs over four tables. Synchronous; asynchronous callers go through a thread.
 
 Any thread may call it; every verb is one transaction.
 """
@@ -21,7 +21,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from linker_core.errors import ConflictError, InvalidRequestError, NotReadyError
 from server.registry.records import JobRecord, Json, ModelRecord
-from server.registry.tables import Base, JobRow, ModelRow, ScanRow
+from server.registry.tables import Base, JobRow, ModelRow, ScanRow, TuningRow
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ _SQLITE_PRAGMAS = (
 
 
 class Registry:
-    """Models, scans and jobs that outlive the process."""
+    """Models, scans, tunings and jobs that outlive the process."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -101,7 +101,7 @@ class Registry:
             return None if row is None else ModelRecord(**_columns(row, ModelRecord))
 
     def delete_model(self, name: str) -> None:
-        """Deletes a model's row; its jobs and scans stay.
+        """Deletes a model's row; its jobs, scans and tunings stay.
 
         Raises:
             ConflictError: The model is the donor of others.
@@ -159,6 +159,27 @@ class Registry:
                     donor_fingerprint=donor_fingerprint,
                     variant_fingerprint=variant_fingerprint,
                     report=dict(report),
+                )
+            )
+
+    def tuning(self, donor_fingerprint: str, variant_fingerprint: str, key: str) -> Json | None:
+        """Returns what a tuner found for two checkpoints, one goal and one text, or None."""
+        with self._transaction() as session:
+            row = session.get(TuningRow, (donor_fingerprint, variant_fingerprint, key))
+            # A damaged result reads as {}, and is measured again.
+            return None if row is None or not row.result else row.result
+
+    def save_tuning(
+        self, donor_fingerprint: str, variant_fingerprint: str, key: str, result: Json
+    ) -> None:
+        """Keeps what a tuner found."""
+        with self._transaction() as session:
+            session.merge(
+                TuningRow(
+                    donor_fingerprint=donor_fingerprint,
+                    variant_fingerprint=variant_fingerprint,
+                    key=key,
+                    result=dict(result),
                 )
             )
 

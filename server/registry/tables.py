@@ -70,6 +70,17 @@ class ScanRow(Base):
     report: Mapped[dict[str, Any]] = mapped_column(_DamagedAsEmpty)
 
 
+class TuningRow(Base):
+    """What a tuner found for two checkpoints, one goal and one text; never stale either."""
+
+    __tablename__ = "tunings"
+
+    donor_fingerprint: Mapped[str] = mapped_column(primary_key=True)
+    variant_fingerprint: Mapped[str] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)  # tuning_key of goal and text
+    result: Mapped[dict[str, Any]] = mapped_column(_DamagedAsEmpty)
+
+
 class JobRow(Base):
     """A `JobRecord`."""
 

@@ -31,7 +31,11 @@ from linker_core.engine.messages import (
     ModelLoad,
     ModelLoaded,
     ModelUnloaded,
+    Release,
     RequestFailed,
+    Reserve,
+    Reserved,
+    ReserveFailed,
     Shutdown,
     Snapshot,
     StepOutput,
@@ -97,9 +101,11 @@ class Running:
 @dataclass
 class FakeEngine:
     connection: Connection
+    budget_bytes: int
     models: dict[str, ModelBytes] = field(default_factory=dict)
     donors: dict[str, str | None] = field(default_factory=dict)
     running: dict[str, Running] = field(default_factory=dict)
+    reserved: dict[str, int] = field(default_factory=dict)
     leaving: set[str] = field(default_factory=set)  # unloaded once their sequences have ended
 
     def handle(self, command: Command) -> None:
@@ -112,6 +118,11 @@ class FakeEngine:
                 self.submit(command)
             case Abort():
                 self.running.pop(command.request_id, None)
+                self.report()
+            case Reserve():
+                self.reserve(command)
+            case Release():
+                self.reserved.pop(command.name, None)
                 self.report()
             case Shutdown():
                 sys.exit(0)
@@ -149,6 +160,19 @@ class FakeEngine:
             )
         )
         self.report()
+
+    def reserve(self, command: Reserve) -> None:
+        if command.nbytes > self.free_bytes():
+            error = InsufficientCapacityError("There is no room.").to_record()
+            self.connection.send(ReserveFailed(name=command.name, error=error))
+            return
+        self.reserved[command.name] = command.nbytes
+        self.connection.send(Reserved(name=command.name))
+        self.report()
+
+    def free_bytes(self) -> int:
+        held = sum(model.unique for model in self.models.values())
+        return self.budget_bytes - held - sum(self.reserved.values())
 
     def unload(self, model: str) -> None:
         """Like the engine: a donor in use is refused, running sequences end first."""
@@ -215,7 +239,7 @@ class FakeEngine:
                 device="cpu",
                 device_weight_bytes=held,
                 device_kv_bytes=1024,
-                device_free_bytes=FREE_BYTES - held,
+                device_free_bytes=self.free_bytes(),
                 kv_usage_ratio=0.25,
                 num_preemptions=3,
             )
@@ -233,7 +257,8 @@ def main() -> None:
     connection = Connection(arguments.socket_fd)
     heartbeat = mmap.mmap(arguments.heartbeat_fd, 8)
     connection.send(EngineReady(device=arguments.config.device))
-    engine, beat = FakeEngine(connection), 0
+    config = arguments.config
+    engine, beat = FakeEngine(connection, config.memory_budget_bytes or FREE_BYTES), 0
     engine.report()
     while True:
         beat += 1

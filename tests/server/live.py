@@ -22,6 +22,7 @@ from server.gateway.services import Services, build_services
 from server.settings import Settings
 from tests.server.cached_scan import CACHED_SCAN
 from tests.server.fake_engine import FAKE_ENGINE
+from tests.server.fake_tuner import FAKE_TUNER
 
 DEADLINE_S = 60.0
 _Result = TypeVar("_Result")
@@ -81,20 +82,33 @@ def live_server(
     root: Path | None = None,
     engine_command: Sequence[str] | None = FAKE_ENGINE,
     limits: SupervisionLimits | None = None,
+    tune_command: Sequence[str] = FAKE_TUNER,
     settings: Mapping[str, Mapping[str, object]] | None = None,
 ) -> Iterator[LiveServer]:
-    """Runs a server until the block ends. Without `engine_command` it is the real one in full."""
+    """Runs a server until the block ends. Without `engine_command` it is the real one in full.
+
+    Plans are made with thresholds unless `settings` or a request say otherwise.
+    """
     tree: dict[str, dict[str, object]] = {
         "storage": {"state": state},
         "models": {
             "root": root,
             "serve": [{"name": n, "path": p} for n, p in (models or {}).items()],
         },
+        # Most tests are about something else: a tuner for every variant would take minutes.
+        "sharing": {"policy": "thresholds"},
     }
     for section, values in (settings or {}).items():
         tree[section] = {**tree.get(section, {}), **values}
     config = Settings.model_validate(tree)
-    host = _Host(config, engine_command=engine_command, limits=limits)
+    commands: dict[str, Sequence[str]] = {}
+    if engine_command is not None:
+        commands = {
+            "engine_command": engine_command,
+            "scan_command": CACHED_SCAN,
+            "tune_command": tune_command,
+        }
+    host = _Host(config, commands=commands, limits=limits)
     host.start()
     live = host.started()
     try:
@@ -111,15 +125,13 @@ class _Host(threading.Thread):
         self,
         settings: Settings,
         *,
-        engine_command: Sequence[str] | None,
+        commands: Mapping[str, Sequence[str]],
         limits: SupervisionLimits | None,
     ) -> None:
         super().__init__(name="live-server")
         self._settings = settings
         self._limits = limits
-        self._commands: dict[str, Sequence[str]] = {}
-        if engine_command is not None:
-            self._commands = {"engine_command": engine_command, "scan_command": CACHED_SCAN}
+        self._commands = commands
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._begun = threading.Event()
         self._stopping: asyncio.Event | None = None

@@ -1,0 +1,109 @@
+"""What plans share and cost, block by block, rendered once for as long as the plans are the same.
+
+Fifty models are thousands of series; making their text at every scrape would take longer than all
+the rest.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from prometheus_client import generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from linker_core.errors import NotReadyError
+from server.registry.records import Json, ModelRecord
+from server.registry.store import Registry
+
+logger = logging.getLogger(__name__)
+
+_RUNGS = ("alias", "residual", "own")
+_PRICES = (
+    ("linker_plan_kl_nats", "kl", "Measured KL(variant || planned) per response token."),
+    (
+        "linker_plan_top1_agreement_ratio",
+        "top1",
+        "Measured share of response tokens where plan and variant prefer the same token.",
+    ),
+    (
+        "linker_plan_perplexity_ratio",
+        "ppl_ratio",
+        "Perplexity under the plan over that of the variant.",
+    ),
+)
+_Plans = dict[str, Json]  # by model
+
+
+class SharingExposition:
+    """The text of the sharing series of every known model. Any thread may ask for it.
+
+    Args:
+        models: Returns the known models.
+        registry: Where the scans are.
+    """
+
+    def __init__(self, *, models: Callable[[], Sequence[ModelRecord]], registry: Registry) -> None:
+        self._models = models
+        self._registry = registry
+        self._rendered: tuple[_Plans, bytes] = ({}, generate_latest(_Sharing({}, {})))
+
+    def render(self) -> bytes:
+        """Returns the series, from last time if no plan has changed since."""
+        plans = {model.name: model.plan for model in self._models() if model.plan}
+        known, text = self._rendered
+        # Records are never changed, only replaced: the same plan is the same object.
+        if known.keys() == plans.keys() and all(known[m] is plan for m, plan in plans.items()):
+            return text
+        try:
+            scans = {m: self._scan(plan) for m, plan in plans.items() if plan["donor_fingerprint"]}
+        except NotReadyError as error:
+            logger.warning("the series of blocks are those of earlier plans: %s", error.message)
+            return text
+        text = generate_latest(_Sharing(plans, scans))
+        self._rendered = plans, text
+        return text
+
+    def _scan(self, plan: Json) -> Sequence[Json]:
+        report = self._registry.scan(plan["donor_fingerprint"], plan["variant_fingerprint"])
+        return () if report is None else report["blocks"]
+
+
+class _Sharing(Collector):
+    def __init__(self, plans: _Plans, scans: dict[str, Sequence[Json]]) -> None:
+        self._plans = plans
+        self._scans = scans
+
+    def collect(self) -> Iterator[Metric]:
+        blocks = GaugeMetricFamily(
+            "linker_model_blocks",
+            "Blocks by the rung they are stored at.",
+            labels=["model", "rung"],
+        )
+        for model, plan in self._plans.items():
+            for rung in _RUNGS:
+                blocks.add_metric([model, rung], plan["blocks"][rung])
+        yield blocks
+        yield from self._prices()
+        yield self._blocks("linker_block_cosine", "cos", "Cosine of a block and the donor's.")
+        yield self._blocks(
+            "linker_block_epsilon",
+            "epsilon",
+            "Relative Frobenius distance of a block from the donor's.",
+        )
+
+    def _prices(self) -> Iterable[Metric]:
+        for name, field, what in _PRICES:
+            family = GaugeMetricFamily(name, what, labels=["model"])
+            for model, plan in self._plans.items():
+                if plan["price"] is not None:
+                    family.add_metric([model], plan["price"][field])
+            yield family
+
+    def _blocks(self, name: str, field: str, what: str) -> Metric:
+        family = GaugeMetricFamily(name, what, labels=["model", "block"])
+        for model, rows in self._scans.items():
+            for row in rows:
+                family.add_metric([model, str(row["index"])], row[field])
+        return family

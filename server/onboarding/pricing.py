@@ -1,0 +1,68 @@
+"""What a tuner says of a pair: from the registry, or measured now and kept there."""
+
+from __future__ import annotations
+
+import asyncio
+
+from linker_core.tuning.request import (
+    TuneGoal,
+    TuneRequest,
+    calibration_source_digest,
+    tuning_key,
+)
+from linker_core.tuning.result import TuneResult
+from server.onboarding.planning import Pair, files_changed
+from server.onboarding.processes import OnStageProgress
+from server.onboarding.timing import Stopwatch
+from server.onboarding.tuner import Tuner, bytes_to_tune
+from server.registry.store import Registry
+
+
+class Pricing:
+    """Finds prices. Whoever calls sees to it that one is found at a time.
+
+    Args:
+        registry: Keeps what was measured.
+        tuner: Measures.
+        calibration: The text: None for the shipped dialogues, "self", or a file of JSON lines.
+    """
+
+    def __init__(self, *, registry: Registry, tuner: Tuner, calibration: str | None) -> None:
+        self._registry = registry
+        self._tuner = tuner
+        self._calibration = calibration
+
+    async def find(
+        self, pair: Pair, goal: TuneGoal, *, watch: Stopwatch, on_progress: OnStageProgress
+    ) -> TuneResult:
+        """Returns the frontier of a pair and the choice towards a goal.
+
+        The same pair, goal and text are measured once.
+
+        Raises:
+            BadCheckpointError: Files changed while they were read, or ended the worker.
+            InvalidRequestError: The calibration text cannot be used.
+            InsufficientCapacityError: There is no room for a tuner.
+        """
+        digest = await asyncio.to_thread(calibration_source_digest, self._calibration)
+        place = (*pair.fingerprints, tuning_key(goal, digest))
+        stored = await asyncio.to_thread(self._registry.tuning, *place)
+        if stored is not None:
+            return TuneResult.from_json(stored)
+        watch.enter("tune")
+        donor, variant = pair.donor.text, pair.text
+        nbytes = await asyncio.to_thread(bytes_to_tune, donor, variant, self._calibration)
+        request = TuneRequest(
+            donor=str(donor.path),
+            variant=str(variant.path),
+            report=pair.report,
+            donor_fingerprint=pair.donor.fingerprint,
+            goal=goal,
+            calibration=self._calibration,
+        )
+        tuned = await self._tuner.run(request, nbytes=nbytes, on_progress=on_progress)
+        watch.stop()
+        if (tuned.identity, tuned.donor_identity) != (variant.identity, donor.identity):
+            raise files_changed()
+        await asyncio.to_thread(self._registry.save_tuning, *place, tuned.result.to_json())
+        return tuned.result

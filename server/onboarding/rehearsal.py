@@ -1,0 +1,196 @@
+"""The dry run: what onboarding a model would share, cost and take. Loads nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from linker_core.engine.messages import Snapshot
+from linker_core.errors import NotReadyError
+from linker_core.sharing.plan import Rung
+from linker_core.weights.architecture import DTYPE_BYTES, ModelConfig
+from linker_core.weights.keys import parse_key
+from linker_core.weights.shapes import expected_tensors
+from server.onboarding.admission import Admission, Planned
+from server.onboarding.catalog import Catalog, ServedModel
+from server.onboarding.donors import choose_donor
+from server.onboarding.planning import frontier
+from server.onboarding.prepare import read_shape, read_text_side
+from server.onboarding.request import OnboardRequest
+from server.onboarding.timing import Stopwatch
+from server.registry.records import JobStage
+
+_MATRIX = 2  # dimensions
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DryRun:
+    """What onboarding would do now."""
+
+    donor: str | None  # None: it would be the donor of a family of its own
+    policy: str
+    bytes: Mapping[str, int]  # logical, unique, shared, checkpoint
+    needed_bytes: int  # unique bytes, and a family's KV cache for a donor
+    free_bytes: int
+    seconds: Mapping[str, float]
+    region: str | None = None  # what follows is None where there are shapes alone
+    mean_cos: float | None = None
+    mean_epsilon: float | None = None
+    blocks: list[dict[str, Any]] | None = None  # index, rung, cos, epsilon, rungs
+    price: Mapping[str, Any] | None = None
+    budget_kl: float | None = None
+    frontier: list[dict[str, Any]] | None = None  # None: nothing was tuned
+
+
+class Rehearsal:
+    """Makes dry runs.
+
+    Args:
+        catalog: Where donors are found.
+        admission: Plans.
+    """
+
+    def __init__(self, *, catalog: Catalog, admission: Admission) -> None:
+        self._catalog = catalog
+        self._admission = admission
+
+    async def run(self, request: OnboardRequest, path: Path) -> DryRun:
+        """Validates, hashes, scans and prices what lies at a path, as onboarding would.
+
+        A directory with a config.json alone is answered from shapes.
+
+        Raises:
+            NotReadyError: There is no engine that could say what is free.
+            LinkerError: See `Onboarder.rehearse`.
+        """
+        self._snapshot()
+        watch = Stopwatch()
+        watch.enter("open")
+        shape = await asyncio.to_thread(read_shape, path)
+        if shape is not None:
+            donor = choose_donor(self._catalog, request, shape)
+            return self._from_shape(request, shape, donor, watch)
+        text = await asyncio.to_thread(read_text_side, path)
+        watch.stop()
+        donor = choose_donor(self._catalog, request, text.config)
+        planned = await self._admission.plan(
+            request, text, donor, watch=watch, on_stage=_ignore_stage
+        )
+        tuned = planned.tuned
+        points = None if tuned is None else await asyncio.to_thread(frontier, tuned, text)
+        return self._from_plan(planned, points, watch)
+
+    def _from_plan(
+        self, planned: Planned, points: list[dict[str, Any]] | None, watch: Stopwatch
+    ) -> DryRun:
+        plan, donor = planned.plan, planned.donor
+        return DryRun(
+            donor=None if donor is None else donor.name,
+            policy=plan.policy.value,
+            bytes={
+                "logical": plan.logical_bytes,
+                "unique": plan.unique_bytes,
+                "shared": plan.shared_bytes,
+                "checkpoint": plan.checkpoint_bytes,
+            },
+            needed_bytes=plan.unique_bytes + self._kv_bytes(planned.text.config, donor),
+            free_bytes=self._snapshot().device_free_bytes,
+            seconds=watch.to_json(),
+            region=plan.region.value,
+            mean_cos=plan.mean_cos,
+            mean_epsilon=plan.mean_epsilon,
+            blocks=_verdicts(planned),
+            price=None if plan.price is None else plan.price.to_json(),
+            budget_kl=plan.budget_kl,
+            frontier=points,
+        )
+
+    def _from_shape(
+        self,
+        request: OnboardRequest,
+        config: ModelConfig,
+        donor: ServedModel | None,
+        watch: Stopwatch,
+    ) -> DryRun:
+        held = bytes_of_shape(config, None if donor is None else donor.text.config)
+        watch.stop()
+        return DryRun(
+            donor=None if donor is None else donor.name,
+            policy="donor" if donor is None else request.policy,
+            bytes=held,
+            needed_bytes=held["unique"] + self._kv_bytes(config, donor),
+            free_bytes=self._snapshot().device_free_bytes,
+            seconds=watch.to_json(),
+            budget_kl=request.budget_kl,
+        )
+
+    def _kv_bytes(self, config: ModelConfig, donor: ServedModel | None) -> int:
+        return self._admission.kv_bytes(config) if donor is None else 0
+
+    def _snapshot(self) -> Snapshot:
+        snapshot = self._admission.snapshot()
+        if snapshot is None:
+            raise NotReadyError("The engine is not running, so nobody knows what is free.")
+        return snapshot
+
+
+def bytes_of_shape(config: ModelConfig, donor: ModelConfig | None) -> dict[str, int]:
+    """Returns what a model of a shape takes if it shares every block of its donor (BS Eq. 3).
+
+    Args:
+        config: Its shape.
+        donor: Its donor's; None makes it a donor, which shares nothing.
+    """
+    logical = unique = checkpoint = 0
+    for name, shape in expected_tensors(config).items():
+        key = parse_key(name)
+        assert key is not None
+        count = math.prod(shape)
+        own_bytes = count * DTYPE_BYTES[config.dtype]
+        checkpoint += own_bytes
+        if donor is not None and key.layer is not None:
+            logical += count * DTYPE_BYTES[donor.dtype]  # an alias is in the donor's type
+        else:
+            logical += own_bytes
+            unique += own_bytes
+    return {
+        "logical": logical,
+        "unique": unique,
+        "shared": logical - unique,
+        "checkpoint": checkpoint,
+    }
+
+
+def _verdicts(planned: Planned) -> list[dict[str, Any]]:
+    """Returns every block with its rung, the dearest of its matrices', and every parameter's."""
+    config, dearest = planned.text.config, list(Rung).index
+    scores = [(1.0, 0.0)] * config.num_layers  # a donor is like itself
+    if planned.report is not None:
+        scores = [(block["cos"], block["epsilon"]) for block in planned.report["blocks"]]
+    rungs: list[dict[str, Rung]] = [{} for _ in scores]
+    matrices: list[list[Rung]] = [[] for _ in scores]
+    for name, shape in expected_tensors(config).items():
+        key = parse_key(name)
+        assert key is not None
+        if key.layer is not None:
+            rung = rungs[key.layer][key.parameter] = planned.plan.rungs[name]
+            if len(shape) == _MATRIX:
+                matrices[key.layer].append(rung)
+    return [
+        {
+            "index": index,
+            "rung": max(matrices[index], key=dearest).value,
+            "cos": cos,
+            "epsilon": epsilon,
+            "rungs": {parameter: rung.value for parameter, rung in rungs[index].items()},
+        }
+        for index, (cos, epsilon) in enumerate(scores)
+    ]
+
+
+def _ignore_stage(_stage: JobStage, _done_bytes: int, _total_bytes: int) -> None:
+    """Nobody follows a dry run."""

@@ -1,0 +1,153 @@
+"""The tuner as a disposable process beside the engine, with memory set aside for it."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from linker_core.errors import EngineFailureError, InsufficientCapacityError
+from linker_core.tuning.calibration import (
+    MAX_RESPONSE_TOKENS,
+    MAX_SEQUENCE_TOKENS,
+    encode,
+    prompts_only,
+)
+from linker_core.tuning.dialogues import load_dialogues
+from linker_core.tuning.memory import tuning_bytes
+from linker_core.tuning.reading import VariantReader
+from linker_core.tuning.request import SELF_CALIBRATION, TuneRequest
+from linker_core.tuning.result import TuneResult
+from linker_core.weights.checkpoint import Identity
+from server.bridge.client import EngineClient
+from server.onboarding.catalog import TextSide
+from server.onboarding.processes import OnStageProgress, run_worker
+
+logger = logging.getLogger(__name__)
+
+TUNE_COMMAND = (sys.executable, "-m", "linker_core.tuning.worker")
+_NUM_PLANS = 4  # that a tuner prices at once
+Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuned:
+    """What the tuner found, and of which files."""
+
+    result: TuneResult
+    identity: Identity
+    donor_identity: Identity
+
+
+class Tuner:
+    """Starts tuning workers.
+
+    Args:
+        engine: Waits for an engine that holds the models; its memory is what a tuner shares.
+        device: The engine's.
+        busy: Whether sequences run now.
+        command: The worker's command line.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Callable[[], Awaitable[EngineClient]],
+        device: Device,
+        busy: Callable[[], bool],
+        command: Sequence[str] = TUNE_COMMAND,
+    ) -> None:
+        self._engine = engine
+        self._device: Device = device
+        self._busy = busy
+        self._command = command
+        self._numbers = itertools.count()
+
+    async def run(
+        self, request: TuneRequest, *, nbytes: int, on_progress: OnStageProgress
+    ) -> Tuned:
+        """Runs one worker on the device that has room. Cancelling the wait kills the worker.
+
+        Args:
+            request: What to find; its device is chosen here.
+            nbytes: The most that the worker takes of its device.
+            on_progress: Hears of each progress line.
+
+        Raises:
+            InsufficientCapacityError: There is no room for it.
+            LinkerError: What the worker says, or that it died.
+        """
+        async with self._reserved(nbytes) as device:
+            result = await run_worker(
+                self._command,
+                request=replace(request, device=device).to_json(),
+                busy=self._busy,
+                on_progress=on_progress,
+            )
+        return Tuned(
+            result=TuneResult.from_json(result["tune"]),
+            identity=tuple(tuple(entry) for entry in result["identity"]),
+            donor_identity=tuple(tuple(entry) for entry in result["donor_identity"]),
+        )
+
+    @asynccontextmanager
+    async def _reserved(self, nbytes: int) -> AsyncIterator[Device]:
+        """Yields the device to tune on, its memory set aside as long as that engine lives."""
+        name = f"tuner-{next(self._numbers)}"
+        while True:
+            client = await self._engine()
+            try:
+                await client.reserve(name, nbytes)
+                break
+            except InsufficientCapacityError as error:
+                if self._device != "cpu":
+                    logger.info("no room for a tuner on %s; it runs on the CPU", self._device)
+                    yield "cpu"  # host memory is not the engine's to give
+                    return
+                raise InsufficientCapacityError(
+                    f"Measuring what sharing costs takes {nbytes} bytes beside what is resident, "
+                    "and there is no room for them. Unload a model, raise the memory budget, or "
+                    f"use policy exact or thresholds. ({error.message})"
+                ) from error
+            except EngineFailureError:
+                if not client.closed.is_set():
+                    raise
+        try:
+            yield self._device
+        finally:
+            client.release(name)
+
+
+def bytes_to_tune(donor: TextSide, variant: TextSide, calibration: str | None) -> int:
+    """Returns the most that a tuner takes of its device for one pair. Blocking: reads the text.
+
+    Raises:
+        InvalidRequestError: The calibration text cannot be used with this variant.
+    """
+    generated = calibration == SELF_CALIBRATION
+    file = None if generated or calibration is None else Path(calibration)
+    dialogues = load_dialogues(file)
+    reader = VariantReader(
+        tokenizer=variant.tokenizer,
+        template=variant.template,
+        eos_token_ids=variant.eos_token_ids,
+        vocab_size=variant.config.vocab_size,
+    )
+    if not generated:
+        text = encode(dialogues, reader)
+        num_tokens = sum(len(sequence.token_ids) for sequence in text.sequences)
+        return _pass_bytes(donor, variant, num_tokens)
+    prompts = prompts_only(dialogues, reader)
+    num_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+    num_tokens += MAX_RESPONSE_TOKENS + MAX_SEQUENCE_TOKENS  # the last answer may go beyond
+    # While it answers, the variant is there as a whole.
+    return max(_pass_bytes(donor, variant, num_tokens), variant.checkpoint_bytes)
+
+
+def _pass_bytes(donor: TextSide, variant: TextSide, num_tokens: int) -> int:
+    return tuning_bytes(donor.config, variant.config, num_tokens=num_tokens, num_plans=_NUM_PLANS)

@@ -1,0 +1,101 @@
+"""A tuner without tensors: it speaks the worker's protocol and knows every price beforehand.
+
+It prices "identical bytes alone" and "all blocks", and answers given rungs with the latter's price.
+What it was asked and told lies beside the variant's weights.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from linker_core.errors import InvalidRequestError, LinkerError
+from linker_core.sharing.plan import Fingerprints, Policy, Rung
+from linker_core.sharing.planner import identical_rungs, plan_rungs
+from linker_core.sharing.price import Price
+from linker_core.sharing.report import ScanReport
+from linker_core.tuning.request import TuneRequest
+from linker_core.tuning.result import PricedPlan, TuneResult
+from linker_core.weights.checkpoint import Checkpoint
+from linker_core.weights.keys import parse_key
+
+FAKE_TUNER = (sys.executable, "-m", "tests.server.fake_tuner")
+LOG, BLOCKER = "tunings.log", "tuner-waits"  # the second: a file that holds the tuner up
+KL, KL_UPPER = 0.004, 0.006  # of all blocks
+TOKENS = 4096
+
+
+def main() -> None:
+    request = TuneRequest.from_json(json.loads(sys.stdin.readline()))
+    variant = Path(request.variant)
+    with (variant / LOG).open("a") as log:
+        log.write(json.dumps({"goal": request.to_json()["goal"], "device": request.device}) + "\n")
+    emit({"stage": "tuning", "done_bytes": 1, "total_bytes": 2})
+    while (variant / BLOCKER).exists():
+        time.sleep(0.01)
+    try:
+        emit({"result": tune(request)})
+    except LinkerError as error:
+        emit({"error": error.to_record()})
+        sys.exit(1)
+
+
+def tune(request: TuneRequest) -> dict[str, Any]:
+    if os.environ.get("LINKER_TEST_TUNER_FAILS"):
+        raise InvalidRequestError("The text is of no use.", param="calibration")
+    report = ScanReport.from_json(request.report)
+    with Checkpoint.open(request.donor) as donor, Checkpoint.open(request.variant) as variant:
+        exact = identical_rungs(report, donor, variant)
+
+        def point(origin: str, rungs: dict[str, Rung], kl: float, upper: float) -> PricedPlan:
+            size = plan_rungs(
+                report, donor, variant, rungs,
+                policy=Policy.BUDGET, fingerprints=Fingerprints("d", "v"),
+            )  # fmt: skip
+            price = Price(
+                kl=kl, kl_upper=upper, top1=1 - kl, ppl_ratio=1 + kl, tokens=TOKENS,
+                calibration="text",
+            )  # fmt: skip
+            return PricedPlan(
+                origin=origin, rungs=rungs, unique_bytes=size.unique_bytes, price=price
+            )
+
+        unchanged = point("identical bytes alone", exact, 0.0, 0.0)
+        if request.goal.rungs is not None:
+            given = {name: Rung(rung) for name, rung in request.goal.rungs.items()}
+            chosen = point("given", given, KL, KL_UPPER)
+            points = [unchanged, chosen]
+        else:
+            blocks = {name: Rung.ALIAS if in_block(name) else rung for name, rung in exact.items()}
+            shared = point("all blocks", blocks, KL, KL_UPPER)
+            points = [unchanged, shared]
+            budget = request.goal.budget_kl
+            chosen = unchanged if budget is not None and budget < KL_UPPER else shared
+        result = TuneResult(
+            chosen=chosen,
+            frontier=tuple(sorted(points, key=lambda plan: plan.unique_bytes)),
+            reference_tokens=TOKENS, calibration="text", forward_passes=2.0, seconds=0.5,
+        )  # fmt: skip
+        return {
+            "tune": result.to_json(),
+            "identity": variant.identity,
+            "donor_identity": donor.identity,
+        }
+
+
+def in_block(name: str) -> bool:
+    key = parse_key(name)
+    return key is not None and key.layer is not None
+
+
+def emit(record: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(record) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
