@@ -138,8 +138,8 @@ def make_variant(
         record["vocab_size"] = vocab_size + len(added_tokens)
         for name in ("model.embed_tokens.weight", "lm_head.weight"):
             if name in state:
-                rows = _random(name, (len(added_tokens), record["hidden_size"]), generator)
-                state[name] = torch.cat([state[name], rows.to(state[name].dtype)])
+                new = _random(name, (len(added_tokens), record["hidden_size"]), generator)
+                state[name] = torch.cat([state[name], new.to(state[name].dtype)])
     (path / "config.json").write_text(json.dumps(record))
     save_state(path, state)
     write_tokenizer(path, vocab_size=vocab_size, added_tokens=added_tokens)

@@ -22,7 +22,7 @@ from linker_core.engine.messages import (
     Submit,
     TokenOutput,
 )
-from linker_core.sharing.plan import Policy, Rung, count_blocks
+from linker_core.sharing.plan import Policy, Rung, SharePlan, count_blocks
 from linker_core.sharing.planner import plan_donor
 from linker_core.weights.checkpoint import Checkpoint
 from tests.linker_core.engine.families import nothing
@@ -38,30 +38,40 @@ def load_message(
     donor: str | None = None,
     aliased: Callable[[str], bool] = nothing,
     max_model_len: int | None = None,
+    plan: SharePlan | None = None,
 ) -> LoadModel:
-    """Loads `path` with the aliases that are named; a model's name is its fingerprint, too."""
+    """Loads `path` with the aliases that are named, or as planned.
+
+    A model's name is its fingerprint, too.
+    """
     with Checkpoint.open(path) as checkpoint:
-        plan = plan_donor(checkpoint, fingerprint=model)
-        if donor is not None:
-            rungs = {name: Rung.ALIAS if aliased(name) else Rung.OWN for name in checkpoint.tensors}
-            own = (name for name, rung in rungs.items() if rung is Rung.OWN)
-            plan = replace(
-                plan,
-                policy=Policy.THRESHOLDS,
-                donor_fingerprint=donor,
-                rungs=rungs,
-                unique_bytes=sum(checkpoint.tensors[name].nbytes for name in own),
-                blocks=count_blocks(rungs, checkpoint),
-            )
         return LoadModel(
             model=model,
             path=str(path),
             identity=checkpoint.identity,
             config=checkpoint.config,
-            plan=plan,
+            plan=plan or _plan(model, checkpoint, donor, aliased),
             donor=donor,
             max_model_len=max_model_len,
         )
+
+
+def _plan(
+    model: str, checkpoint: Checkpoint, donor: str | None, aliased: Callable[[str], bool]
+) -> SharePlan:
+    plan = plan_donor(checkpoint, fingerprint=model)
+    if donor is None:
+        return plan
+    rungs = {name: Rung.ALIAS if aliased(name) else Rung.OWN for name in checkpoint.tensors}
+    own = (name for name, rung in rungs.items() if rung is Rung.OWN)
+    return replace(
+        plan,
+        policy=Policy.THRESHOLDS,
+        donor_fingerprint=donor,
+        rungs=rungs,
+        unique_bytes=sum(checkpoint.tensors[name].nbytes for name in own),
+        blocks=count_blocks(rungs, checkpoint),
+    )
 
 
 class Driver:

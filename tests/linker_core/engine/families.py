@@ -13,14 +13,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from linker_core.engine.attention import ATTENTION_NAME, register_attention
 from linker_core.engine.kv_cache import KVCache, KVShape
 from linker_core.engine.runner import Runner
-from linker_core.residency.ledger import StoredTensor
+from linker_core.residency.ledger import Stored, StoredRows, StoredTensor
 from linker_core.residency.skeleton import build_skeleton
 from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME
 
 CPU = torch.device("cpu")
-Stored = Mapping[str, StoredTensor]
+Storages = Mapping[str, Stored]
 
 
 def everything(_: str) -> bool:
@@ -32,16 +32,50 @@ def nothing(_: str) -> bool:
 
 
 def stored_tensors(
-    path: Path, *, donor: Stored | None = None, aliased: Callable[[str], bool] = nothing
-) -> dict[str, StoredTensor]:
-    """The checkpoint's tensors, those that `aliased` names being the donor's own objects."""
+    path: Path,
+    *,
+    donor: Storages | None = None,
+    aliased: Callable[[str], bool] = nothing,
+    by_rows: Callable[[str], bool] = nothing,
+) -> dict[str, Stored]:
+    """The checkpoint's tensors, those that `aliased` names being the donor's own objects.
+
+    Of those that `by_rows` names only the rows are held that are not the donor's.
+    """
     state = load_file(path / "model.safetensors")
-    stored = {name: StoredTensor(tensor=tensor) for name, tensor in state.items()}
-    if donor is not None:
-        stored = {name: donor[name] if aliased(name) else own for name, own in stored.items()}
+    stored: dict[str, Stored] = {}
+    for name, tensor in state.items():
+        stored[name] = StoredTensor(tensor=tensor)
+        if donor is not None and aliased(name):
+            stored[name] = donor[name]
+        elif donor is not None and by_rows(name):
+            stored[name] = split_table(donor[name].base, tensor)
     if LM_HEAD_NAME not in stored:
         stored[LM_HEAD_NAME] = stored[EMBED_NAME]
     return stored
+
+
+def split_table(base: StoredTensor, table: torch.Tensor) -> StoredRows:
+    """A table held as the rows that are not `base`'s, found one by one."""
+    lent = base.tensor
+    own = [
+        row
+        for row in range(len(table))
+        if row >= len(lent) or not torch.equal(table[row], lent[row])
+    ]
+    positions = torch.tensor(own, dtype=torch.int64)
+    return StoredRows(base=base, own=table[positions], positions=positions, num_rows=len(table))
+
+
+def dense(entry: Stored) -> torch.Tensor:
+    """The tensor that a separate copy would hold."""
+    if isinstance(entry, StoredTensor):
+        return entry.tensor
+    table = entry.own.new_zeros(entry.num_rows, entry.own.shape[1])
+    lent = entry.base.tensor[: entry.num_rows]
+    table[: len(lent)] = lent
+    table[entry.positions] = entry.own
+    return table
 
 
 def kv_shape(config: ModelConfig, *, num_pages: int = 64, page_tokens: int = 4) -> KVShape:
@@ -61,9 +95,9 @@ class Family:
 
     runner: Runner
     cache: KVCache
-    stored: list[Stored] = field(default_factory=list)
+    stored: list[Storages] = field(default_factory=list)
 
-    def add(self, stored: Stored) -> int:
+    def add(self, stored: Storages) -> int:
         slot = len(self.stored)
         self.stored.append(stored)
         self.runner.bind(slot, stored)
@@ -85,14 +119,14 @@ def build_family(path: Path, *, num_pages: int = 64) -> Family:
 
 
 def reference_model(
-    path: Path, *, stored: Stored | None = None, dtype: torch.dtype = torch.float32
+    path: Path, *, stored: Storages | None = None, dtype: torch.dtype = torch.float32
 ) -> PreTrainedModel:
     """Plain transformers with eager attention; `stored` replaces the checkpoint's weights."""
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         path, dtype=dtype, attn_implementation="eager"
     )
     if stored is not None:
-        state = {name: tensor.tensor.to(dtype) for name, tensor in stored.items()}
+        state = {name: dense(entry).to(dtype) for name, entry in stored.items()}
         model.load_state_dict(state)
         model.tie_weights()
     model.train(False)

@@ -261,9 +261,10 @@ def test_engine_unload_drops_every_reference_to_the_variants_tensors(served: Ser
     resident = driver.engine.residents.pool.get("half")
     donor = driver.engine.residents.pool.get("base").tensors
     own = [
-        weakref.ref(stored.tensor)
+        weakref.ref(tensor)
         for name, stored in resident.tensors.items()
         if stored is not donor[name]
+        for tensor in stored.tensors
     ]
     assert len(own) > 10
     del resident, donor

@@ -95,19 +95,26 @@ def test_routed_linear_groups_weights_and_biases_by_their_own_storage(
     assert sorted(product.rows) == products
 
 
+@pytest.mark.parametrize("by_rows", [False, True])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_unbind_drops_every_reference_to_the_variants_own_tensors(
-    tmp_path: Path, architecture: str
+    tmp_path: Path, architecture: str, by_rows: bool
 ) -> None:
     base = make_checkpoint(tmp_path / "base", architecture=architecture)
     path = make_variant(tmp_path / "variant", base, scale=0.3)
     family = build_family(base)
-    own = stored_tensors(path, donor=family.stored[0], aliased=lambda name: "layers.0" in name)
+    own = stored_tensors(
+        path,
+        donor=family.stored[0],
+        aliased=lambda name: "layers.0" in name,
+        by_rows=lambda name: by_rows and "embed" in name,
+    )
     slot = family.add(own)
     refs = {
-        name: weakref.ref(entry.tensor)
+        (name, number): weakref.ref(tensor)
         for name, entry in own.items()
         if entry is not family.stored[0][name]
+        for number, tensor in enumerate(entry.tensors)
     }
     del own
     family.stored.pop()

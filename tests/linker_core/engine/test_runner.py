@@ -136,11 +136,11 @@ def test_forward_aliased_variants_share_one_product_per_layer(tmp_path: Path) ->
     streams = [Stream(family, slot, tokens_of(slot, 9)) for slot in range(4)]
     family.runner.forward([stream.chunk(2 + stream.slot) for stream in streams])
     for layer in range(3):
-        weight = donor[f"model.layers.{layer}.self_attn.q_proj.weight"].tensor
+        weight = donor[f"model.layers.{layer}.self_attn.q_proj.weight"].base.tensor
         assert calls.count((id(weight), 2 + 3 + 4 + 5)) == 1
         assert sum(key == id(weight) for key, _ in calls) == 1
     # Heads are the variants' own: one product each, over the one row that needs a token.
-    heads = {id(stored["lm_head.weight"].tensor) for stored in family.stored}
+    heads = {id(stored["lm_head.weight"].base.tensor) for stored in family.stored}
     assert sorted(rows for key, rows in calls if key in heads) == [1, 1, 1, 1]
 
 

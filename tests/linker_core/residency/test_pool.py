@@ -81,8 +81,8 @@ def test_admit_holds_every_word_as_on_disk(family: Family) -> None:
     for name in family.variant.tensors:
         if name.startswith("model.layers.0."):
             continue  # aliased
-        assert torch.equal(variant.tensors[name].tensor, state[name])
-        assert variant.tensors[name].tensor.dtype == torch.bfloat16
+        assert torch.equal(variant.tensors[name].base.tensor, state[name])
+        assert variant.tensors[name].base.tensor.dtype == torch.bfloat16
 
 
 def test_admit_alias_is_the_donors_stored_tensor(family: Family) -> None:
@@ -120,8 +120,8 @@ def test_admit_yields_progress_up_to_the_unique_bytes(family: Family) -> None:
 def test_remove_frees_the_unique_tensors_and_only_them(family: Family) -> None:
     pool = Pool(device=CPU)
     donor, variant = family.admit_both(pool)
-    own = weakref.ref(variant.tensors[UP].tensor)
-    shared = weakref.ref(donor.tensors["model.layers.0.mlp.up_proj.weight"].tensor)
+    own = weakref.ref(variant.tensors[UP].base.tensor)
+    shared = weakref.ref(donor.tensors["model.layers.0.mlp.up_proj.weight"].base.tensor)
     del donor, variant
     assert pool.remove("chat") == family.plan.unique_bytes
     gc.collect()
@@ -198,6 +198,19 @@ def test_kv_reservation_counts_against_the_budget(family: Family) -> None:
     assert pool.free_bytes() == 100
 
 
+def test_reservation_counts_against_the_budget_and_may_be_released_twice() -> None:
+    pool = Pool(device=CPU, budget_bytes=100)
+    pool.reserve("tuner", 60)
+    with pytest.raises(InsufficientCapacityError, match=r"^41 bytes .* second, 40 are"):
+        pool.reserve("second", 41)
+    with pytest.raises(ConflictError, match="tuner"):
+        pool.reserve("tuner", 1)
+    assert pool.free_bytes() == 40
+    pool.release("tuner")
+    pool.release("tuner")
+    assert pool.free_bytes() == 100
+
+
 def test_admit_same_name_twice_is_a_conflict(family: Family) -> None:
     pool = Pool(device=CPU)
     family.admit_both(pool)
@@ -259,11 +272,16 @@ class PoolMachine(RuleBasedStateMachine):
         )
         room_for_two = self.family.donor.nbytes + 2 * self.plan.unique_bytes
         self.pool = Pool(device=CPU, budget_bytes=room_for_two)
+        self.reserved: dict[str, int] = {}
 
     @rule(steps=st.integers(0, 40))
     @precondition(lambda self: not self.resident("base"))
     def admit_donor(self, steps: int) -> None:
-        self.advance(self.pool.admit("base", self.family.donor, self.donor_plan, None), steps)
+        admission = self.pool.admit("base", self.family.donor, self.donor_plan, None)
+        try:
+            self.advance(admission, steps)
+        except InsufficientCapacityError:
+            assert self.reserved
 
     @rule(name=st.sampled_from("abc"), steps=st.integers(0, 5))
     def admit_variant(self, name: str, steps: int) -> None:
@@ -275,7 +293,7 @@ class PoolMachine(RuleBasedStateMachine):
         except ModelNotFoundError:
             assert not self.resident("base")
         except InsufficientCapacityError:
-            assert len(self.pool.models()) == 3
+            assert self.reserved or len(self.pool.models()) == 3
 
     @rule(name=st.sampled_from(["base", *"abc"]))
     def remove(self, name: str) -> None:
@@ -289,6 +307,25 @@ class PoolMachine(RuleBasedStateMachine):
             assert len(self.pool.models()) > 1
         else:
             assert self.pool.free_bytes() == before + freed
+
+    @rule(name=st.sampled_from("xy"), nbytes=st.integers(0, 200_000))
+    def reserve(self, name: str, nbytes: int) -> None:
+        free = self.pool.free_bytes()
+        try:
+            self.pool.reserve(name, nbytes)
+        except ConflictError:
+            assert name in self.reserved
+        except InsufficientCapacityError:
+            assert nbytes > free
+        else:
+            self.reserved[name] = nbytes
+            assert self.pool.free_bytes() == free - nbytes
+
+    @rule(name=st.sampled_from("xy"))
+    def release(self, name: str) -> None:
+        free = self.pool.free_bytes()
+        self.pool.release(name)
+        assert self.pool.free_bytes() == free + self.reserved.pop(name, 0)
 
     @invariant()
     def whole(self) -> None:
@@ -308,7 +345,9 @@ class PoolMachine(RuleBasedStateMachine):
 
 
 def test_pool_survives_any_order_of_operations(tmp_path: Path) -> None:
-    make_variant(tmp_path / "variant", make_checkpoint(tmp_path / "donor"), scale={UP: 0.1})
+    rows = {"model.embed_tokens.weight": (0, 77, 510)}
+    donor = make_checkpoint(tmp_path / "donor")
+    make_variant(tmp_path / "variant", donor, scale={UP: 0.1}, rows=rows)
 
     class Machine(PoolMachine):
         folder = tmp_path
