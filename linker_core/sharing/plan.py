@@ -7,17 +7,23 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, NamedTuple, Self
 
-from linker_core.errors import InvalidRequestError
-from linker_core.sharing.report import Region, ScanReport
-from linker_core.sharing.thresholds import Thresholds, choose_thresholds
+from linker_core.sharing.price import Price
+from linker_core.sharing.report import Region
 from linker_core.weights.checkpoint import Checkpoint
-from linker_core.weights.keys import block_name, parse_key
+from linker_core.weights.keys import parse_key
+from linker_core.weights.safetensors_header import TensorInfo
+
+_ROW_POSITION_BYTES = 8  # where an own row belongs, int64
 
 
 class Rung(StrEnum):
-    """How a sub-parameter is stored, from the cheapest to the dearest."""
+    """How a sub-parameter is stored, from the cheapest to the dearest.
+
+    ROWS is an embedding or a head of which only the rows that differ from the donor's are stored.
+    """
 
     ALIAS = "alias"
+    ROWS = "rows"
     RESIDUAL = "residual"
     OWN = "own"
 
@@ -26,8 +32,10 @@ class Policy(StrEnum):
     """How rungs are chosen. A donor holds everything itself."""
 
     DONOR = "donor"
-    THRESHOLDS = "thresholds"
-    EXACT = "exact"
+    BUDGET = "budget"  # fewest bytes whose measured price stays within a budget
+    THRESHOLDS = "thresholds"  # BS Eq. 3
+    BYTES = "bytes"  # lowest measured price within a byte limit
+    EXACT = "exact"  # what is byte-identical
 
 
 class Fingerprints(NamedTuple):
@@ -69,10 +77,13 @@ class SharePlan:
     donor_fingerprint: str | None
     variant_fingerprint: str
     rungs: Mapping[str, Rung]  # every stored tensor
+    own_rows: Mapping[str, int]  # of the tensors on rung ROWS: rows that are not the donor's
     logical_bytes: int
     unique_bytes: int
     checkpoint_bytes: int  # what the tensors take on disk
     blocks: BlockCounts
+    price: Price | None  # None: not measured
+    budget_kl: float | None  # nats per response token that the price was held against
     mean_cos: float
     mean_epsilon: float
     region: Region
@@ -90,7 +101,9 @@ class SharePlan:
         return {
             **{field: getattr(self, field) for field in self.__dataclass_fields__},
             "rungs": {name: rung.value for name, rung in self.rungs.items()},
+            "own_rows": dict(self.own_rows),
             "blocks": self.blocks.to_json(),
+            "price": None if self.price is None else self.price.to_json(),
             "shared_bytes": self.shared_bytes,
             "blocks_shared": self.blocks_shared,
         }
@@ -106,104 +119,45 @@ class SharePlan:
                 "policy": Policy(record["policy"]),
                 "rungs": {name: Rung(rung) for name, rung in record["rungs"].items()},
                 "blocks": BlockCounts(**counts),
+                "price": None if record["price"] is None else Price.from_json(record["price"]),
                 "region": Region(record["region"]),
             }
         )
 
 
-def plan_donor(checkpoint: Checkpoint, *, fingerprint: str) -> SharePlan:
-    """Returns the plan of a family's first model: it owns everything."""
-    return SharePlan(
-        policy=Policy.DONOR,
-        tau_cos=None,
-        tau_frob=None,
-        threshold_source=None,
-        donor_fingerprint=None,
-        variant_fingerprint=fingerprint,
-        rungs=dict.fromkeys(checkpoint.tensors, Rung.OWN),
-        logical_bytes=checkpoint.nbytes,
-        unique_bytes=checkpoint.nbytes,
-        checkpoint_bytes=checkpoint.nbytes,
-        blocks=BlockCounts(alias=0, residual=0, own=checkpoint.config.num_layers),
-        mean_cos=1.0,
-        mean_epsilon=0.0,
-        region=Region.ALIGNED,
-    )
+class PlanBytes(NamedTuple):
+    """What a choice of rungs takes on the device."""
+
+    logical_bytes: int
+    unique_bytes: int
 
 
-def plan_variant(
-    report: ScanReport,
+def plan_bytes(
+    rungs: Mapping[str, Rung],
+    own_rows: Mapping[str, int],
+    *,
     donor: Checkpoint,
     variant: Checkpoint,
-    *,
-    policy: Policy,
-    fingerprints: Fingerprints,
-    tau_cos: float | None = None,
-    tau_frob: float | None = None,
-    tier: str | None = None,
-) -> SharePlan:
-    """Returns the plan of a variant from its scan.
-
-    Args:
-        report: Scan of the same two checkpoints.
-        donor: The donor's checkpoint.
-        variant: The variant's checkpoint.
-        policy: THRESHOLDS or EXACT.
-        fingerprints: Of both; the donor's is also looked up among the tiers' known donors.
-        tau_cos: Least cosine of a shared block; only under THRESHOLDS, together with `tau_frob`.
-        tau_frob: Largest ε of a shared block.
-        tier: Name of a row in families.yaml; only under THRESHOLDS.
-
-    Raises:
-        InvalidRequestError: Thresholds that contradict each other or the policy.
-    """
-    thresholds = None
-    if policy is Policy.THRESHOLDS:
-        thresholds = choose_thresholds(
-            report,
-            tau_cos=tau_cos,
-            tau_frob=tau_frob,
-            tier=tier,
-            donor_fingerprint=fingerprints.donor,
-        )
-        aliased = _above_thresholds(report, thresholds)
-    else:
-        assert policy is Policy.EXACT
-        refuse_thresholds(policy, tau_cos=tau_cos, tau_frob=tau_frob, tier=tier)
-        aliased = _identical(report)
-    rungs = {name: Rung.ALIAS if name in aliased else Rung.OWN for name in variant.tensors}
-    # An alias is resident in the donor's type, which need not be the variant's own.
-    own_bytes = sum(variant.tensors[n].nbytes for n, rung in rungs.items() if rung is Rung.OWN)
-    alias_bytes = sum(donor.tensors[n].nbytes for n, rung in rungs.items() if rung is Rung.ALIAS)
-    return SharePlan(
-        policy=policy,
-        tau_cos=thresholds.tau_cos if thresholds else None,
-        tau_frob=thresholds.tau_frob if thresholds else None,
-        threshold_source=thresholds.source if thresholds else None,
-        donor_fingerprint=fingerprints.donor,
-        variant_fingerprint=fingerprints.variant,
-        rungs=rungs,
-        logical_bytes=own_bytes + alias_bytes,
-        unique_bytes=own_bytes,
-        checkpoint_bytes=variant.nbytes,
-        blocks=count_blocks(rungs, variant),
-        mean_cos=report.mean_cos,
-        mean_epsilon=report.mean_epsilon,
-        region=report.region,
-    )
+) -> PlanBytes:
+    """Returns exact bytes. An alias is resident in the donor's type, all else in the variant's."""
+    logical = unique = 0
+    for name, rung in rungs.items():
+        if rung is Rung.ALIAS:
+            logical += donor.tensors[name].nbytes
+            continue
+        tensor = variant.tensors[name]
+        logical += tensor.nbytes
+        if rung is Rung.ROWS:
+            unique += rows_bytes(tensor, own_rows[name])
+        else:
+            assert rung is Rung.OWN, rung
+            unique += tensor.nbytes
+    return PlanBytes(logical, unique)
 
 
-def refuse_thresholds(
-    policy: Policy, *, tau_cos: float | None, tau_frob: float | None, tier: str | None
-) -> None:
-    """Refuses thresholds beside a policy that has none.
-
-    Raises:
-        InvalidRequestError: Names the first one given.
-    """
-    for param, value in (("tau_cos", tau_cos), ("tau_frob", tau_frob), ("tier", tier)):
-        if value is not None:
-            raise InvalidRequestError(f"{param} has no meaning under policy {policy}.", param=param)
+def rows_bytes(tensor: TensorInfo, num_own_rows: int) -> int:
+    """Returns what a tensor takes of which only some rows are stored, their positions included."""
+    return num_own_rows * (tensor.nbytes // tensor.shape[0] + _ROW_POSITION_BYTES)
 
 
 def count_blocks(rungs: Mapping[str, Rung], checkpoint: Checkpoint) -> BlockCounts:
@@ -215,25 +169,8 @@ def count_blocks(rungs: Mapping[str, Rung], checkpoint: Checkpoint) -> BlockCoun
         assert key is not None
         if key.layer is not None and len(checkpoint.tensors[name].shape) == 2:
             dearest[key.layer] = max(dearest[key.layer], rung, key=order.index)
-    return BlockCounts(**{rung.value: dearest.count(rung) for rung in Rung})
-
-
-def _above_thresholds(report: ScanReport, thresholds: Thresholds) -> set[str]:
-    """BS Eq. 3: all K sub-parameters of each shareable block, nothing outside the blocks."""
-    return {
-        block_name(block.index, parameter)
-        for block in report.blocks
-        if thresholds.shares(block)
-        for parameter in block.params
-    }
-
-
-def _identical(report: ScanReport) -> set[str]:
-    """Tensors whose bytes are the donor's, in blocks and outside."""
-    inside = {
-        block_name(block.index, parameter)
-        for block in report.blocks
-        for parameter, sums in block.params.items()
-        if sums.identical
-    }
-    return inside | {name for name, sums in report.outside_blocks.items() if sums.identical}
+    return BlockCounts(
+        alias=dearest.count(Rung.ALIAS),
+        residual=dearest.count(Rung.RESIDUAL),
+        own=dearest.count(Rung.OWN),
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, zip_longest
@@ -24,6 +25,7 @@ class CalibrationSequence:
 
     token_ids: tuple[int, ...]
     responses: tuple[range, ...]  # positions p >= 1 the assistant wrote; logits at p - 1 predict p
+    kind: str  # `Dialogue.kind`
     text_digest: str  # `Dialogue.digest`
 
 
@@ -32,7 +34,7 @@ class CalibrationText:
     """What plans of one variant are priced on."""
 
     sequences: tuple[CalibrationSequence, ...]
-    digest: str  # SHA-256 over token ids and spans: says on what a stored price was measured
+    digest: str  # SHA-256 over kinds, token ids and spans: says on what a stored price was measured
     num_response_tokens: int
 
 
@@ -41,6 +43,7 @@ class CalibrationPrompt:
     """A dialogue up to its last answer, for the variant to answer itself."""
 
     token_ids: tuple[int, ...]
+    kind: str  # `Dialogue.kind`
     text_digest: str  # `Dialogue.digest`
 
 
@@ -53,9 +56,9 @@ def encode(
 ) -> CalibrationText:
     """Returns the dialogues teacher-forced in the variant's own format.
 
-    They come in the order of their digests, so that the limit keeps the mixture. Those of a user's
-    file come first and take half of the response tokens, or all of theirs if they are fewer. A
-    dialogue that the variant cannot read is left out.
+    Kinds get equal shares of the response tokens as far as they last; within a kind dialogues come
+    in the order of their digests. Those of a user's file come first and take half of the tokens, or
+    all of theirs if they are fewer. A dialogue that the variant cannot read is left out.
 
     Args:
         dialogues: Of `load_dialogues`.
@@ -102,7 +105,9 @@ def prompts_only(
         if not 0 < len(ids) <= max_prompt_tokens:
             reason = f"a prompt has {len(ids)} tokens, expected 1 to {max_prompt_tokens}"
             continue
-        prompt = CalibrationPrompt(token_ids=tuple(ids), text_digest=dialogue.digest)
+        prompt = CalibrationPrompt(
+            token_ids=tuple(ids), kind=dialogue.kind, text_digest=dialogue.digest
+        )
         sides[dialogue.given].append(prompt)
     shipped, given = sides
     prompts = [one for one in chain(*zip_longest(given, shipped)) if one is not None]
@@ -125,6 +130,7 @@ def with_answers(
             CalibrationSequence(
                 token_ids=(*prompt.token_ids, *answer),
                 responses=(range(len(prompt.token_ids), len(prompt.token_ids) + len(answer)),),
+                kind=prompt.kind,
                 text_digest=prompt.text_digest,
             )
             for prompt, answer in zip(prompts, answers, strict=True)
@@ -140,21 +146,31 @@ def _encode_up_to(
     max_sequence_tokens: int,
 ) -> list[CalibrationSequence]:
     sequences: list[CalibrationSequence] = []
-    reason, num_tokens = "", 0
+    reason = ""
+    waiting: dict[str, deque[Dialogue]] = {}
     for dialogue in _mixed(dialogues):
+        waiting.setdefault(dialogue.kind, deque()).append(dialogue)
+    num_tokens = dict.fromkeys(sorted(waiting), 0)
+    while num_tokens and _count(sequences) < max_response_tokens:
+        kind = min(num_tokens, key=num_tokens.__getitem__)  # the one that has had least
+        if not waiting[kind]:
+            del num_tokens[kind]
+            continue
+        dialogue = waiting[kind].popleft()
         try:
             ids, spans = reader.read(dialogue, max_tokens=max_sequence_tokens)
         except InvalidRequestError as error:
             reason = error.message
             continue
+        num_tokens[kind] += sum(map(len, spans))
         sequences.append(
             CalibrationSequence(
-                token_ids=tuple(ids), responses=tuple(spans), text_digest=dialogue.digest
+                token_ids=tuple(ids),
+                responses=tuple(spans),
+                kind=kind,
+                text_digest=dialogue.digest,
             )
         )
-        num_tokens += sum(map(len, spans))
-        if num_tokens >= max_response_tokens:
-            break
     if not sequences:
         raise _nothing_left(reason)
     return sequences
@@ -171,7 +187,11 @@ def _count(sequences: Iterable[CalibrationSequence]) -> int:
 
 def _assembled(sequences: Sequence[CalibrationSequence]) -> CalibrationText:
     record = [
-        [sequence.token_ids, [[span.start, span.stop] for span in sequence.responses]]
+        [
+            sequence.kind,
+            sequence.token_ids,
+            [[span.start, span.stop] for span in sequence.responses],
+        ]
         for sequence in sequences
     ]
     return CalibrationText(

@@ -22,6 +22,8 @@ SHIPPED_FILE: Final = "calibration.jsonl"
 MAX_FILE_BYTES: Final = 64 << 20
 MAX_ROW_BYTES: Final = 1 << 20
 MAX_ROWS: Final = 100_000  # rows become objects: a full file of tiny ones would take gigabytes
+_MAX_KIND_CHARS: Final = 40
+_GIVEN_KIND: Final = "given"  # of a user's rows that name none
 
 Role = Literal["system", "user", "assistant"]
 
@@ -39,6 +41,7 @@ class Dialogue:
     """Messages with at least one of the assistant, or a plain text."""
 
     turns: tuple[Turn, ...]  # of a plain text: one of the assistant
+    kind: str  # what it is an example of; a price is held against each kind
     plain: bool = False  # shown to the model without a template
     given: bool = False  # from a user's file
 
@@ -52,7 +55,7 @@ def load_dialogues(source: Path | None) -> list[Dialogue]:
     """Returns the dialogues of a user's file, if one is given, and after them the shipped ones.
 
     A row of the file is `{"messages": [{"role": …, "content": …}, …]}`, or `{"text": …}`, of which
-    all but the first token is priced. Other fields of a row are not looked at.
+    all but the first token is priced. A row may name its `kind`; other fields are not looked at.
 
     Args:
         source: A JSON-lines file, or None for the shipped dialogues alone.
@@ -125,15 +128,18 @@ def _dialogue(line: bytes, *, given: bool) -> Dialogue:
     row = strict_json.parse(line)
     if not isinstance(row, dict) or ("messages" in row) == ("text" in row):
         raise ValueError('expected an object with either "messages" or "text"')
+    kind = row.get("kind", _GIVEN_KIND)
+    if not isinstance(kind, str) or not 0 < len(kind) <= _MAX_KIND_CHARS:
+        raise ValueError(f"kind is not a string of 1 to {_MAX_KIND_CHARS} characters")
     if "text" in row:
         text = Turn(role="assistant", content=_content(row["text"], "text"))
         if not text.content.strip():
             raise ValueError("text is empty")
-        return Dialogue(turns=(text,), plain=True, given=given)
+        return Dialogue(turns=(text,), kind=kind, plain=True, given=given)
     turns = _turns(row["messages"])
     if not any(turn.role == "assistant" for turn in turns):
         raise ValueError("no message of the assistant, so there is nothing to price")
-    return Dialogue(turns=turns, given=given)
+    return Dialogue(turns=turns, kind=kind, given=given)
 
 
 def _turns(messages: object) -> tuple[Turn, ...]:

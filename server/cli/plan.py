@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,33 @@ from rich.console import Console
 
 from linker_core.errors import BadCheckpointError, InvalidRequestError
 from linker_core.sharing.footprint import footprint
-from linker_core.sharing.plan import Fingerprints, Policy, plan_variant
+from linker_core.sharing.plan import Fingerprints, SharePlan
 from linker_core.sharing.scan import scan
 from linker_core.sharing.thresholds import load_tiers
+from linker_core.tuning.result import TuneResult
 from linker_core.weights import strict_json
 from linker_core.weights.architecture import DTYPE_BYTES, parse_config
 from linker_core.weights.fingerprint import fingerprint
 from server.cli.checkpoints import open_pair
 from server.cli.progress import byte_progress
+from server.cli.tune import add_goal_arguments, frontier_table, tune_pair
+from server.onboarding.planning import (
+    OpenPair,
+    draft_plan,
+    tuned_plan,
+    tuning_goal,
+    untuned_plan,
+)
+from server.onboarding.request import (
+    SHARING_OPTIONS,
+    OnboardRequest,
+    check_sharing,
+    resolve_sharing,
+)
+from server.settings import SharingSettings
 
 _MIB = 2**20
-POLICIES = ("auto", Policy.THRESHOLDS.value, Policy.EXACT.value)
+POLICIES = ("budget", "thresholds", "bytes", "exact")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,10 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--policy",
         choices=POLICIES,
-        default="auto",
-        help="thresholds: whole blocks that pass BS Eq. 3; exact: byte-identical tensors only; "
-        "auto (default): thresholds",
+        help="budget (default): fewest bytes whose measured cost stays within --budget-kl; bytes: "
+        "lowest cost within --max-bytes; thresholds: whole blocks that pass BS Eq. 3, implied by "
+        "--tau-cos and --tier; exact: byte-identical tensors only",
     )
+    add_goal_arguments(parser)
     parser.add_argument("--tau-cos", type=float, help="least cosine of a shared block (0.999)")
     parser.add_argument("--tau-frob", type=float, help="largest ε of a shared block (0.05)")
     parser.add_argument("--tier", help=f"thresholds of a known family: {', '.join(load_tiers())}")
@@ -53,19 +71,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Plans and prints; moves nothing."""
     if args.config is not None:
-        answer = _from_shapes(args)
-    else:
-        answer = _from_checkpoints(args)
+        _show(args, size := _from_shapes(args), lambda console: _print_size(console, size))
+        return 0
+    plan, tuned = _from_checkpoints(args)
+    points = None if tuned is None else [point.to_json() for point in tuned.frontier]
+    answer = plan.to_json() | {"frontier": points}
+    _show(args, answer, lambda console: _print_plan(console, plan, tuned))
+    return 0
+
+
+def _show(
+    args: argparse.Namespace, answer: Mapping[str, Any], write: Callable[[Console], None]
+) -> None:
+    """Prints an answer as JSON or as `write` does it."""
     if args.json:
         json.dump(answer, sys.stdout, indent=1)
         print()
     else:
-        _print(answer)
-    return 0
+        write(Console())
 
 
 def _from_shapes(args: argparse.Namespace) -> dict[str, Any]:
-    for option in ("donor", "variant", "tau_cos", "tau_frob", "tier"):
+    for option in ("donor", "variant", "policy", "calibration", *SHARING_OPTIONS):
         if getattr(args, option) is not None:
             raise InvalidRequestError(
                 f"{option} has no meaning with --config: shapes have no weights."
@@ -94,12 +121,14 @@ def _from_shapes(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _from_checkpoints(args: argparse.Namespace) -> dict[str, Any]:
+def _from_checkpoints(args: argparse.Namespace) -> tuple[SharePlan, TuneResult | None]:
     if args.donor is None or args.variant is None:
         raise InvalidRequestError("Give DONOR and VARIANT directories, or --config and --variants.")
     for option in ("variants", "shared_blocks", "dtype"):
         if getattr(args, option) is not None:
             raise InvalidRequestError(f"{option} has no meaning without --config.")
+    request = OnboardRequest(name="", source="", **resolve_sharing(vars(args), SharingSettings()))
+    check_sharing(request)
     with open_pair(args.donor, args.variant) as (donor, variant):
         with byte_progress("scanning") as progress:
             report = scan(donor, variant, progress=progress)
@@ -107,40 +136,41 @@ def _from_checkpoints(args: argparse.Namespace) -> dict[str, Any]:
             fingerprints = Fingerprints(
                 *(fingerprint(c, progress=progress) for c in (donor, variant))
             )
-        plan = plan_variant(
-            report,
-            donor,
-            variant,
-            policy=Policy.THRESHOLDS if args.policy == "auto" else Policy(args.policy),
-            fingerprints=fingerprints,
-            tau_cos=args.tau_cos,
-            tau_frob=args.tau_frob,
-            tier=args.tier,
+        pair = OpenPair(donor=donor, variant=variant, report=report, fingerprints=fingerprints)
+        draft = draft_plan(request, pair)
+        goal = tuning_goal(request, report, draft)
+        if goal is None:
+            return untuned_plan(request, draft), None
+        tuned = tune_pair(
+            donor, variant, report, args, goal=goal, donor_fingerprint=fingerprints.donor
         )
-    return plan.to_json()
+        return tuned_plan(request, pair, tuned), tuned
 
 
-def _print(answer: dict[str, Any]) -> None:
-    console = Console()
-    if "single_mib" in answer:
-        console.print(
-            f"one model {answer['single_mib']:.0f} MiB · separate copies {answer['naive_mib']:.0f}"
-            f" MiB · linked {answer['linked_mib']:.0f} MiB · saves {answer['saved_percent']:.0f} %"
-        )
-        console.print("(if every variant aliases the blocks given; linker scan tells which would)")
-        return
-    thresholds = ""
-    if answer["tau_cos"] is not None:
-        thresholds = (
-            f" (τ_cos {answer['tau_cos']}, τ_frob {answer['tau_frob']}: "
-            f"{answer['threshold_source']})"
-        )
+def _print_size(console: Console, size: Mapping[str, float]) -> None:
     console.print(
-        f"{answer['policy']}{thresholds}: {answer['blocks_shared']} of {answer['blocks']['total']}"
-        f" blocks aliased · {answer['region']}, mean cos {answer['mean_cos']:.6f}, mean ε"
-        f" {answer['mean_epsilon']:.5f}"
+        f"one model {size['single_mib']:.0f} MiB · separate copies {size['naive_mib']:.0f}"
+        f" MiB · linked {size['linked_mib']:.0f} MiB · saves {size['saved_percent']:.0f} %"
     )
+    console.print("(if every variant aliases the blocks given; linker scan tells which would)")
+
+
+def _print_plan(console: Console, plan: SharePlan, tuned: TuneResult | None) -> None:
+    if tuned is not None:
+        console.print(frontier_table(tuned, logical_bytes=plan.logical_bytes))
+    thresholds = ""
+    if plan.tau_cos is not None:
+        thresholds = f" (τ_cos {plan.tau_cos}, τ_frob {plan.tau_frob}: {plan.threshold_source})"
     console.print(
-        f"logical {answer['logical_bytes'] / _MIB:.1f} MiB · unique"
-        f" {answer['unique_bytes'] / _MIB:.1f} MiB · saved {answer['shared_bytes'] / _MIB:.1f} MiB"
+        f"{plan.policy}{thresholds}: {plan.blocks.alias} of {plan.blocks.total} blocks aliased ·"
+        f" {plan.region}, mean cos {plan.mean_cos:.6f}, mean ε {plan.mean_epsilon:.5f}"
+    )
+    if plan.price is not None:
+        console.print(
+            f"costs {plan.price.kl:.5f} nats per token (at most {plan.price.kl_upper:.5f}) · top-1"
+            f" {plan.price.top1:.2%} · perplexity ratio {plan.price.ppl_ratio:.4f}"
+        )
+    console.print(
+        f"logical {plan.logical_bytes / _MIB:.1f} MiB · unique {plan.unique_bytes / _MIB:.1f} MiB"
+        f" · saved {plan.shared_bytes / _MIB:.1f} MiB"
     )

@@ -22,7 +22,8 @@ from linker_core.engine.messages import (
     Submit,
 )
 from linker_core.residency.pool import Pool, ResidentVariant
-from linker_core.sharing.plan import Fingerprints, Policy, SharePlan, plan_donor, plan_variant
+from linker_core.sharing.plan import Fingerprints, Policy, SharePlan
+from linker_core.sharing.planner import plan_donor, plan_variant
 from linker_core.sharing.scan import scan
 from linker_core.weights.checkpoint import Checkpoint
 from tests.tiny import make_checkpoint, make_variant

@@ -1,0 +1,1 @@
+"""Prices plans: what sharing costs a variant, measured before anyone is served by it."""

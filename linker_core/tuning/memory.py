@@ -1,0 +1,36 @@
+"""What a tuner's pass takes on its device, for those who reserve it. Plain arithmetic."""
+
+from __future__ import annotations
+
+from linker_core.weights.architecture import DTYPE_BYTES, ModelConfig
+from linker_core.weights.keys import parse_key
+from linker_core.weights.shapes import expected_tensors
+
+LOGITS_CHUNK_BYTES = 64 << 20  # one float32 chunk of logits, of one plan
+
+
+def tuning_bytes(
+    donor: ModelConfig, variant: ModelConfig, *, num_tokens: int, num_plans: int
+) -> int:
+    """Returns the most bytes a pass holds: two blocks, embeddings and heads, states, logits.
+
+    Args:
+        donor: Shape of the donor.
+        variant: Shape of the variant.
+        num_tokens: Tokens of the calibration text, prompts included.
+        num_plans: K, plans that are priced at once; the variant itself is one more.
+    """
+    blocks = outside = 0
+    for config in (donor, variant):
+        for name, shape in expected_tensors(config).items():
+            key = parse_key(name)
+            assert key is not None
+            nbytes = DTYPE_BYTES[config.dtype]
+            for length in shape:
+                nbytes *= length
+            if key.layer == 0:
+                blocks += nbytes
+            elif key.layer is None:
+                outside += nbytes
+    states = (num_plans + 1) * num_tokens * variant.hidden_size * 4
+    return blocks + outside + states + 2 * LOGITS_CHUNK_BYTES

@@ -1,0 +1,227 @@
+"""Prices many plans in one walk: what computes the same is computed once, each block is read once.
+
+Legend: T tokens of the text, R response tokens, n rows of a chunk, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from linker_core.sharing.plan import Rung
+from linker_core.sharing.price import Price
+from linker_core.tuning.calibration import CalibrationText
+from linker_core.tuning.memory import LOGITS_CHUNK_BYTES
+from linker_core.tuning.storages import Rungs, SectionReader
+from linker_core.tuning.walk import Walk
+
+_NUM_RESAMPLES = 2_000
+_UPPER_PERCENTILE = 97.5  # upper end of a two-sided 95 % interval
+_MIN_KIND_TOKENS = 400  # fewer say too little of a kind
+_BOOTSTRAP_SEED = 20_250_101
+
+Reals = npt.NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class _State:
+    """Hidden states that some plans have in common so far."""
+
+    plans: list[int]
+    states: torch.Tensor  # [T, H]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LastHidden:
+    """What the blocks made of the text under one plan, where a response token follows."""
+
+    rungs: Rungs
+    hidden: torch.Tensor  # [R, H]
+
+
+class Pricer:
+    """Prices plans of one pair on one text.
+
+    Args:
+        walk: Over the text's sequences.
+        reader: Of the pair.
+        own: The rungs of the unshared variant: the reference.
+        text: The calibration text.
+    """
+
+    def __init__(
+        self, walk: Walk, reader: SectionReader, own: Rungs, text: CalibrationText
+    ) -> None:
+        self._walk = walk
+        self._reader = reader
+        self._own = own
+        self._text = text
+        self._token_ids = [token for s in text.sequences for token in s.token_ids]
+        self._predicting, self._sequence_of = _predicting_rows(text)
+        self._reference: LastHidden | None = None
+        self.block_passes = 0  # blocks computed over the whole text
+
+    @property
+    def forward_passes(self) -> float:
+        """Passes of the whole variant that the walks so far amount to."""
+        return self.block_passes / self._walk.config.num_layers
+
+    def price(self, plans: Sequence[Rungs]) -> list[Price]:
+        """Returns the prices of plans, all on the same tokens.
+
+        The variant's own pass is computed with the first call and kept.
+
+        Args:
+            plans: A rung for every tensor of the variant, each.
+        """
+        missing = [self._own] if self._reference is None else []
+        last = self._through_blocks([*missing, *plans])
+        if self._reference is None:
+            self._reference, *last = last
+        readings = self._read_logits(self._reference, last)
+        return [self._price(reading) for reading in readings]
+
+    @torch.inference_mode()
+    def _through_blocks(self, plans: Sequence[Rungs]) -> list[LastHidden]:
+        """Takes the text through all blocks; plans share what they compute until they part."""
+        states = self._embedded(plans)
+        for layer in range(self._walk.config.num_layers):
+            parents: list[torch.Tensor] = []
+            children: list[list[int]] = []
+            for state in states:
+                for members in _grouped(state.plans, plans, self._reader, layer):
+                    parents.append(state.states)
+                    children.append(members)
+            storages = [self._reader.storages(layer, plans[members[0]]) for members in children]
+            hidden = self._walk.block(layer, storages, parents)
+            self.block_passes += len(children)
+            states = [_State(*pair) for pair in zip(children, hidden, strict=True)]
+            self._reader.forget(layer)
+        rows = torch.tensor(self._predicting, device=self._walk.device)
+        last = {plan: s.states.index_select(0, rows) for s in states for plan in s.plans}
+        return [LastHidden(rungs=rungs, hidden=last[i]) for i, rungs in enumerate(plans)]
+
+    def _embedded(self, plans: Sequence[Rungs]) -> list[_State]:
+        states = [
+            _State(
+                members,
+                self._walk.embed(self._reader.storages(None, plans[members[0]]), self._token_ids),
+            )
+            for members in _grouped(list(range(len(plans))), plans, self._reader, None)
+        ]
+        self._reader.forget(None)
+        return states
+
+    @torch.inference_mode()
+    def _read_logits(self, reference: LastHidden, planned: Sequence[LastHidden]) -> list[_Reading]:
+        """Compares next-token distributions, a chunk of logits of two plans at a time."""
+        readings = [_Reading(len(self._predicting)) for _ in planned]
+        width = self._walk.config.vocab_size
+        chunk = max(1, LOGITS_CHUNK_BYTES // (4 * width))
+        targets = [self._token_ids[row + 1] for row in self._predicting]
+        targets_R = torch.tensor(targets, device=self._walk.device)
+        for start in range(0, len(targets), chunk):
+            rows = slice(start, start + chunk)
+            own = self._log_probs(reference, rows)
+            for plan, reading in zip(planned, readings, strict=True):
+                reading.compare(rows, own, self._log_probs(plan, rows), targets_R[rows])
+        self._reader.forget(None)
+        return readings
+
+    def _log_probs(self, last: LastHidden, rows: slice) -> torch.Tensor:
+        storages = self._reader.storages(None, last.rungs)
+        logits_nV = self._walk.logits(storages, last.hidden[rows])
+        return torch.log_softmax(logits_nV[:, : self._walk.config.vocab_size], dim=-1)
+
+    def _price(self, reading: _Reading) -> Price:
+        return Price(
+            kl=float(reading.kl_R.mean()),
+            kl_upper=self._kl_upper(reading.kl_R),
+            top1=float(reading.agrees_R.mean()),
+            ppl_ratio=float(np.exp(reading.loss_R.mean())),
+            tokens=len(self._predicting),
+            calibration=self._text.digest,
+        )
+
+    def _kl_upper(self, kl_R: Reals) -> float:
+        """Returns the upper end for the kind of text that suffers most, or for all of it.
+
+        A fine-tune is moved furthest on the text it was tuned for, which one kind may stand for and
+        the mean over all kinds would hide.
+        """
+        parts = [np.ones(len(kl_R), dtype=np.bool_)]
+        kinds = np.array([sequence.kind for sequence in self._text.sequences])[self._sequence_of]
+        for kind in sorted(set(kinds)):
+            of_kind = kinds == kind
+            if of_kind.sum() >= _MIN_KIND_TOKENS:
+                parts.append(of_kind)
+        return max(
+            max(float(kl_R[part].mean()), bootstrap_upper(kl_R[part], self._sequence_of[part]))
+            for part in parts
+        )
+
+
+class _Reading:
+    """What is measured of one plan, response token by response token."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self.kl_R: Reals = np.empty(num_tokens)  # KL(variant ‖ planned), nats
+        self.agrees_R: Reals = np.empty(num_tokens)  # 1 where both prefer the same token
+        self.loss_R: Reals = np.empty(num_tokens)  # planned minus own loss of the text's token
+
+    def compare(
+        self, rows: slice, own_nV: torch.Tensor, planned_nV: torch.Tensor, targets_n: torch.Tensor
+    ) -> None:
+        """Takes in the log-probabilities of some rows."""
+        kl_n = (own_nV.exp() * (own_nV - planned_nV)).sum(dim=-1)
+        # Rounding can leave a tiny negative sum where both are equal.
+        self.kl_R[rows] = kl_n.clamp_min_(0).cpu().numpy()
+        self.agrees_R[rows] = (own_nV.argmax(-1) == planned_nV.argmax(-1)).cpu().numpy()
+        gain_n1 = (own_nV - planned_nV).gather(1, targets_n.unsqueeze(1))
+        self.loss_R[rows] = gain_n1.squeeze(1).cpu().numpy()
+
+
+def bootstrap_upper(values_R: Reals, cluster_R: npt.NDArray[np.int64]) -> float:
+    """Returns the upper end of a 95 % percentile-bootstrap interval of a mean.
+
+    Whole sequences are drawn, since the tokens of one answer are not independent.
+
+    Args:
+        values_R: One per token.
+        cluster_R: The sequence of each token, counted from 0.
+    """
+    sums, counts = np.bincount(cluster_R, values_R), np.bincount(cluster_R)
+    sums, counts = sums[counts > 0], counts[counts > 0]
+    generator = np.random.default_rng(_BOOTSTRAP_SEED)
+    drawn = generator.integers(len(sums), size=(_NUM_RESAMPLES, len(sums)))
+    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    return float(np.percentile(means, _UPPER_PERCENTILE))
+
+
+def _grouped(
+    members: list[int], plans: Sequence[Rungs], reader: SectionReader, layer: int | None
+) -> list[list[int]]:
+    """Parts plans by what they compute in a section."""
+
+    def signature(plan: int) -> tuple[Rung, ...]:
+        return reader.signature(layer, plans[plan])
+
+    return [list(group) for _, group in groupby(sorted(members, key=signature), key=signature)]
+
+
+def _predicting_rows(text: CalibrationText) -> tuple[list[int], npt.NDArray[np.int64]]:
+    """Returns the rows whose logits predict a response token, and the sequence of each."""
+    rows: list[int] = []
+    sequence_of: list[int] = []
+    first = 0
+    for number, sequence in enumerate(text.sequences):
+        positions = [first + p - 1 for span in sequence.responses for p in span]
+        rows += positions
+        sequence_of += [number] * len(positions)
+        first += len(sequence.token_ids)
+    return rows, np.array(sequence_of, dtype=np.int64)

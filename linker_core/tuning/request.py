@@ -1,0 +1,101 @@
+"""What a tuner is asked: which pair, towards what, on which text. Plain values, no tensor."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from linker_core.errors import InvalidRequestError
+from linker_core.tuning.dialogues import SHIPPED_FILE
+
+SELF_CALIBRATION = "self"
+DEFAULT_BUDGET_KL = 0.01  # nats per response token
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneGoal:
+    """Exactly one of: a budget to spend, a size to fit, or given rungs to price."""
+
+    budget_kl: float | None = None  # nats; fewest bytes whose price stays within
+    max_bytes: int | None = None  # unique bytes; lowest price within
+    rungs: Mapping[str, str] | None = None  # tensor -> rung; priced as they are
+
+    def check(self) -> None:
+        """Refuses what cannot be aimed at.
+
+        Raises:
+            InvalidRequestError: Not exactly one aim, or a number out of range.
+        """
+        stated = [value for value in asdict(self).values() if value is not None]
+        if len(stated) != 1:
+            raise InvalidRequestError(
+                "Give either budget_kl or max_bytes.", param="budget_kl" if stated else "max_bytes"
+            )
+        if self.budget_kl is not None and not 0.0 <= self.budget_kl < float("inf"):
+            raise InvalidRequestError(
+                f"budget_kl is {self.budget_kl}, expected nats per token, 0 or more.",
+                param="budget_kl",
+            )
+        if self.max_bytes is not None and self.max_bytes < 0:
+            raise InvalidRequestError(
+                f"max_bytes is {self.max_bytes}, expected 0 or more.", param="max_bytes"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TuneRequest:
+    """One run of the tuner."""
+
+    donor: str  # directory
+    variant: str  # directory
+    report: Mapping[str, Any]  # ScanReport.to_json of the two
+    donor_fingerprint: str
+    goal: TuneGoal
+    calibration: str | None = None  # None: shipped dialogues; "self"; or a file of JSON lines
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the request as plain JSON values; `from_json` restores it."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Self:
+        """Rebuilds a request from `to_json`."""
+        return cls(**{**record, "goal": TuneGoal(**record["goal"])})
+
+
+def tuning_key(goal: TuneGoal, calibration_digest: str) -> str:
+    """Returns what a stored result is found by, besides the two fingerprints.
+
+    Args:
+        goal: What was aimed at.
+        calibration_digest: Of the text source; see `calibration_source_digest`.
+    """
+    record = json.dumps([asdict(goal), calibration_digest], sort_keys=True)
+    return hashlib.sha256(record.encode()).hexdigest()
+
+
+def calibration_source_digest(calibration: str | None) -> str:
+    """Returns a digest of the text that a calibration setting names, before any tokenizer.
+
+    Raises:
+        InvalidRequestError: The file cannot be read.
+    """
+    shipped = files("configs").joinpath(SHIPPED_FILE).read_bytes()
+    if calibration is None:
+        return hashlib.sha256(shipped).hexdigest()
+    if calibration == SELF_CALIBRATION:
+        return hashlib.sha256(b"self\n" + shipped).hexdigest()
+    try:
+        with Path(calibration).open("rb") as file:
+            given = hashlib.file_digest(file, "sha256").digest()
+    except OSError as error:
+        raise InvalidRequestError(
+            f"The calibration file cannot be read: {error.strerror}.", param="calibration"
+        ) from error
+    return hashlib.sha256(shipped + given).hexdigest()

@@ -1,0 +1,94 @@
+"""Reads the storages that a plan's rungs call for, one section of a pair of checkpoints at a time.
+
+The one place of the tuner that knows what a rung is made of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from linker_core.residency.ledger import StoredTensor
+from linker_core.residency.loader import read_tensor
+from linker_core.sharing.plan import Rung
+from linker_core.weights.checkpoint import Checkpoint
+from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME, parse_key
+
+Rungs = Mapping[str, Rung]
+Storages = Mapping[str, StoredTensor]
+
+
+class SectionReader:
+    """Storages by tensor and rung; holds one section at a time.
+
+    Args:
+        donor: The donor's checkpoint.
+        variant: The variant's.
+        identical: Tensors whose bytes are equal; they are read once, whatever their rung.
+        device: Where the tensors go.
+        on_read: Told how many bytes were read.
+    """
+
+    def __init__(
+        self,
+        donor: Checkpoint,
+        variant: Checkpoint,
+        *,
+        identical: frozenset[str],
+        device: torch.device,
+        on_read: Callable[[int], None],
+    ) -> None:
+        self._donor = donor
+        self._variant = variant
+        self._identical = identical
+        self._device = device
+        self._on_read = on_read
+        self._held: dict[tuple[str, Rung], StoredTensor] = {}
+        self._sections: dict[int | None, list[str]] = {}
+        for name in variant.tensors:
+            key = parse_key(name)
+            assert key is not None
+            self._sections.setdefault(key.layer, []).append(name)
+
+    def names(self, layer: int | None) -> list[str]:
+        """Returns the tensors of a block, or those outside the blocks for None."""
+        return self._sections[layer]
+
+    def can_alias(self, name: str) -> bool:
+        """Whether the donor has a tensor of this name and shape."""
+        lent = self._donor.tensors.get(name)
+        return lent is not None and lent.shape == self._variant.tensors[name].shape
+
+    def effective(self, name: str, rung: Rung) -> Rung:
+        """Returns the rung that computes the same: equal bytes alias, own rows make a whole."""
+        if name in self._identical:
+            return Rung.ALIAS
+        return Rung.OWN if rung is Rung.ROWS else rung
+
+    def signature(self, layer: int | None, rungs: Rungs) -> tuple[Rung, ...]:
+        """Returns what of a plan matters in a section: equal signatures compute the same."""
+        return tuple(self.effective(name, rungs[name]) for name in self.names(layer))
+
+    def storages(self, layer: int | None, rungs: Rungs) -> dict[str, StoredTensor]:
+        """Returns a section's storages under a plan; a tied head maps to the embedding's."""
+        found = {name: self.storage(name, rungs[name]) for name in self.names(layer)}
+        if layer is None and LM_HEAD_NAME not in found:
+            found[LM_HEAD_NAME] = found[EMBED_NAME]
+        return found
+
+    def storage(self, name: str, rung: Rung) -> StoredTensor:
+        """Returns the storage of one tensor on a rung, reading it if it is not held."""
+        key = (name, self.effective(name, rung))
+        if key not in self._held:
+            checkpoint = self._donor if key[1] is Rung.ALIAS else self._variant
+            tensor = read_tensor(checkpoint, name, device=self._device)
+            self._on_read(tensor.nbytes)
+            self._held[key] = StoredTensor(tensor=tensor)
+        return self._held[key]
+
+    def forget(self, layer: int | None) -> None:
+        """Lets go of a section."""
+        for name in self.names(layer):
+            for rung in Rung:
+                self._held.pop((name, rung), None)

@@ -1,0 +1,239 @@
+"""The serving path taken one block at a time, for many plans at once.
+
+The family's skeleton with the engine's routed leaves and paged attention, so that what is priced is
+what will be served; every plan is a slot. Knows nothing of what is measured.
+
+Legend: T tokens of the text, n rows of a batch, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from linker_core.engine.attention import ATTENTION_NAME, AttentionBatch, Span, register_attention
+from linker_core.engine.kv_cache import KVCache, KVShape, PageTable
+from linker_core.engine.leaf import RoutedLeaf
+from linker_core.engine.linear import LinearProduct
+from linker_core.engine.routing import RoutedLinear, route_model
+from linker_core.engine.rows import RowMap, StepContext
+from linker_core.pace import Pace
+from linker_core.residency.skeleton import build_skeleton
+from linker_core.tuning.storages import Storages
+from linker_core.weights.architecture import ModelConfig
+
+_ACTIVATION_BYTES = 64 << 20  # of one batch: what decides how many rows it has
+_PAGE_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One sequence to be computed under one state."""
+
+    state: int
+    first: int  # row of its first token in the state
+    num_tokens: int
+
+
+class Walk:
+    """A skeleton whose blocks are run one by one.
+
+    Args:
+        config: The variant's shape.
+        lengths: Tokens of each sequence of the text; states hold them one after the other.
+        device: Where everything lies.
+        pace: Slows the walk down while others need the machine.
+    """
+
+    def __init__(
+        self, config: ModelConfig, lengths: Sequence[int], *, device: torch.device, pace: Pace
+    ) -> None:
+        register_attention()
+        self.config = config
+        self.device = device
+        # As the engine: float32 over the checkpoint's words on the CPU, bfloat16 on CUDA.
+        self.dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        self._pace = pace
+        self._context = StepContext()
+        skeleton: Any = build_skeleton(
+            config, device=device, dtype=self.dtype, attn_implementation=ATTENTION_NAME
+        )
+        leaves = route_model(skeleton, self._context, dtype=self.dtype)
+        self._model = skeleton
+        self._leaves: dict[str, RoutedLeaf] = {leaf.leaf_name: leaf for leaf in leaves}
+        self._lengths = tuple(lengths)
+        widths = 3 * config.intermediate_size + 8 * config.hidden_size
+        self._max_rows = max(*self._lengths, _ACTIVATION_BYTES // (4 * widths))
+        self._cache = self._one_layer_cache()
+
+    def stream_norms(self, layer: int) -> tuple[RoutedLeaf, RoutedLeaf]:
+        """Returns the norms that read the residual stream before attention and before the MLP."""
+        prefix = f"model.layers.{layer}"
+        before_mlp = self._leaves.get(f"{prefix}.pre_feedforward_layernorm")  # Gemma 2
+        return (
+            self._leaves[f"{prefix}.input_layernorm"],
+            before_mlp or self._leaves[f"{prefix}.post_attention_layernorm"],
+        )
+
+    def activation(self, layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Returns the non-linearity of a block's gate."""
+        function: Callable[[torch.Tensor], torch.Tensor] = self._model.model.layers[
+            layer
+        ].mlp.act_fn
+        return function
+
+    @property
+    def linear(self) -> LinearProduct:
+        """The product that the leaves compute with."""
+        return self._context.linear
+
+    def linear_leaves(self, layer: int) -> dict[str, RoutedLinear]:
+        """Returns a block's linear leaves by the checkpoint's name of their weight."""
+        return {
+            f"{name}.weight": leaf
+            for name, leaf in self._leaves.items()
+            if _in_block(name, layer) and isinstance(leaf, RoutedLinear)
+        }
+
+    @torch.inference_mode()
+    def embed(self, storages: Storages, token_ids: Sequence[int]) -> torch.Tensor:
+        """Returns the first hidden states [T, H] of all sequences."""
+        leaf = self._model.model.embed_tokens
+        leaf.bind(0, storages)
+        out_TH = torch.empty(
+            len(token_ids), self.config.hidden_size, dtype=self.dtype, device=self.device
+        )
+        for start in range(0, len(token_ids), self._max_rows):
+            ids = torch.tensor([token_ids[start : start + self._max_rows]], device=self.device)
+            self._context.body = RowMap([0] * ids.shape[1], device=self.device)
+            out_TH[start : start + ids.shape[1]] = leaf(ids)[0]
+        leaf.unbind(0)
+        return out_TH
+
+    @torch.inference_mode()
+    def block(
+        self,
+        layer: int,
+        storages: Sequence[Storages],
+        hidden_TH: Sequence[torch.Tensor],
+        *,
+        watch: Callable[[torch.Tensor], None] | None = None,
+    ) -> list[torch.Tensor]:
+        """Runs one block; returns the new states [T, H].
+
+        Args:
+            layer: Which.
+            storages: The block's, of each state to come.
+            hidden_TH: The state that each comes from. The same one may serve several; it is
+                overwritten by the last of them.
+            watch: Shown each batch's rows [n, H] as they leave the block.
+        """
+        leaves = [leaf for name, leaf in self._leaves.items() if _in_block(name, layer)]
+        for slot, stored in enumerate(storages):
+            for leaf in leaves:
+                leaf.bind(slot, stored)
+        last_use = {id(state): slot for slot, state in enumerate(hidden_TH)}
+        out = [
+            state if last_use[id(state)] == slot else torch.empty_like(state)
+            for slot, state in enumerate(hidden_TH)
+        ]
+        for batch in self._batches(len(storages)):
+            started = time.monotonic()
+            x_1nH = torch.cat(
+                [hidden_TH[p.state][p.first : p.first + p.num_tokens] for p in batch]
+            ).unsqueeze(0)
+            y_nH = self._run(layer, batch, x_1nH)[0]
+            if watch is not None:
+                watch(y_nH)
+            row = 0
+            for p in batch:
+                out[p.state][p.first : p.first + p.num_tokens] = y_nH[row : row + p.num_tokens]
+                row += p.num_tokens
+            self._pace.after_work(time.monotonic() - started)
+        for slot in range(len(storages)):
+            for leaf in leaves:
+                leaf.unbind(slot)
+        return out
+
+    @torch.inference_mode()
+    def logits(self, storages: Storages, hidden_nH: torch.Tensor) -> torch.Tensor:
+        """Returns the logits [n, V] in float32 that follow from a last hidden state."""
+        norm, head = self._model.model.norm, self._model.lm_head
+        for leaf in (norm, head):
+            leaf.bind(0, storages)
+        rows = RowMap([0] * len(hidden_nH), device=self.device)
+        self._context.body = self._context.head = rows
+        logits_nV: torch.Tensor = head(norm(hidden_nH.unsqueeze(0)))[0].float()
+        for leaf in (norm, head):
+            leaf.unbind(0)
+        cap = self.config.final_logit_softcapping
+        return logits_nV if cap is None else torch.tanh(logits_nV / cap) * cap
+
+    def _run(self, layer: int, batch: Sequence[Pass], x_1nH: torch.Tensor) -> torch.Tensor:
+        self._context.body = RowMap(
+            [p.state for p in batch for _ in range(p.num_tokens)], device=self.device
+        )
+        positions = torch.cat([torch.arange(p.num_tokens) for p in batch])
+        positions_1n = positions.to(self.device).unsqueeze(0)
+        out: torch.Tensor = self._model.model.layers[layer](
+            x_1nH,
+            attention_mask=None,
+            position_ids=positions_1n,
+            position_embeddings=self._model.model.rotary_emb(x_1nH, positions_1n),
+            past_key_values=None,
+            batch=AttentionBatch(self._spans(batch), self._cache),
+        )
+        return out
+
+    def _batches(self, num_states: int) -> Iterator[list[Pass]]:
+        """Yields all sequences under all states; those of one sequence stay side by side."""
+        batch: list[Pass] = []
+        rows = first = 0
+        for length in self._lengths:
+            for state in range(num_states):
+                if batch and rows + length > self._max_rows:
+                    yield batch
+                    batch, rows = [], 0
+                batch.append(Pass(state, first, length))
+                rows += length
+            first += length
+        if batch:
+            yield batch
+
+    def _spans(self, batch: Sequence[Pass]) -> list[Span]:
+        """Gives each sequence of a batch its pages, from the first page on."""
+        spans: list[Span] = []
+        page = 0
+        for p in batch:
+            num_pages = self._cache.pages_for(p.num_tokens)
+            table = PageTable(pages=list(range(page, page + num_pages)))
+            spans.append(Span(0, p.num_tokens, table))
+            page += num_pages
+        return spans
+
+    def _one_layer_cache(self) -> KVCache:
+        """Returns a cache whose layers are one storage: only one block is computed at a time."""
+        # Every sequence may leave its last page almost empty; the shortest has one token.
+        num_pages = self._max_rows // _PAGE_TOKENS + self._max_rows // min(self._lengths) + 1
+        cache = KVCache(
+            KVShape(
+                num_pages=num_pages,
+                page_tokens=_PAGE_TOKENS,
+                num_layers=1,
+                num_kv_heads=self.config.num_kv_heads,
+                head_dim=self.config.head_dim,
+                dtype=self.dtype,
+            ),
+            device=self.device,
+        )
+        cache.keys_LKSD = cache.keys_LKSD.expand(self.config.num_layers, -1, -1, -1)
+        cache.values_LKSD = cache.values_LKSD.expand(self.config.num_layers, -1, -1, -1)
+        return cache
+
+
+def _in_block(leaf_name: str, layer: int) -> bool:
+    return leaf_name.startswith(f"model.layers.{layer}.")
