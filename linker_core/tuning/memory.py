@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
+from linker_core.config import EngineConfig
+from linker_core.engine.kv_size import kv_cache_bytes
 from linker_core.weights.architecture import DTYPE_BYTES, ModelConfig
 from linker_core.weights.keys import parse_key
 from linker_core.weights.shapes import expected_tensors
 
+ANSWER_SEQUENCES = 16  # that a variant answers at once for its own calibration
+ANSWER_TOKENS = 96  # of one answer at most
 LOGITS_CHUNK_BYTES = 64 << 20  # one float32 chunk of logits, of one plan
 
 
@@ -25,12 +31,23 @@ def tuning_bytes(
         for name, shape in expected_tensors(config).items():
             key = parse_key(name)
             assert key is not None
-            nbytes = DTYPE_BYTES[config.dtype]
-            for length in shape:
-                nbytes *= length
+            nbytes = DTYPE_BYTES[config.dtype] * math.prod(shape)
             if key.layer == 0:
                 blocks += nbytes
             elif key.layer is None:
                 outside += nbytes
     states = (num_plans + 1) * num_tokens * variant.hidden_size * 4
     return blocks + outside + states + 2 * LOGITS_CHUNK_BYTES
+
+
+def answering_bytes(variant: ModelConfig, *, max_prompt_tokens: int, device: str) -> int:
+    """Returns the bytes of a stage before: the whole variant with pages for its own answers."""
+    engine = EngineConfig(
+        device="cuda" if device == "cuda" else "cpu",
+        kv_cache_tokens=ANSWER_SEQUENCES * (max_prompt_tokens + ANSWER_TOKENS),
+    )
+    weights = sum(
+        DTYPE_BYTES[variant.dtype] * math.prod(shape)
+        for shape in expected_tensors(variant).values()
+    )
+    return weights + kv_cache_bytes(variant, engine)

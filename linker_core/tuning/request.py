@@ -14,6 +14,7 @@ from linker_core.errors import InvalidRequestError
 from linker_core.tuning.dialogues import SHIPPED_FILE
 
 SELF_CALIBRATION = "self"
+Device = Literal["cpu", "cuda"]
 DEFAULT_BUDGET_KL = 0.01  # nats per response token
 
 
@@ -57,7 +58,7 @@ class TuneRequest:
     donor_fingerprint: str
     goal: TuneGoal
     calibration: str | None = None  # None: shipped dialogues; "self"; or a file of JSON lines
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Device = "cpu"
 
     def to_json(self) -> dict[str, Any]:
         """Returns the request as plain JSON values; `from_json` restores it."""

@@ -4,31 +4,50 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from linker_core.pace import Pace
 from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer
-from linker_core.tuning.calibration import CalibrationText, encode
+from linker_core.tuning.answers import own_answers
+from linker_core.tuning.calibration import (
+    MAX_RESPONSE_TOKENS,
+    CalibrationText,
+    encode,
+    prompts_only,
+    with_answers,
+)
 from linker_core.tuning.dialogues import load_dialogues
 from linker_core.tuning.reading import VariantReader
-from linker_core.tuning.request import SELF_CALIBRATION
+from linker_core.tuning.request import SELF_CALIBRATION, Device
 from linker_core.weights.checkpoint import Checkpoint
 
 
-def calibration_text(variant: Checkpoint, calibration: str | None) -> CalibrationText:
+def calibration_text(
+    variant: Checkpoint, calibration: str | None, *, device: Device, pace: Pace
+) -> CalibrationText:
     """Returns the text that a variant's plans are priced on.
 
     Args:
         variant: Whose tokenizer and chat template are used.
-        calibration: None for the shipped dialogues, or a file of JSON lines to add to them.
+        calibration: None for the shipped dialogues, a file of JSON lines to add to them, or "self"
+            for the variant's own answers to the shipped prompts.
+        device: Where the variant answers.
+        pace: Slows its answering down while sequences run.
 
     Raises:
         BadCheckpointError: The tokenizer or the template is damaged.
+        InsufficientCapacityError: The whole variant does not fit, so it cannot answer.
         InvalidRequestError: The file is of no use.
     """
-    assert calibration != SELF_CALIBRATION
     reader = VariantReader(
         tokenizer=Tokenizer.load(variant.path),
         template=ChatTemplate.load(variant.path),
         eos_token_ids=variant.eos_token_ids,
         vocab_size=variant.config.vocab_size,
     )
+    if calibration == SELF_CALIBRATION:
+        prompts = prompts_only(load_dialogues(None), reader)
+        answers = own_answers(
+            variant, prompts, enough_tokens=MAX_RESPONSE_TOKENS, device=device, pace=pace
+        )
+        return with_answers(prompts[: len(answers)], answers)
     return encode(load_dialogues(None if calibration is None else Path(calibration)), reader)

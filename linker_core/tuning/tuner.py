@@ -85,7 +85,9 @@ class Tuner:
         self._device = torch.device(request.device)
         self._pace = pace
         self._base = identical_rungs(self._report, donor, variant)
-        self._text = calibration_text(variant, request.calibration)
+        self._text = calibration_text(
+            variant, request.calibration, device=request.device, pace=pace
+        )
         self._meter = _Meter(_NUM_READS * (donor.nbytes + variant.nbytes), progress)
         self._reader = SectionReader(
             donor,
