@@ -2,148 +2,174 @@
 
 from __future__ import annotations
 
+import importlib
 import math
-import os
-import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from linker_core.errors import BadCheckpointError
+from linker_core.pace import Pace
 from linker_core.sharing.family import check_same_family
+from linker_core.sharing.pieces import (
+    Findings,
+    Piece,
+    comparable,
+    counts_rows,
+    single_pieces,
+    whole_pieces,
+)
 from linker_core.sharing.report import BlockScan, ScanReport
-from linker_core.sharing.similarity import PairSums, TileReader, compare, count_nonfinite
+from linker_core.sharing.similarity import PairSums
+from linker_core.sharing.sweep import Progress, piece_bytes, sweep
 from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.checkpoint import Checkpoint
-from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME, Section, parse_key
+from linker_core.weights.keys import Section, parse_key
 
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
+_CUDA_SWEEP = "linker_core.sharing.cuda_sweep"  # needs torch, which a scan on the CPU does not
+Sweep = Callable[..., Findings]
 
 
-def scan(donor: Checkpoint, variant: Checkpoint, *, progress: Progress | None = None) -> ScanReport:
-    """Compares every tensor that both have in the same shape, on all cores.
-
-    Host memory is a few tiles a thread, whatever the size of the models.
+def scan(
+    donor: Checkpoint,
+    variant: Checkpoint,
+    *,
+    progress: Progress | None = None,
+    pace: Pace | None = None,
+    mapped: bool = False,
+    device: str = "cpu",
+) -> ScanReport:
+    """Compares every tensor that both have in the same shape, and looks at all others.
 
     Args:
         donor: The model whose storage would be aliased.
         variant: The model that would alias it.
-        progress: Called from several threads with bytes read and bytes to read.
+        progress: Called, maybe from several threads, with bytes read and bytes to read.
+        pace: Holds back while sequences run.
+        mapped: See `sweep`: only for a process that a damaged file may end.
+        device: "cpu", or a CUDA device that computes the sums.
 
     Raises:
         BadCheckpointError: Different families, NaN or infinite weights, or a file that changed.
     """
     check_same_family(donor.config, variant.config)
     started = time.monotonic()
-    names = [
-        name
-        for name, tensor in variant.tensors.items()
-        if name in donor.tensors and donor.tensors[name].shape == tensor.shape
-    ]
-    total = sum(donor.tensors[name].nbytes + variant.tensors[name].nbytes for name in names)
-    meter = _Meter(total, progress)
-    readers = threading.local()
-
-    def compare_one(name: str) -> PairSums:
-        if not hasattr(readers, "pair"):
-            readers.pair = TileReader(donor), TileReader(variant)
-        elements = math.prod(variant.tensors[name].shape)
-        pair_bytes = donor.tensors[name].nbytes + variant.tensors[name].nbytes
-        return compare(
-            name,
-            *readers.pair,
-            count=elements,
-            progress=lambda count: meter.add(count * pair_bytes // elements),
-        )
-
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        sums = dict(zip(names, pool.map(compare_one, names), strict=True))
-    _refuse_nonfinite(donor, {n: int(not math.isfinite(s.donor_square)) for n, s in sums.items()})
-    _refuse_nonfinite(variant, {name: s.num_nonfinite for name, s in sums.items()})
-    check_finite(variant, names=variant.tensors.keys() - sums.keys())
+    pieces = [piece for name in variant.tensors for piece in whole_pieces(donor, variant, name)]
+    findings = choose_sweep(device)(
+        pieces, donor, variant, mapped=mapped, pace=pace or Pace(), progress=progress
+    )
+    refuse_nonfinite(pieces, findings, donor, variant)
+    numbers = numbers_by_name(pieces)
+    sums = {
+        name: whole_sums(pieces, findings, numbers[name])
+        for name in variant.tensors
+        if comparable(donor, variant, name)
+    }
     return ScanReport(
         donor=str(donor.path),
         variant=str(variant.path),
-        bytes_read=total,
+        bytes_read=sum(piece_bytes(piece, donor, variant) for piece in pieces),
         scan_seconds=time.monotonic() - started,
-        blocks=_blocks(variant.config, sums),
-        outside_blocks={
-            name: s for name, s in sums.items() if _section(name) is not Section.BLOCKS
+        blocks=tuple(
+            BlockScan(index=index, params=params)
+            for index, params in enumerate(block_params(variant.config, sums))
+        ),
+        outside_blocks={name: pair for name, pair in sums.items() if is_outside_blocks(name)},
+        identical_rows={
+            name: sum(findings.equal_rows[number] for number in numbers[name])
+            for name in variant.tensors
+            if counts_rows(donor, variant, name)
         },
-        identical_rows=_identical_rows(donor, variant),
     )
 
 
-def check_finite(checkpoint: Checkpoint, *, names: Iterable[str] | None = None) -> None:
-    """Refuses a checkpoint with NaN or infinite weights.
-
-    Args:
-        checkpoint: The model.
-        names: The tensors to look at; None means all.
+def check_finite(
+    checkpoint: Checkpoint,
+    *,
+    progress: Progress | None = None,
+    pace: Pace | None = None,
+    mapped: bool = False,
+) -> None:
+    """Refuses a checkpoint with NaN or infinite weights; arguments as in `scan`.
 
     Raises:
         BadCheckpointError: Names the first such tensor.
     """
-    reader = TileReader(checkpoint)
-    counts = {
-        name: count_nonfinite(name, reader, count=math.prod(checkpoint.tensors[name].shape))
-        for name in (checkpoint.tensors if names is None else sorted(names))
-    }
-    _refuse_nonfinite(checkpoint, counts)
+    pieces = list(single_pieces(checkpoint))
+    findings = sweep(
+        pieces, checkpoint, checkpoint, mapped=mapped, pace=pace or Pace(), progress=progress
+    )
+    refuse_nonfinite(pieces, findings, checkpoint, checkpoint)
 
 
-def _identical_rows(donor: Checkpoint, variant: Checkpoint) -> dict[str, int]:
-    counts = {}
-    for name in (EMBED_NAME, LM_HEAD_NAME):
-        a, b = donor.tensors.get(name), variant.tensors.get(name)
-        if a is None or b is None or (a.dtype, a.shape[1]) != (b.dtype, b.shape[1]):
-            continue
-        rows, row_bytes = min(a.shape[0], b.shape[0]), b.nbytes // b.shape[0]
-        pair = [bytearray(row_bytes), bytearray(row_bytes)]
-        counts[name] = 0
-        for row in range(rows):
-            for checkpoint, buffer in zip((donor, variant), pair, strict=True):
-                checkpoint.read_into(name, memoryview(buffer), offset_bytes=row * row_bytes)
-            counts[name] += pair[0] == pair[1]
-    return counts
+def choose_sweep(device: str) -> Sweep:
+    """Returns what goes over the pieces on this device."""
+    if device == "cpu":
+        return sweep
+    chosen: Sweep = importlib.import_module(_CUDA_SWEEP).sweep_on(device)
+    return chosen
 
 
-class _Meter:
-    """Adds up what several threads have done. The lock guards `_done`."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self._total, self._progress, self._done = total, progress, 0
-        self._lock = threading.Lock()
-
-    def add(self, nbytes: int) -> None:
-        if self._progress is None:
-            return
-        with self._lock:
-            self._done += nbytes
-            self._progress(self._done, self._total)
+def numbers_by_name(pieces: Sequence[Piece]) -> dict[str, list[int]]:
+    """Returns the numbers of each tensor's pieces."""
+    numbers: dict[str, list[int]] = {}
+    for number, piece in enumerate(pieces):
+        numbers.setdefault(piece.name, []).append(number)
+    return numbers
 
 
-def _blocks(config: ModelConfig, sums: Mapping[str, PairSums]) -> tuple[BlockScan, ...]:
+def whole_sums(pieces: Sequence[Piece], findings: Findings, numbers: Iterable[int]) -> PairSums:
+    """Adds up the pieces that cover one tensor."""
+    numbers = list(numbers)
+    rows = [findings.piece_sums(number) for number in numbers]
+    dot, donor_square, variant_square, delta_square = map(math.fsum, zip(*rows, strict=True))
+    return PairSums(
+        dot=dot,
+        donor_square=donor_square,
+        variant_square=variant_square,
+        delta_square=delta_square,
+        identical=all(findings.identical[number] for number in numbers),
+        count=sum(pieces[number].length for number in numbers),
+        num_nonfinite=0,  # else it would have been refused
+    )
+
+
+def block_params(config: ModelConfig, sums: Mapping[str, PairSums]) -> list[dict[str, PairSums]]:
+    """Returns sub-parameter -> sums of each block."""
     params: list[dict[str, PairSums]] = [{} for _ in range(config.num_layers)]
     for name, pair in sums.items():
         key = parse_key(name)
         assert key is not None
         if key.layer is not None:
             params[key.layer][key.parameter] = pair
-    return tuple(BlockScan(index=index, params=block) for index, block in enumerate(params))
+    return params
 
 
-def _section(name: str) -> Section:
+def is_outside_blocks(name: str) -> bool:
+    """Returns whether a tensor is embedding, final norm or head."""
     key = parse_key(name)
     assert key is not None
-    return key.section
+    return key.section is not Section.BLOCKS
 
 
-def _refuse_nonfinite(checkpoint: Checkpoint, counts: Mapping[str, int]) -> None:
-    for name, count in counts.items():
-        if count:
-            file = checkpoint.shard_names[checkpoint.tensors[name].shard]
-            raise BadCheckpointError(
-                f"{file}: tensor {name} has NaN or infinite weights ({count} seen). The training "
-                "run that wrote it diverged; export an earlier step."
-            )
+def refuse_nonfinite(
+    pieces: Sequence[Piece], findings: Findings, donor: Checkpoint, variant: Checkpoint
+) -> None:
+    """Refuses what was seen to have NaN or infinite weights.
+
+    Raises:
+        BadCheckpointError: Names the first such tensor, the donor's before the variant's.
+    """
+    for checkpoint, counts in (
+        (donor, findings.donor_nonfinite),
+        (variant, findings.variant_nonfinite),
+    ):
+        found: dict[str, int] = {}
+        for piece, count in zip(pieces, counts, strict=True):
+            found[piece.name] = found.get(piece.name, 0) + count
+        for name, count in found.items():
+            if count:
+                file = checkpoint.shard_names[checkpoint.tensors[name].shard]
+                raise BadCheckpointError(
+                    f"{file}: tensor {name} has NaN or infinite weights ({count} seen). The "
+                    "training run that wrote it diverged; export an earlier step."
+                )

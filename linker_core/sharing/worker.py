@@ -1,7 +1,8 @@
 """A disposable process that hashes and scans: `python -m linker_core.sharing.worker`.
 
-Prints JSON lines on stdout: progress, then one result or one error. Holds no state; killing it at
-any moment harms nothing. A death without a result means that a file changed under its hands.
+Prints JSON lines on stdout: progress, then one result or one error; is told "busy" and "idle" on
+stdin while it works. Holds no state; killing it at any moment harms nothing. It reads files through
+maps, so a death without a result means that a file was cut short under its hands.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from linker_core.errors import LinkerError
+from linker_core.pace import Pace
 from linker_core.sharing.scan import check_finite, scan
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.fingerprint import fingerprint
@@ -30,13 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--donor", type=Path)
     parser.add_argument("--no-scan", action="store_true", help="fingerprints only")
     parser.add_argument("--no-hash", action="store_true", help="no fingerprints")
+    parser.add_argument("--device", default="cpu", help="where the sums are computed")
     arguments = parser.parse_args(argv)
+    pace = Pace()
+    pace.follow(sys.stdin)
     try:
         result = examine(
             arguments.variant,
             arguments.donor,
             hashed=not arguments.no_hash,
             scanned=not arguments.no_scan,
+            device=arguments.device,
+            pace=pace,
         )
     except LinkerError as error:
         _emit({"error": error.to_record()})
@@ -46,11 +53,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def examine(
-    variant_path: Path, donor_path: Path | None, *, hashed: bool, scanned: bool
+    variant_path: Path,
+    donor_path: Path | None,
+    *,
+    hashed: bool,
+    scanned: bool,
+    device: str,
+    pace: Pace,
 ) -> dict[str, Any]:
     """Returns identities, fingerprints if `hashed` and, for a pair, the report, as JSON values.
 
     The identities say which files were read, so that they can be matched with those of another run.
+    A file that is cut short meanwhile ends this process.
 
     Raises:
         BadCheckpointError: See `scan` and `check_finite`.
@@ -66,17 +80,28 @@ def examine(
             "report": None,
         }
         if hashed:
-            result["fingerprint"] = fingerprint(variant, progress=_reporter("hashing"))
+            result["fingerprint"] = fingerprint(
+                variant, progress=_reporter("hashing"), pace=pace, mapped=True
+            )
         if donor_path is None:
             if scanned:
-                check_finite(variant)
+                check_finite(variant, progress=_reporter("scanning"), pace=pace, mapped=True)
             return result
         donor = stack.enter_context(Checkpoint.open(donor_path))
         result["donor_identity"] = donor.identity
         if hashed:
-            result["donor_fingerprint"] = fingerprint(donor, progress=_reporter("hashing"))
+            result["donor_fingerprint"] = fingerprint(
+                donor, progress=_reporter("hashing"), pace=pace, mapped=True
+            )
         if scanned:
-            result["report"] = scan(donor, variant, progress=_reporter("scanning")).to_json()
+            result["report"] = scan(
+                donor,
+                variant,
+                progress=_reporter("scanning"),
+                pace=pace,
+                mapped=True,
+                device=device,
+            ).to_json()
         return result
 
 

@@ -6,6 +6,7 @@ and predicted bytes. Knows nothing of other checkpoints, of torch or of devices.
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,6 +34,7 @@ _HEADER_BASE_BYTES = 1 << 20  # also for __metadata__
 _HEADER_BYTES_PER_TENSOR = 1 << 10
 _INV_FREQ = "self_attn.rotary_emb.inv_freq"
 _COMPARE_BYTES = 1 << 20
+_MAP_NORESERVE = 0x4000  # linux/mman.h; what is never written needs no memory set aside
 
 # Name, device, inode, size, mtime and ctime in ns of each weight file. A file that was rewritten
 # and had its mtime put back still shows in its ctime.
@@ -56,6 +58,7 @@ class Checkpoint:
         self.path = path
         self.notes: tuple[str, ...] = ()
         self._shards: list[int] = []
+        self._maps: dict[int, mmap.mmap] = {}
         self._directory = open_directory(path)
         try:
             with os.scandir(self._directory) as entries:
@@ -113,11 +116,28 @@ class Checkpoint:
         """Reads any bytes of a weight file, for fingerprints; returns how many there were."""
         return os.preadv(self._shards[shard], [buffer], offset)
 
+    def map_file(self, shard: int) -> mmap.mmap:
+        """Maps a weight file; a file that is cut short ends the process that touches the map.
+
+        Only for processes that may end so. There is one map a file, since the second pass over it
+        then finds its pages in place; it lives as long as it is used. Nothing is ever written to
+        it; it is private and writable because ctypes gives no address of a read-only one.
+        """
+        if shard not in self._maps:
+            self._maps[shard] = mmap.mmap(
+                self._shards[shard],
+                0,
+                flags=mmap.MAP_PRIVATE | _MAP_NORESERVE,
+                prot=mmap.PROT_READ | mmap.PROT_WRITE,
+            )
+        return self._maps[shard]
+
     def close(self) -> None:
         """Closes all files; harmless when repeated."""
         for descriptor in (*self._shards, *([self._directory] if self._directory >= 0 else [])):
             os.close(descriptor)
         self._shards, self._directory = [], -1
+        self._maps = {}
 
     def __enter__(self) -> Self:
         return self

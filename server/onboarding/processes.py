@@ -31,6 +31,11 @@ _ENVIRONMENT = {
 }
 
 
+def worker_environment() -> dict[str, str]:
+    """Returns the environment workers run in; what the user set comes first."""
+    return _ENVIRONMENT | os.environ
+
+
 def never_busy() -> bool:
     """Says that no sequence runs, where there is no engine to ask."""
     return False
@@ -61,7 +66,7 @@ async def run_worker(
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=_MAX_LINE_BYTES,
-            env=_ENVIRONMENT | os.environ,
+            env=worker_environment(),
         )
     assert process.stdin is not None
     assert process.stdout is not None

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import tempfile
 from pathlib import Path
 
-from tests.benchmarks import memory, scan
-
-GB = 1e9
+from server.cli.bench import scan
+from tests.benchmarks import memory
 
 
 def main() -> None:
@@ -20,10 +20,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         models = memory.make_family(Path(folder))
         rates = scan.measure(models[0], models[1])
-        print(
-            f"scan {rates.scan / GB:.2f} GB/s · fingerprint {rates.fingerprint / GB:.2f} GB/s · "
-            f"one-thread read {rates.read / GB:.2f} GB/s · scan/read {rates.scan / rates.read:.2f}"
-        )
+        print(json.dumps(rates, indent=1))
         memory.report(memory.measure(models, state=Path(folder) / "state"))
 
 

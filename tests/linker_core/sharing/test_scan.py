@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from linker_core.errors import BadCheckpointError
+from linker_core.pace import Pace
+from linker_core.sharing import pieces
 from linker_core.sharing.report import Region, ScanReport, region
 from linker_core.sharing.scan import check_finite, scan
 from linker_core.weights.checkpoint import Checkpoint
+from linker_core.weights.fingerprint import fingerprint
 from tests.tiny import make_checkpoint, make_variant
 
 UP = "model.layers.1.mlp.up_proj.weight"
@@ -55,6 +59,74 @@ def test_scan_other_vocabulary_leaves_embedding_out(tmp_path: Path) -> None:
     assert set(scanned(donor, variant).outside_blocks) == {"model.norm.weight"}
 
 
+def test_scan_counts_the_rows_that_are_the_donors(tmp_path: Path) -> None:
+    donor = make_checkpoint(tmp_path / "d", tie=False)
+    variant = make_variant(tmp_path / "v", donor, scale=0.0, added_tokens=("<a>", "<b>"))
+    file = variant / "model.safetensors"
+    state = load_file(file)
+    state["model.embed_tokens.weight"][[0, 7, 511], -1] += 1.0
+    state["lm_head.weight"][3, 0] *= -1.0
+    save_file(state, file)
+    report = scanned(donor, variant)
+    assert report.identical_rows == {"model.embed_tokens.weight": 509, "lm_head.weight": 511}
+    swapped = scanned(variant, donor)  # fewer rows than the donor has
+    assert swapped.identical_rows == report.identical_rows
+    assert scanned(donor, donor).identical_rows == dict.fromkeys(report.identical_rows, 512)
+
+
+def test_scan_of_an_untied_head_counts_only_what_both_hold(tmp_path: Path) -> None:
+    tied = make_checkpoint(tmp_path / "tied")
+    untied = make_checkpoint(tmp_path / "untied", tie=False)
+    assert set(scanned(tied, untied).identical_rows) == {"model.embed_tokens.weight"}
+
+
+def test_scan_of_another_type_counts_no_rows(tmp_path: Path) -> None:
+    donor = make_checkpoint(tmp_path / "d")
+    variant = make_checkpoint(tmp_path / "v", dtype="float16")
+    assert scanned(donor, variant).identical_rows == {}
+
+
+@pytest.mark.parametrize("elements", [1, 48, 1000, 1 << 20])
+def test_scan_in_pieces_of_any_size_through_maps_or_buffers_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, elements: int
+) -> None:
+    donor = make_checkpoint(tmp_path / "d", vocab_size=300)
+    variant = make_variant(tmp_path / "v", donor, scale=0.03)
+    whole = scanned(donor, variant)
+    monkeypatch.setattr(pieces, "PIECE_ELEMENTS", elements)
+    for mapped in (True, False):
+        with Checkpoint.open(donor) as a, Checkpoint.open(variant) as b:
+            report = scan(a, b, mapped=mapped)
+        assert report.mean_cos == pytest.approx(whole.mean_cos, rel=1e-12)
+        assert report.mean_epsilon == pytest.approx(whole.mean_epsilon, rel=1e-12)
+        assert report.identical_rows == whole.identical_rows
+
+
+def test_scan_while_sequences_run_gives_the_same(tmp_path: Path) -> None:
+    donor = make_checkpoint(tmp_path / "d")
+    variant = make_variant(tmp_path / "v", donor, scale=0.03)
+    rests = [0.0]
+    pace = Pace(sleep=rests.append, clock=lambda: sum(rests))
+    pace.busy = True
+    with Checkpoint.open(donor) as a, Checkpoint.open(variant) as b:
+        report = scan(a, b, pace=pace)
+        digest = fingerprint(b, pace=pace, mapped=True)
+    pace.busy = False
+    assert sum(rests) > report.bytes_read / 1e9  # at the default rate
+    assert report.blocks == scanned(donor, variant).blocks
+    with Checkpoint.open(variant) as b:
+        assert digest == fingerprint(b)
+
+
+def test_scan_of_a_file_that_shrinks_is_an_error_where_files_are_read(tmp_path: Path) -> None:
+    donor = make_checkpoint(tmp_path / "d")
+    variant = make_variant(tmp_path / "v", donor, scale=0.03)
+    with Checkpoint.open(donor) as a, Checkpoint.open(variant) as b:
+        os.truncate(variant / "model.safetensors", 1 << 14)
+        with pytest.raises(BadCheckpointError, match="shorter"):
+            scan(a, b)
+
+
 def test_scan_other_float_type_is_compared_by_value(tmp_path: Path) -> None:
     donor = make_checkpoint(tmp_path / "d")
     variant = make_checkpoint(tmp_path / "v")
@@ -89,9 +161,8 @@ def test_scan_refuses_nonfinite_weights_of_either(tmp_path: Path, poisoned: str,
         pytest.raises(BadCheckpointError, match="NaN"),
     ):
         check_finite(alone)
-    if (poisoned, name) != ("d", "model.embed_tokens.weight"):  # that one is never compared
-        with pytest.raises(BadCheckpointError, match=name.replace(".", r"\.")):
-            scanned(tmp_path / "d", tmp_path / "v")
+    with pytest.raises(BadCheckpointError, match=name.replace(".", r"\.")):
+        scanned(tmp_path / "d", tmp_path / "v")
 
 
 def test_report_survives_json(tmp_path: Path) -> None:

@@ -11,7 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from linker_core.sharing.similarity import PairSums, TileReader, compare
+from linker_core.errors import BadCheckpointError
+from linker_core.sharing import pieces
+from linker_core.sharing.scan import scan
+from linker_core.sharing.similarity import PairSums
 from linker_core.weights.checkpoint import Checkpoint
 from tests.tiny import make_checkpoint
 
@@ -19,7 +22,7 @@ NAME = "model.embed_tokens.weight"
 
 
 def compared(
-    tmp_path: Path, a: torch.Tensor, b: torch.Tensor, *, name: str = NAME, hidden: int = 48
+    tmp_path: Path, a: torch.Tensor, b: torch.Tensor, *, hidden: int = 48, mapped: bool = True
 ) -> PairSums:
     """Writes both tensors into twin checkpoints and compares what is read back."""
     checkpoints = []
@@ -27,38 +30,36 @@ def compared(
         path = make_checkpoint(tmp_path / label, vocab_size=512, hidden=hidden)
         state = load_file(path / "model.safetensors")
         rows = tensor.numel() // hidden
-        state[name] = tensor.reshape(rows, hidden).contiguous()
+        state[NAME] = tensor.reshape(rows, hidden).contiguous()
         record = json.loads((path / "config.json").read_text())
         (path / "config.json").write_text(json.dumps(record | {"vocab_size": rows}))
         save_file(state, path / "model.safetensors")
         checkpoints.append(Checkpoint.open(path))
     with checkpoints[0] as donor, checkpoints[1] as variant:
-        seen: list[int] = []
-        sums = compare(
-            name,
-            TileReader(donor),
-            TileReader(variant),
-            count=a.numel(),
-            progress=seen.append,
-        )
-    assert sum(seen) == a.numel()
-    return sums
+        return scan(donor, variant, mapped=mapped).outside_blocks[NAME]
 
 
 def normal(count: int, seed: int) -> torch.Tensor:
     return torch.randn(count, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.fixture(autouse=True)
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several pieces a tensor, the last one ragged."""
+    monkeypatch.setattr(pieces, "PIECE_ELEMENTS", 48 * 300)
+
+
+@pytest.mark.parametrize("mapped", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_compare_random_tensors_equals_whole_float64_arithmetic(
-    tmp_path: Path, dtype: torch.dtype
+    tmp_path: Path, dtype: torch.dtype, mapped: bool
 ) -> None:
-    count = 48 * 4000  # several tiles and a ragged last one
+    count = 48 * 4000
     a = normal(count, 0).to(dtype)
     b = (normal(count, 0) + 0.02 * normal(count, 1)).to(dtype)
-    sums = compared(tmp_path, a, b)
+    sums = compared(tmp_path, a, b, mapped=mapped)
     x, y = a.double().numpy(), b.double().numpy()
-    assert sums.cos == pytest.approx(x @ y / np.linalg.norm(x) / np.linalg.norm(y), rel=1e-12)
+    assert sums.cos == pytest.approx(x @ y / np.linalg.norm(x) / np.linalg.norm(y), rel=1e-9)
     assert sums.epsilon == pytest.approx(np.linalg.norm(x - y) / np.linalg.norm(x), rel=1e-12)
     assert not sums.identical
     assert sums.num_nonfinite == 0
@@ -149,4 +150,5 @@ def test_compare_counts_nonfinite_values_of_the_variant(tmp_path: Path, poison: 
     a = normal(48 * 4000, 0).bfloat16()
     b = a.clone()
     b[[3, 100_000, 191_999]] = poison
-    assert compared(tmp_path, a, b).num_nonfinite == 3
+    with pytest.raises(BadCheckpointError, match=r"3 seen"):
+        compared(tmp_path, a, b)

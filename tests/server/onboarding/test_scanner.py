@@ -6,6 +6,9 @@ import asyncio
 import sys
 from pathlib import Path
 
+import pytest
+
+from linker_core.errors import BadCheckpointError
 from linker_core.weights.checkpoint import Checkpoint
 from server.onboarding.scanner import Scanner, ScanResult
 from tests.tiny import make_checkpoint, make_variant
@@ -39,3 +42,25 @@ def test_pair_is_hashed_and_scanned(tmp_path: Path) -> None:
     assert result.fingerprint is not None
     assert result.report is not None
     assert len(result.report["blocks"]) == 2
+
+
+CUT_SHORT = """
+import os, sys
+from linker_core.pace import Pace
+from linker_core.sharing import pieces, worker
+pieces.PIECE_ELEMENTS = 1 << 12
+path = sys.argv[sys.argv.index("--variant") + 1]
+def cut_short(done, total):
+    os.truncate(os.path.join(path, "model.safetensors"), 1 << 13)
+worker._reporter = lambda stage: cut_short
+sys.exit(worker.main())
+"""
+
+
+def test_file_cut_short_during_the_scan_is_a_bad_checkpoint(tmp_path: Path) -> None:
+    donor = make_checkpoint(tmp_path / "d")
+    variant = make_variant(tmp_path / "v", donor, scale=0.01)
+    assert (variant / "model.safetensors").stat().st_size > 10 << 13
+    scanner = Scanner((sys.executable, "-c", CUT_SHORT))
+    with pytest.raises(BadCheckpointError, match="cut short"):
+        asyncio.run(scanner.run(variant, donor=donor, hashed=False, on_progress=ignore))
