@@ -1,22 +1,19 @@
-"""Prices many plans in one walk: what computes the same is computed once, each block is read once.
+"""Prices many plans in one walk: how far each takes the variant's answers from its own.
 
-Legend: T tokens of the text, R response tokens, n rows of a chunk, H hidden size, V vocabulary.
+Legend: R response tokens, n rows of a chunk, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import groupby
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from linker_core.sharing.plan import Rung
 from linker_core.sharing.price import Price
 from linker_core.tuning.calibration import CalibrationText
-from linker_core.tuning.memory import LOGITS_CHUNK_BYTES
+from linker_core.tuning.shared_walk import LastHidden, SharedWalk
 from linker_core.tuning.storages import Rungs, SectionReader
 from linker_core.tuning.walk import Walk
 
@@ -26,22 +23,6 @@ _MIN_KIND_TOKENS = 400  # fewer say too little of a kind
 _BOOTSTRAP_SEED = 20_250_101
 
 Reals = npt.NDArray[np.float64]
-
-
-@dataclass(slots=True)
-class _State:
-    """Hidden states that some plans have in common so far."""
-
-    plans: list[int]
-    states: torch.Tensor  # [T, H]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LastHidden:
-    """What the blocks made of the text under one plan, where a response token follows."""
-
-    rungs: Rungs
-    hidden: torch.Tensor  # [R, H]
 
 
 class Pricer:
@@ -57,19 +38,23 @@ class Pricer:
     def __init__(
         self, walk: Walk, reader: SectionReader, own: Rungs, text: CalibrationText
     ) -> None:
-        self._walk = walk
-        self._reader = reader
         self._own = own
         self._text = text
-        self._token_ids = [token for s in text.sequences for token in s.token_ids]
-        self._predicting, self._sequence_of = _predicting_rows(text)
+        token_ids = [token for s in text.sequences for token in s.token_ids]
+        predicting, self._sequence_of = _predicting_rows(text)
+        self._targets_R = torch.tensor([token_ids[row + 1] for row in predicting]).to(walk.device)
+        self._shared = SharedWalk(walk, reader, token_ids, predicting)
         self._reference: LastHidden | None = None
-        self.block_passes = 0  # blocks computed over the whole text
+
+    @property
+    def block_passes(self) -> int:
+        """Blocks computed over the whole text so far."""
+        return self._shared.block_passes
 
     @property
     def forward_passes(self) -> float:
         """Passes of the whole variant that the walks so far amount to."""
-        return self.block_passes / self._walk.config.num_layers
+        return self._shared.forward_passes
 
     def price(self, plans: Sequence[Rungs]) -> list[Price]:
         """Returns the prices of plans, all on the same tokens.
@@ -80,63 +65,23 @@ class Pricer:
             plans: A rung for every tensor of the variant, each.
         """
         missing = [self._own] if self._reference is None else []
-        last = self._through_blocks([*missing, *plans])
+        last = self._shared.last_hidden([*missing, *plans])
         if self._reference is None:
             self._reference, *last = last
         readings = self._read_logits(self._reference, last)
         return [self._price(reading) for reading in readings]
 
     @torch.inference_mode()
-    def _through_blocks(self, plans: Sequence[Rungs]) -> list[LastHidden]:
-        """Takes the text through all blocks; plans share what they compute until they part."""
-        states = self._embedded(plans)
-        for layer in range(self._walk.config.num_layers):
-            parents: list[torch.Tensor] = []
-            children: list[list[int]] = []
-            for state in states:
-                for members in _grouped(state.plans, plans, self._reader, layer):
-                    parents.append(state.states)
-                    children.append(members)
-            storages = [self._reader.storages(layer, plans[members[0]]) for members in children]
-            hidden = self._walk.block(layer, storages, parents)
-            self.block_passes += len(children)
-            states = [_State(*pair) for pair in zip(children, hidden, strict=True)]
-            self._reader.forget(layer)
-        rows = torch.tensor(self._predicting, device=self._walk.device)
-        last = {plan: s.states.index_select(0, rows) for s in states for plan in s.plans}
-        return [LastHidden(rungs=rungs, hidden=last[i]) for i, rungs in enumerate(plans)]
-
-    def _embedded(self, plans: Sequence[Rungs]) -> list[_State]:
-        states = [
-            _State(
-                members,
-                self._walk.embed(self._reader.storages(None, plans[members[0]]), self._token_ids),
-            )
-            for members in _grouped(list(range(len(plans))), plans, self._reader, None)
-        ]
-        self._reader.forget(None)
-        return states
-
-    @torch.inference_mode()
     def _read_logits(self, reference: LastHidden, planned: Sequence[LastHidden]) -> list[_Reading]:
         """Compares next-token distributions, a chunk of logits of two plans at a time."""
-        readings = [_Reading(len(self._predicting)) for _ in planned]
-        width = self._walk.config.vocab_size
-        chunk = max(1, LOGITS_CHUNK_BYTES // (4 * width))
-        targets = [self._token_ids[row + 1] for row in self._predicting]
-        targets_R = torch.tensor(targets, device=self._walk.device)
-        for start in range(0, len(targets), chunk):
-            rows = slice(start, start + chunk)
-            own = self._log_probs(reference, rows)
+        readings = [_Reading(len(self._targets_R)) for _ in planned]
+        for rows in self._shared.chunks():
+            own = self._shared.log_probs(reference, rows)
+            targets = self._targets_R[rows]
             for plan, reading in zip(planned, readings, strict=True):
-                reading.compare(rows, own, self._log_probs(plan, rows), targets_R[rows])
-        self._reader.forget(None)
+                reading.compare(rows, own, self._shared.log_probs(plan, rows), targets)
+        self._shared.forget()
         return readings
-
-    def _log_probs(self, last: LastHidden, rows: slice) -> torch.Tensor:
-        storages = self._reader.storages(None, last.rungs)
-        logits_nV = self._walk.logits(storages, last.hidden[rows])
-        return torch.log_softmax(logits_nV[:, : self._walk.config.vocab_size], dim=-1)
 
     def _price(self, reading: _Reading) -> Price:
         return Price(
@@ -144,7 +89,7 @@ class Pricer:
             kl_upper=self._kl_upper(reading.kl_R),
             top1=float(reading.agrees_R.mean()),
             ppl_ratio=float(np.exp(reading.loss_R.mean())),
-            tokens=len(self._predicting),
+            tokens=len(self._targets_R),
             calibration=self._text.digest,
         )
 
@@ -201,17 +146,6 @@ def bootstrap_upper(values_R: Reals, cluster_R: npt.NDArray[np.int64]) -> float:
     drawn = generator.integers(len(sums), size=(_NUM_RESAMPLES, len(sums)))
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     return float(np.percentile(means, _UPPER_PERCENTILE))
-
-
-def _grouped(
-    members: list[int], plans: Sequence[Rungs], reader: SectionReader, layer: int | None
-) -> list[list[int]]:
-    """Parts plans by what they compute in a section."""
-
-    def signature(plan: int) -> tuple[Rung, ...]:
-        return reader.signature(layer, plans[plan])
-
-    return [list(group) for _, group in groupby(sorted(members, key=signature), key=signature)]
 
 
 def _predicting_rows(text: CalibrationText) -> tuple[list[int], npt.NDArray[np.int64]]:
