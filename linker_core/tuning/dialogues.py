@@ -6,22 +6,18 @@ A user's file is untrusted: its size, rows and roles are checked before anything
 from __future__ import annotations
 
 import hashlib
-import os
-import stat
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from linker_core.errors import InvalidRequestError
-from linker_core.weights import strict_json
+from linker_core.tuning.json_lines import MAX_ROWS, parse_rows, read_bytes
 
 SHIPPED_FILE: Final = "calibration.jsonl"
-MAX_FILE_BYTES: Final = 64 << 20
-MAX_ROW_BYTES: Final = 1 << 20
-MAX_ROWS: Final = 100_000  # rows become objects: a full file of tiny ones would take gigabytes
 _MAX_KIND_CHARS: Final = 40
 _GIVEN_KIND: Final = "given"  # of a user's rows that name none
 
@@ -85,47 +81,25 @@ def _digest(texts: Iterable[str]) -> str:
 
 
 def _read(source: Path) -> bytes:
-    """Returns the content of a user's file. Never blocks, as a FIFO or a device could."""
     try:
-        descriptor = os.open(source, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError) as error:
-        reason = os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
-        raise _refusal(f"the file cannot be opened: {reason}") from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise _refusal("this is not a regular file; give one with JSON lines")
-    with os.fdopen(descriptor, "rb") as file:
-        data = file.read(MAX_FILE_BYTES + 1)
-    if len(data) > MAX_FILE_BYTES:
-        raise _refusal(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB; give fewer rows")
-    return data
+        return read_bytes(source)
+    except ValueError as error:
+        raise _refusal(str(error)) from error
 
 
 def _parse(data: bytes, *, given: bool) -> list[Dialogue]:
-    dialogues: list[Dialogue] = []
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        if len(dialogues) == MAX_ROWS:
-            raise _refusal(f"the file has more than {MAX_ROWS} rows; give fewer")
-        try:
-            dialogues.append(_dialogue(line, given=given))
-        except ValueError as error:
-            raise _refusal(f"line {number}: {error!s:.200}") from error
-    if not dialogues:
-        raise _refusal("the file has no rows")
-    return dialogues
+    try:
+        return parse_rows(data, partial(_dialogue, given=given), max_rows=MAX_ROWS)
+    except ValueError as error:
+        raise _refusal(str(error)) from error
 
 
-def _dialogue(line: bytes, *, given: bool) -> Dialogue:
+def _dialogue(row: Any, *, given: bool) -> Dialogue:
     """Returns one row's dialogue.
 
     Raises:
         ValueError: Says what is wrong with the row.
     """
-    if len(line) > MAX_ROW_BYTES:
-        raise ValueError(f"longer than {MAX_ROW_BYTES >> 20} MiB")
-    row = strict_json.parse(line)
     if not isinstance(row, dict) or ("messages" in row) == ("text" in row):
         raise ValueError('expected an object with either "messages" or "text"')
     kind = row.get("kind", _GIVEN_KIND)
