@@ -64,6 +64,8 @@ class Pricer:
         Args:
             plans: A rung for every tensor of the variant, each.
         """
+        if not plans:
+            return []
         missing = [self._own] if self._reference is None else []
         last = self._shared.last_hidden([*missing, *plans])
         if self._reference is None:

@@ -90,19 +90,18 @@ class SharedWalk:
         return torch.log_softmax(logits_nV[:, : self._walk.config.vocab_size], dim=-1)
 
     def forget(self) -> None:
-        """Lets go of the heads."""
+        """Lets go of embeddings and heads."""
         self._reader.forget(None)
 
     def _embedded(self, plans: Sequence[Rungs]) -> list[_State]:
-        states = [
+        """Returns the first states; embeddings and heads stay held for the logits to come."""
+        return [
             _State(
                 members,
                 self._walk.embed(self._reader.storages(None, plans[members[0]]), self._token_ids),
             )
             for members in _grouped(list(range(len(plans))), plans, self._reader, None)
         ]
-        self._reader.forget(None)
-        return states
 
 
 def _grouped(

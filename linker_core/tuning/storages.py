@@ -67,8 +67,12 @@ class SectionReader:
         return Rung.OWN if rung is Rung.ROWS else rung
 
     def signature(self, layer: int | None, rungs: Rungs) -> tuple[Rung, ...]:
-        """Returns what of a plan matters in a section: equal signatures compute the same."""
-        return tuple(self.effective(name, rungs[name]) for name in self.names(layer))
+        """Returns what of a plan makes the states that leave a section: equal ones are the same.
+
+        Outside the blocks that is the embedding; final norm and head come after all states.
+        """
+        names = [EMBED_NAME] if layer is None else self.names(layer)
+        return tuple(self.effective(name, rungs[name]) for name in names)
 
     def storages(self, layer: int | None, rungs: Rungs) -> dict[str, StoredTensor]:
         """Returns a section's storages under a plan; a tied head maps to the embedding's."""

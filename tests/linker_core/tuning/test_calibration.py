@@ -39,14 +39,19 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> VariantReader:
     return reader_of(tiny.make_checkpoint(tmp_path_factory.mktemp("calibration") / "model"))
 
 
-def said(question: str, answer: str, *, given: bool = False) -> Dialogue:
+def said(question: str, answer: str, *, given: bool = False, kind: str = "talk") -> Dialogue:
     turns = (Turn(role="user", content=question), Turn(role="assistant", content=answer))
-    return Dialogue(turns=turns, given=given)
+    return Dialogue(turns=turns, kind=kind, given=given)
 
 
-def many(count: int, *, given: bool = False, answer: str = "yes, of course") -> list[Dialogue]:
-    kind = "Given" if given else "Shipped"
-    return [said(f"{kind} question {n}?", answer, given=given) for n in range(count)]
+def many(
+    count: int, *, given: bool = False, answer: str = "yes, of course", kind: str = "talk"
+) -> list[Dialogue]:
+    source = "Given" if given else "Shipped"
+    return [
+        said(f"{source} question {n} of {kind}?", answer, given=given, kind=kind)
+        for n in range(count)
+    ]
 
 
 def count(text: CalibrationText, dialogues: list[Dialogue]) -> int:
@@ -89,9 +94,50 @@ def test_digest_says_on_which_tokens_and_spans_a_price_was_measured(reader: Vari
     assert text.digest == encode(many(3), reader).digest
     assert text.digest != encode(many(2), reader).digest
     assert text.digest != encode(many(3), replace(reader, template=None)).digest
-    prompt = CalibrationPrompt(token_ids=(1, 2), text_digest="")
-    longer = CalibrationPrompt(token_ids=(1, 2, 3), text_digest="")
+    prompt = CalibrationPrompt(token_ids=(1, 2), kind="a", text_digest="")
+    longer = CalibrationPrompt(token_ids=(1, 2, 3), kind="a", text_digest="")
     assert with_answers([prompt], [(3, 4)]).digest != with_answers([longer], [(4,)]).digest
+    other = replace(prompt, kind="b")
+    assert with_answers([prompt], [(3, 4)]).digest != with_answers([other], [(3, 4)]).digest
+
+
+def tokens_by_kind(text: CalibrationText) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for sequence in text.sequences:
+        found[sequence.kind] = found.get(sequence.kind, 0) + sum(map(len, sequence.responses))
+    return found
+
+
+def test_kinds_get_equal_shares_of_the_tokens(reader: VariantReader) -> None:
+    short, long = many(120, kind="a", answer="no"), many(9, kind="b", answer="because " * 9)
+    text = encode([*short, *long], reader, max_response_tokens=400)
+    tokens = tokens_by_kind(text)
+    longest = max(len(span) for sequence in text.sequences for span in sequence.responses)
+    assert longest > 40  # so that shares by dialogues would be far from equal
+    assert abs(tokens["a"] - tokens["b"]) <= longest
+    assert sum(tokens.values()) == text.num_response_tokens
+
+
+def test_kind_that_is_used_up_leaves_its_share_to_the_others(reader: VariantReader) -> None:
+    few = many(2, kind="a")
+    text = encode([*few, *many(90, kind="b"), *many(90, kind="c")], reader, max_response_tokens=600)
+    tokens = tokens_by_kind(text)
+    assert tokens["a"] == encode(few, reader).num_response_tokens
+    assert abs(tokens["b"] - tokens["c"]) <= 20
+    assert 600 <= text.num_response_tokens <= 620
+
+
+def test_shipped_kinds_are_all_read_enough_to_be_held_against(reader: VariantReader) -> None:
+    tokens = tokens_by_kind(encode(load_dialogues(None), reader))
+    assert len(tokens) == 4
+    assert min(tokens.values()) >= 800
+
+
+def test_kind_follows_a_dialogue_into_its_own_answer(reader: VariantReader) -> None:
+    prompts = prompts_only([*many(1, kind="a"), *many(1, kind="b")], reader)
+    text = with_answers(prompts, [(7,), (8,)])
+    assert sorted(sequence.kind for sequence in text.sequences) == ["a", "b"]
+    assert [sequence.kind for sequence in text.sequences] == [prompt.kind for prompt in prompts]
 
 
 def test_given_dialogues_take_half_of_the_tokens_where_they_have_as_many(
@@ -112,7 +158,9 @@ def test_given_dialogues_that_are_few_are_all_taken(reader: VariantReader) -> No
 
 
 def test_dialogues_that_the_template_refuses_are_left_out(reader: VariantReader) -> None:
-    system = Dialogue(turns=(Turn(role="system", content="Be brief."), *said("Q?", "A.").turns))
+    system = Dialogue(
+        turns=(Turn(role="system", content="Be brief."), *said("Q?", "A.").turns), kind="talk"
+    )
     strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
     picky = replace(reader, template=ChatTemplate(strict + tiny.CHATML))
     text = encode([*many(2), system], picky)
@@ -126,7 +174,8 @@ def test_dialogues_that_the_template_refuses_are_left_out(reader: VariantReader)
 
 def test_given_dialogues_of_which_none_is_usable_are_refused(reader: VariantReader) -> None:
     """Pricing on the shipped dialogues alone would pass over the user's file in silence."""
-    given = Dialogue(turns=(Turn(role="user", content="why " * 900), *many(1)[0].turns), given=True)
+    long = (Turn(role="user", content="why " * 900), *many(1)[0].turns)
+    given = Dialogue(turns=long, kind="talk", given=True)
     with pytest.raises(InvalidRequestError, match="no answer begins"):
         encode([given, *many(3)], reader)
 
@@ -146,7 +195,8 @@ def test_own_answers_are_marked_after_their_prompts(reader: VariantReader) -> No
 
 def test_prompts_of_a_user_and_shipped_ones_take_turns(reader: VariantReader) -> None:
     given = many(2, given=True)
-    plain = Dialogue(turns=(Turn(role="assistant", content="text"),), plain=True, given=True)
+    text = Turn(role="assistant", content="text")
+    plain = Dialogue(turns=(text,), kind="talk", plain=True, given=True)
     long = said("why " * 300, "because", given=True)
     prompts = prompts_only([*given, plain, long, *many(4)], reader)
     own = {dialogue.digest for dialogue in given}

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,9 @@ def test_shipped_dialogues_are_varied_and_end_with_an_answer() -> None:
     assert len(shipped) >= 100
     assert all(dialogue.turns[-1].role == "assistant" for dialogue in shipped)
     assert not any(dialogue.given or dialogue.plain for dialogue in shipped)
+    kinds = Counter(dialogue.kind for dialogue in shipped)
+    assert kinds.keys() == {"chat", "essay", "instruction", "mathematics"}
+    assert min(kinds.values()) >= 25
     assert sum(dialogue.turns[0].role == "system" for dialogue in shipped) >= 4
     assert sum(len(dialogue.turns) >= 4 for dialogue in shipped) >= 12
     endings = [dialogue.turns[-1].content.splitlines()[-1] for dialogue in shipped]
@@ -75,17 +79,23 @@ def _value(words: list[str]) -> float:
 
 def test_user_file_comes_before_the_shipped_dialogues(tmp_path: Path) -> None:
     file = write(
-        tmp_path / "own.jsonl", {"messages": [USER, ANSWER], "id": 7}, {"text": "Once upon a time"}
+        tmp_path / "own.jsonl",
+        {"messages": [USER, ANSWER], "id": 7},
+        {"text": "Once upon a time", "kind": "tale"},
     )
     file.write_text(file.read_text().replace("\n", "\r\n\n"))
     loaded = load_dialogues(file)
     assert loaded[:2] == [
         Dialogue(
             turns=(Turn(role="user", content="Hi"), Turn(role="assistant", content="Hello!")),
+            kind="given",
             given=True,
         ),
         Dialogue(
-            turns=(Turn(role="assistant", content="Once upon a time"),), plain=True, given=True
+            turns=(Turn(role="assistant", content="Once upon a time"),),
+            kind="tale",
+            plain=True,
+            given=True,
         ),
     ]
     assert loaded[2:] == load_dialogues(None)
@@ -110,6 +120,11 @@ def test_user_file_comes_before_the_shipped_dialogues(tmp_path: Path) -> None:
         ({"messages": [{**USER, "role": ["user"]}, ANSWER]}, r"messages\[0\].role is \['user'\]"),
         ({"messages": [{**USER, "content": [1]}, ANSWER]}, r"\[0\].content is not a string"),
         ({"messages": [USER, {**ANSWER, "content": " "}]}, r"messages\[1\].content is empty"),
+        ({"text": "a", "kind": ""}, "kind is not a string of 1 to 40"),
+        ({"text": "a", "kind": "k" * 41}, "kind is not a string of 1 to 40"),
+        ({"text": "a", "kind": ["k"]}, "kind is not a string of 1 to 40"),
+        ({"text": "a", "kind": None}, "kind is not a string of 1 to 40"),
+        ({"messages": [USER, ANSWER], "kind": 1}, "kind is not a string of 1 to 40"),
     ],
 )
 def test_row_that_is_no_dialogue_is_refused_with_its_line(

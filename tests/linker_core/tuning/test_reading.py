@@ -32,7 +32,9 @@ MARKUP = (
 
 
 def talk(*turns: tuple[Role, str]) -> Dialogue:
-    return Dialogue(turns=tuple(Turn(role=role, content=content) for role, content in turns))
+    return Dialogue(
+        turns=tuple(Turn(role=role, content=content) for role, content in turns), kind="talk"
+    )
 
 
 def chat() -> Dialogue:
@@ -180,7 +182,8 @@ def test_answer_that_opens_a_dialogue_is_not_asked_for_its_first_token() -> None
 
 def test_plain_text_is_read_without_the_template() -> None:
     variant = reader()
-    text = Dialogue(turns=(Turn(role="assistant", content="Once upon a time"),), plain=True)
+    turn = Turn(role="assistant", content="Once upon a time")
+    text = Dialogue(turns=(turn,), kind="tale", plain=True)
     ids, spans = variant.read(text, max_tokens=1000)
     assert variant.tokenizer.decode(ids, skip_special_tokens=False) == "Once upon a time"
     assert spans == [range(1, len(ids))]
