@@ -16,7 +16,9 @@ from linker_core.errors import LinkerError
 COMMANDS = {
     "serve": "serve many variants of one model over OpenAI's HTTP API",
     "scan": "compare a variant with its donor, block by block",
-    "plan": "say what would be aliased and what it would save",
+    "plan": "say what would be aliased, what it would save and what it would cost",
+    "tune": "measure what plans of a pair cost and choose one",
+    "bench": "measure scan, admission and tuner on this machine",
     "demo": "build a small family, serve it, ask it and print what sharing saves",
 }
 EXIT_USAGE = 2

@@ -17,20 +17,14 @@ from linker_core.engine.kv_size import kv_cache_bytes
 from linker_core.engine.messages import LoadModel, Snapshot
 from linker_core.errors import EngineFailureError, NotReadyError
 from linker_core.sharing.plan import Policy, SharePlan
+from linker_core.sharing.report import ScanReport
 from linker_core.tuning.result import TuneResult
 from linker_core.weights.architecture import ModelConfig
 from server.bridge.client import EngineClient, OnProgress
 from server.onboarding.catalog import Catalog, ServedModel, TextSide
 from server.onboarding.fingerprints import Fingerprints
-from server.onboarding.planning import (
-    Pair,
-    draft_plan,
-    files_changed,
-    make_donor_plan,
-    tuned_plan,
-    tuning_goal,
-    untuned_plan,
-)
+from server.onboarding.pairs import Pair, files_changed, make_donor_plan
+from server.onboarding.planning import tuning_goal, untuned_plan
 from server.onboarding.pricing import Pricing
 from server.onboarding.processes import OnStageProgress
 from server.onboarding.request import OnboardRequest
@@ -128,7 +122,7 @@ class Admission:
         Raises:
             BadCheckpointError: The files cannot be read.
         """
-        return await self._fingerprints.find(text, on_progress=_ignore_progress)
+        return await self._fingerprints.find(text, watch=Stopwatch(), on_progress=_ignore_progress)
 
     async def load(
         self,
@@ -208,15 +202,10 @@ class Admission:
         watch: Stopwatch,
         follow: OnStageProgress,
     ) -> Planned:
-        watch.enter("hash")
         # A donor is compared with nothing, so its weights are checked for NaN in this pass.
         fingerprint = await self._fingerprints.find(
-            text,
-            finite=donor is None,
-            on_progress=follow,
-            on_hashed=lambda: watch.enter("scan"),
+            text, finite=donor is None, watch=watch, on_progress=follow
         )
-        watch.stop()
         if donor is None:
             plan = await asyncio.to_thread(make_donor_plan, text, fingerprint)
             return Planned(text=text, fingerprint=fingerprint, donor=None, plan=plan)
@@ -258,12 +247,12 @@ class Admission:
         self, request: OnboardRequest, pair: Pair, watch: Stopwatch, follow: OnStageProgress
     ) -> tuple[SharePlan, TuneResult | None]:
         """Returns the plan, with its price where the policy asks for one, and what was measured."""
-        draft = await asyncio.to_thread(draft_plan, request, pair)
-        goal = tuning_goal(request, pair, draft)
+        draft = await asyncio.to_thread(pair.draft, request)
+        goal = tuning_goal(request, ScanReport.from_json(pair.report), draft)
         if goal is None:
             return untuned_plan(request, draft), None
         tuned = await self._pricing.find(pair, goal, watch=watch, on_progress=follow)
-        return await asyncio.to_thread(tuned_plan, request, pair, tuned), tuned
+        return await asyncio.to_thread(pair.tuned, request, tuned), tuned
 
 
 def _follow(on_stage: OnStage) -> OnStageProgress:

@@ -5,15 +5,15 @@ A file is known by device, inode, size and both of its times; a change of its co
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TypeVar
 
 from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.checkpoint import Identity
 from server.onboarding.catalog import TextSide
-from server.onboarding.planning import files_changed
+from server.onboarding.pairs import files_changed
 from server.onboarding.processes import OnStageProgress
 from server.onboarding.scanner import Scanner
+from server.onboarding.timing import Stopwatch
 
 _MAX_REMEMBERED = 4096
 _Key = tuple[Identity, ModelConfig]
@@ -37,16 +37,16 @@ class Fingerprints:
         text: TextSide,
         *,
         finite: bool = False,
+        watch: Stopwatch,
         on_progress: OnStageProgress,
-        on_hashed: Callable[[], None] | None = None,
     ) -> str:
         """Returns the digest of a checkpoint; reads it only for what is not known yet.
 
         Args:
             text: A validated checkpoint.
             finite: Whether its weights must have been checked for NaN and infinity.
+            watch: Told of the stages hash and scan.
             on_progress: Hears of each progress line.
-            on_hashed: Called once hashing has ended and the check begins.
 
         Raises:
             BadCheckpointError: The files cannot be read or have changed, or weights are not finite.
@@ -59,12 +59,14 @@ class Fingerprints:
 
         def follow(stage: str, done: int, total: int) -> None:
             on_progress(stage, done, total)
-            if on_hashed is not None and stage == "hashing" and done == total:
-                on_hashed()
+            if stage == "hashing" and done == total:
+                watch.enter("scan")
 
+        watch.enter("hash" if digest is None else "scan")
         result = await self._scanner.run(
             text.path, hashed=digest is None, scanned=not checked, on_progress=follow
         )
+        watch.stop()
         if result.identity != text.identity:
             raise files_changed()
         if not checked:

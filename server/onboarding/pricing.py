@@ -11,7 +11,7 @@ from linker_core.tuning.request import (
     tuning_key,
 )
 from linker_core.tuning.result import TuneResult
-from server.onboarding.planning import Pair, files_changed
+from server.onboarding.pairs import Pair, files_changed
 from server.onboarding.processes import OnStageProgress
 from server.onboarding.timing import Stopwatch
 from server.onboarding.tuner import Tuner, bytes_to_tune

@@ -18,7 +18,7 @@ from linker_core.weights.shapes import expected_tensors
 from server.onboarding.admission import Admission, Planned
 from server.onboarding.catalog import Catalog, ServedModel
 from server.onboarding.donors import choose_donor
-from server.onboarding.planning import frontier
+from server.onboarding.pairs import make_frontier
 from server.onboarding.prepare import read_shape, read_text_side
 from server.onboarding.request import OnboardRequest
 from server.onboarding.timing import Stopwatch
@@ -81,7 +81,7 @@ class Rehearsal:
             request, text, donor, watch=watch, on_stage=_ignore_stage
         )
         tuned = planned.tuned
-        points = None if tuned is None else await asyncio.to_thread(frontier, tuned, text)
+        points = None if tuned is None else await asyncio.to_thread(make_frontier, tuned, text)
         return self._from_plan(planned, points, watch)
 
     def _from_plan(

@@ -1,0 +1,148 @@
+"""`linker tune DONOR VARIANT`: what plans of a pair cost, measured, and the one to choose."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from linker_core.sharing.report import ScanReport
+from linker_core.sharing.scan import scan
+from linker_core.tuning.request import (
+    DEFAULT_BUDGET_KL,
+    SELF_CALIBRATION,
+    TuneGoal,
+    TuneRequest,
+)
+from linker_core.tuning.result import PricedPlan, TuneResult
+from linker_core.weights.checkpoint import Checkpoint
+from linker_core.weights.fingerprint import fingerprint
+from server.cli.checkpoints import open_pair
+from server.cli.progress import byte_progress
+from server.settings import parse_size
+
+_MIB = 2**20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("donor", type=Path, help="checkpoint directory of the donor")
+    parser.add_argument("variant", type=Path, help="checkpoint directory of the variant")
+    add_goal_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def add_goal_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what is aimed at, and on which text and device it is measured."""
+    parser.add_argument(
+        "--budget-kl",
+        type=float,
+        help=f"what sharing may cost, in nats per response token ({DEFAULT_BUDGET_KL})",
+    )
+    parser.add_argument(
+        "--max-bytes",
+        type=_size,
+        help="instead: what the variant may hold to itself; 536870912, 512M, 8G",
+    )
+    parser.add_argument(
+        "--calibration",
+        help="text to measure on: a file of JSON lines beside the shipped dialogues, or self for "
+        "the variant's own answers",
+    )
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (cpu)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Scans, tunes and prints; stdout holds one JSON document under --json."""
+    if args.budget_kl is None and args.max_bytes is None:
+        args.budget_kl = DEFAULT_BUDGET_KL
+    goal = TuneGoal(budget_kl=args.budget_kl, max_bytes=args.max_bytes)
+    goal.check()
+    with open_pair(args.donor, args.variant) as (donor, variant):
+        with byte_progress("scanning") as progress:
+            report = scan(donor, variant, progress=progress)
+        with byte_progress("hashing the donor") as progress:
+            digest = fingerprint(donor, progress=progress)
+        result = tune_pair(donor, variant, report, args, goal=goal, donor_fingerprint=digest)
+        logical_bytes = variant.nbytes
+    if args.json:
+        json.dump(result.to_json(), sys.stdout, indent=1)
+        print()
+        return 0
+    console = Console()
+    console.print(frontier_table(result, logical_bytes=logical_bytes))
+    console.print(
+        f"{result.reference_tokens} response tokens · {result.forward_passes:.1f} forward passes"
+        f" of the variant in {result.seconds:.1f} s"
+    )
+    return 0
+
+
+def tune_pair(
+    donor: Checkpoint,
+    variant: Checkpoint,
+    report: ScanReport,
+    args: argparse.Namespace,
+    *,
+    goal: TuneGoal,
+    donor_fingerprint: str,
+) -> TuneResult:
+    """Runs the tuner in this process; `args` are those of `add_goal_arguments`.
+
+    Raises:
+        LinkerError: A goal out of reach, a text of no use, or damaged checkpoints.
+    """
+    given = args.calibration in (None, SELF_CALIBRATION)
+    request = TuneRequest(
+        donor=str(donor.path),
+        variant=str(variant.path),
+        report=report.to_json(),
+        donor_fingerprint=donor_fingerprint,
+        goal=goal,
+        calibration=args.calibration if given else str(Path(args.calibration).resolve()),
+        device=args.device,
+    )
+    # Imported here: torch takes seconds, and whoever plans from shapes needs none.
+    tune: Callable[..., TuneResult] = importlib.import_module("linker_core.tuning.tuner").tune
+    with byte_progress("tuning") as progress:
+        return tune(request, progress=progress)
+
+
+def frontier_table(result: TuneResult, *, logical_bytes: int) -> Table:
+    """Returns every priced plan as a row, the choice marked."""
+    table = Table(
+        "", "plan", "unique MiB", "saved", "KL (nats)", "KL at most", "top-1", "perplexity ratio"
+    )
+    for plan in result.frontier:
+        chosen = plan == result.chosen
+        mark, style = ("→", "bold") if chosen else ("", "")
+        table.add_row(mark, *_cells(plan, logical_bytes), style=style)
+    return table
+
+
+def _cells(plan: PricedPlan, logical_bytes: int) -> list[str]:
+    price = plan.price
+    return [
+        plan.origin,
+        f"{plan.unique_bytes / _MIB:.2f}",
+        f"{1 - plan.unique_bytes / logical_bytes:.0%}",
+        f"{price.kl:.5f}",
+        f"{price.kl_upper:.5f}",
+        f"{price.top1:.2%}",
+        f"{price.ppl_ratio:.4f}",
+    ]
+
+
+def _size(text: str) -> int:
+    try:
+        size = parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+    assert isinstance(size, int)
+    return size
