@@ -66,6 +66,7 @@ def measure_sensitivities(
         found += probe.sensitivities()
         reader.forget(layer)
     errors = _head_error(walk, reader, own, hidden_TH)
+    reader.forget(None)  # only now: what is outside the blocks is read once for both its ends
     for name, error in embedding_error.items():
         errors[name] = errors.get(name, 0.0) + error  # a tied embedding is swapped in both places
     return [*found, *(Sensitivity(name=name, error=error) for name, error in errors.items())]
@@ -79,9 +80,8 @@ def _embedded(
     errors = {}
     if _swappable(reader, own, EMBED_NAME):
         swapped = reader.storages(None, {**own, EMBED_NAME: Rung.ALIAS})
-        error_T = _squares(walk.embed(swapped, token_ids) - own_TH) / _squares(own_TH)
+        error_T = _relative(walk.embed(swapped, token_ids) - own_TH, own_TH)
         errors[EMBED_NAME] = float(error_T.mean())
-    reader.forget(None)
     return own_TH, errors
 
 
@@ -101,8 +101,8 @@ def _head_error(
             torch.log_softmax(walk.logits(side, hidden_TH[start : start + chunk]), dim=-1)
             for side in sides
         )
-        total += float((own_nV.exp() * (own_nV - swapped_nV)).sum())
-    reader.forget(None)
+        # Rounding can leave a tiny negative sum where both are equal.
+        total += float((own_nV.exp() * (own_nV - swapped_nV)).sum(dim=-1).clamp_min_(0).sum())
     return {name: total / len(hidden_TH)}
 
 
@@ -146,7 +146,7 @@ class _BlockProbe:
         """Sees a batch's rows when the block has written into them."""
         streams = [*self._streams_nH, h_nH]
         for sublayer, (before, after) in zip(_SUBLAYERS, pairwise(streams), strict=True):
-            self._written[sublayer] += float((_squares(after - before) / _squares(after)).sum())
+            self._written[sublayer] += float(_relative(after - before, after).sum())
         self._streams_nH.clear()
         self._num_rows += len(h_nH)
 
@@ -190,8 +190,7 @@ class _BlockProbe:
         self._gate = None
 
     def _add(self, name: str, swapped_nO: torch.Tensor, own_nO: torch.Tensor) -> None:
-        error_n = _squares(swapped_nO - own_nO) / _squares(own_nO)
-        self._relative[name] += float(error_n.sum())
+        self._relative[name] += float(_relative(swapped_nO - own_nO, own_nO).sum())
 
 
 @contextmanager
@@ -208,6 +207,7 @@ def _hooked(
         handle.remove()
 
 
-def _squares(x_nO: torch.Tensor) -> torch.Tensor:
-    """Returns |row|² of each row in float32, never zero."""
-    return x_nO.float().square().sum(dim=-1).clamp_min_(torch.finfo(torch.float32).tiny)
+def _relative(part_nO: torch.Tensor, whole_nO: torch.Tensor) -> torch.Tensor:
+    """Returns |part|² / |whole|² of each row in float32; nothing of nothing is 0."""
+    part_n, whole_n = (x_nO.float().square().sum(dim=-1) for x_nO in (part_nO, whole_nO))
+    return part_n / whole_n.clamp_min_(torch.finfo(torch.float32).tiny)
