@@ -31,6 +31,9 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ("http: 3", ("http",)),
         ("a: [", ("YAML",)),
         ("engine: {memory_budget: much}", ("engine.memory_budget", "much")),
+        ("sharing: {policy: auto}", ("sharing.policy", "auto", "budget")),
+        ("sharing: {budget_kl: .inf}", ("sharing.budget_kl", "inf")),
+        ("sharing: {max_bytes: -1}", ("sharing.max_bytes", "-1")),
     ],
 )
 def test_bad_file_is_refused_naming_file_key_and_value(

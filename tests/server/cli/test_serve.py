@@ -62,6 +62,25 @@ def test_thresholds_bind_variants_and_leave_the_donor_alone() -> None:
 
 
 @pytest.mark.parametrize(
+    ("arguments", "policy"),
+    [
+        ((), "budget"),
+        (("--budget-kl", "0.5"), "budget"),
+        (("--max-bytes", "5M"), "bytes"),
+        (("--tier", "Qwen2.5-3B"), "thresholds"),
+        (("--policy", "thresholds", "--budget-kl", "0.5"), "thresholds"),
+    ],
+)
+def test_sharing_options_of_a_start_imply_their_policy(
+    arguments: tuple[str, ...], policy: str
+) -> None:
+    donor, variant = startup_requests(settings("--model", "a=x", "b=y", *arguments))
+    assert variant.policy == policy
+    assert (donor.budget_kl, donor.tier) == (None, None)
+    assert variant.max_bytes == (5 << 20 if policy == "bytes" else None)
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ("--model", "a"), ("--model", "=x"), ("--model", "a="), ("--memory-budget", "lots"),
@@ -94,6 +113,9 @@ def test_bad_start_up_model_is_refused(arguments: tuple[str, ...]) -> None:
         (("--tier", "nothing"), "tier"),
         (("--tier", "Qwen2.5-3B", "--tau-cos", "0.9", "--tau-frob", "0.1"), "tier"),
         (("--policy", "exact", "--tau-cos", "0.9", "--tau-frob", "0.1"), "tau_cos"),
+        (("--policy", "budget", "--tier", "Qwen2.5-3B"), "tier"),
+        (("--policy", "bytes"), "max_bytes"),
+        (("--calibration", "/nothing.jsonl"), "calibration"),
     ],
 )
 def test_sharing_that_plans_nothing_is_refused_at_the_start(

@@ -30,7 +30,8 @@ def references(node: object) -> Iterator[str]:
     [
         ("/v1/chat/completions", {"model", "messages", "temperature", "stream_options"}),
         ("/v1/completions", {"model", "prompt", "n", "logprobs"}),
-        ("/models", {"name", "source", "donor", "tau_cos", "tau_frob", "tier"}),
+        ("/models", {"name", "source", "donor", "tau_cos", "tau_frob", "tier", "budget_kl"}),
+        ("/models/plan", {"source", "donor", "policy", "budget_kl", "max_bytes"}),
     ],
 )
 def test_bodies_of_posts_are_described(document: Any, path: str, fields: set[str]) -> None:

@@ -61,6 +61,14 @@ def test_engine_totals_are_exposed(server: LiveServer) -> None:
     assert server.metric("linker_kv_cache_usage_ratio") == 0.25
 
 
+def test_admission_series_have_every_stage_and_outcome_from_the_start(server: LiveServer) -> None:
+    text = server.client.get("/metrics").text
+    for stage in ("open", "hash", "scan", "tune", "alias", "move", "ready"):
+        for edge in ("0.01", "1200.0"):
+            assert f'linker_admission_seconds_bucket{{le="{edge}",stage="{stage}"}}' in text
+    assert server.metric('linker_admissions_total{outcome="failed"}') == 0
+
+
 def test_unknown_names_make_no_series(server: LiveServer) -> None:
     server.chat("surprise-name")
     assert "surprise-name" not in server.client.get("/metrics").text

@@ -103,6 +103,15 @@ def test_scans_are_found_by_both_fingerprints(registry: Registry) -> None:
     assert registry.scan("v", "d") is None
 
 
+def test_tunings_are_found_by_both_fingerprints_and_their_key(registry: Registry) -> None:
+    registry.save_tuning("d", "v", "k", {"seconds": 1.5})
+    assert registry.tuning("d", "v", "k") == {"seconds": 1.5}
+    assert registry.tuning("d", "v", "other") is None
+    assert registry.tuning("v", "d", "k") is None
+    registry.save_tuning("d", "v", "k", {"seconds": 2.5})
+    assert registry.tuning("d", "v", "k") == {"seconds": 2.5}
+
+
 def test_jobs_of_a_model_are_listed_newest_first(registry: Registry) -> None:
     registry.save(JOB, replace(JOB, id="job-2", created_at=12.0), replace(JOB, id="x", model="y"))
     assert [job.id for job in registry.jobs(model="acme/chat", limit=9)] == ["job-2", "job-1"]
@@ -140,11 +149,14 @@ def test_unfinished_jobs_are_found(registry: Registry) -> None:
 def test_damaged_json_spoils_only_its_value(registry: Registry) -> None:
     registry.save(MODEL, replace(MODEL, name="near", position=2))
     registry.save_scan("d", "v", {"blocks": []})
+    registry.save_tuning("d", "v", "k", {"seconds": 1.5})
     with registry._engine.begin() as connection:
         connection.execute(text("UPDATE models SET plan = '{' WHERE name = 'near'"))
         connection.execute(text("UPDATE scans SET report = '{'"))
+        connection.execute(text("UPDATE tunings SET result = '{'"))
     assert [model.plan for model in registry.models()] == [MODEL.plan, {}]
     assert registry.scan("d", "v") is None
+    assert registry.tuning("d", "v", "k") is None
 
 
 def test_locked_registry_is_not_ready_and_says_no_more(
