@@ -26,8 +26,29 @@ class Thresholds:
     source: str  # "explicit", "tier NAME", "boundary" or "conservative"
 
     def shares(self, block: BlockScan) -> bool:
-        """Share(i) of BS Eq. 3: sim(i) ≥ τ_cos and ε(i) ≤ τ_frob."""
-        return block.cos >= self.tau_cos and block.epsilon <= self.tau_frob
+        """Share(i) of BS Eq. 3: sim(i) ≥ τ_cos and ε(i) ≤ τ_frob.
+
+        Raises:
+            InvalidRequestError: The block was sampled, and its bounds hold both answers.
+        """
+        answer = self.decide(block)
+        if answer is None:
+            raise InvalidRequestError(
+                f"The sample cannot tell whether block {block.index} passes τ_cos {self.tau_cos} "
+                f"and τ_frob {self.tau_frob}. Sample for these thresholds, or scan everything."
+            )
+        return answer
+
+    def decide(self, block: BlockScan) -> bool | None:
+        """Returns what `shares` does, or None where a sample leaves it open."""
+        if block.bounds is None:
+            return block.cos >= self.tau_cos and block.epsilon <= self.tau_frob
+        cos, epsilon = block.bounds.cos, block.bounds.epsilon
+        if cos.low >= self.tau_cos and epsilon.high <= self.tau_frob:
+            return True
+        if cos.high < self.tau_cos or epsilon.low > self.tau_frob:
+            return False
+        return None
 
 
 CONSERVATIVE = Thresholds(tau_cos=0.999, tau_frob=0.05, source="conservative")

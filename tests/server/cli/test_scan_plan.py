@@ -41,6 +41,22 @@ def test_scan_table_names_the_farthest_sub_parameter(
     assert "mlp.up_proj.weight" in capfd.readouterr().out
 
 
+def test_scan_of_a_sample_has_bounds_and_says_what_it_read(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    donor = make_checkpoint(tmp_path / "d", hidden=64, intermediate=640, vocab_size=600)
+    pair = [str(donor), str(make_variant(tmp_path / "v", donor, scale=0.02))]
+    sample = ["--sample", "0.01", "--tau-cos", "0.99", "--tau-frob", "0.05"]
+    assert main(["scan", *pair, *sample, "--json"]) == 0
+    report = json.loads(capfd.readouterr().out)
+    low, high = report["blocks"][0]["bounds"]["epsilon"]
+    assert low < report["blocks"][0]["epsilon"] < high < 0.05
+    assert report["sample"]["whole_blocks"] == []
+    assert report["sample"]["level"] == 0.99
+    assert main(["scan", *pair, *sample]) == 0
+    assert "only in what was read" in " ".join(capfd.readouterr().out.split())
+
+
 def test_plan_json_has_bytes_and_rungs(
     pair: tuple[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -80,6 +96,7 @@ def test_plan_from_shapes_adds_up(pair: tuple[str, str], capfd: pytest.CaptureFi
     ("arguments", "message"),
     [
         (["scan", "/nowhere", "/elsewhere"], "donor /nowhere: The checkpoint directory"),
+        (["scan", "/nowhere", "/elsewhere", "--tier", "Qwen2.5-3B"], "without --sample"),
         (["plan"], "--config"),
         (["plan", "--config", "/nowhere", "--variants", "2"], "cannot be read"),
         (["plan", "--config", "/nowhere"], "--variants"),
