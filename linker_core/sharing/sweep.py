@@ -56,9 +56,9 @@ def sweep(
 
 def piece_bytes(piece: Piece, donor: Checkpoint, variant: Checkpoint) -> int:
     """Returns how many bytes of the two files a piece is."""
-    items = _item_bytes(variant, piece.name)
+    items = item_bytes(variant, piece.name)
     if piece.compared:
-        items += _item_bytes(donor, piece.name)
+        items += item_bytes(donor, piece.name)
     return piece.length * items
 
 
@@ -84,7 +84,7 @@ class _Sweeper:
         self._numbers = itertools.count()
         self._failed = False
         total = sum(piece_bytes(piece, donor, variant) for piece in pieces)
-        self._meter = _Meter(total, progress)
+        self._meter = Meter(total, progress)
         # The kernel writes its sums here; the array outlives every run and never grows.
         self._sums_at = self.findings.sums.buffer_info()[0]
 
@@ -125,21 +125,19 @@ class _Sweeper:
         if not math.isfinite(variant_square):
             found = self._kernels.count_nonfinite(types[1], b, count)
             self.findings.variant_nonfinite[number] = found
-        item_bytes = _item_bytes(self._variant, name)
+        size = item_bytes(self._variant, name)
         # Bytes are compared only where the values agree: -0.0 equals 0.0 but is another word.
         self.findings.identical[number] = (
             delta_square == 0.0
             and types[0] == types[1]
-            and self._kernels.same_bytes(a, b, count * item_bytes)
+            and self._kernels.same_bytes(a, b, count * size)
         )
         if piece.row:
             rows = count // piece.row
             self.findings.equal_rows[number] = (
                 rows
                 if self.findings.identical[number]
-                else self._kernels.count_equal_rows(
-                    a, b, rows=rows, row_bytes=piece.row * item_bytes
-                )
+                else self._kernels.count_equal_rows(a, b, rows=rows, row_bytes=piece.row * size)
             )
 
     def _look(self, number: int, piece: Piece, variant: Memory) -> None:
@@ -150,7 +148,7 @@ class _Sweeper:
         )
 
 
-class _Meter:
+class Meter:
     """Adds up what several threads have done. The lock guards `_done`."""
 
     def __init__(self, total: int, progress: Progress | None) -> None:
@@ -158,6 +156,7 @@ class _Meter:
         self._lock = threading.Lock()
 
     def add(self, nbytes: int) -> None:
+        """Counts bytes that were read; any thread."""
         if self._progress is None:
             return
         with self._lock:
@@ -166,12 +165,11 @@ class _Meter:
 
 
 def _address(memory: Memory, checkpoint: Checkpoint, piece: Piece) -> int:
-    item_bytes = _item_bytes(checkpoint, piece.name)
-    return memory.address(
-        piece.name, offset_bytes=piece.start * item_bytes, nbytes=piece.length * item_bytes
-    )
+    size = item_bytes(checkpoint, piece.name)
+    return memory.address(piece.name, offset_bytes=piece.start * size, nbytes=piece.length * size)
 
 
-def _item_bytes(checkpoint: Checkpoint, name: str) -> int:
+def item_bytes(checkpoint: Checkpoint, name: str) -> int:
+    """Returns the bytes of one element."""
     tensor = checkpoint.tensors[name]
     return tensor.nbytes // math.prod(tensor.shape)
