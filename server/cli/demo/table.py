@@ -21,6 +21,7 @@ class Row:
     mean_cos: float
     mean_epsilon: float
     bytes: Mapping[str, int]  # logical, unique, shared, checkpoint
+    kl: float | None  # nats per token that sharing costs; None: not measured
     answer: str
 
     @classmethod
@@ -33,6 +34,7 @@ class Row:
             mean_cos=plan["mean_cos"],
             mean_epsilon=plan["mean_epsilon"],
             bytes=dict(record["bytes"]),
+            kl=None if plan["price"] is None else plan["price"]["kl"],
             answer=answer,
         )
 
@@ -53,6 +55,7 @@ def render(rows: Sequence[Row]) -> Table:
         "logical MiB": _mib(logical),
         "unique MiB": _mib(unique),
         "saved MiB": _mib(logical - unique),
+        "costs (nats)": "",
     }
     table.add_column("model", footer="total", no_wrap=True)
     for title, footer in numbers.items():
@@ -72,6 +75,7 @@ def _cells(row: Row) -> list[str | Text]:
         _mib(row.bytes["logical"]),
         _mib(row.bytes["unique"]),
         _mib(row.bytes["logical"] - row.bytes["unique"]),
+        "" if row.kl is None else f"{row.kl:.3f}",
         Text(" ".join(row.answer.split())),  # as Text: an answer may hold what looks like markup
     ]
 

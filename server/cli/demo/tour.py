@@ -14,6 +14,9 @@ from linker_core.errors import LinkerError
 from server.cli.demo.recipes import MODELS
 
 DONOR: Final = MODELS[0]
+PRICED: Final = "chat"  # the variant whose sharing is measured too; a tuner takes seconds
+# Nats per token, more than sharing every block costs: the demo shows the price, it refuses none.
+BUDGET_KL: Final = 100.0
 MAX_ANSWER_TOKENS: Final = 40
 _POLL_S: Final = 0.1
 
@@ -70,9 +73,11 @@ class Tour:
         Raises:
             LinkerError: The model failed, with the server's own reason.
         """
-        body = {"name": name, "source": str(source), "policy": "thresholds"}
+        body: dict[str, Any] = {"name": name, "source": str(source), "policy": "thresholds"}
         if name != DONOR:
             body["donor"] = DONOR
+        if name == PRICED:
+            body["budget_kl"] = BUDGET_KL
         self._follow(self._post_model(body), on_stage)
         while (record := self.describe(name))["state"] == "onboarding":
             on_stage(name, "coming back", 0, 0)
@@ -102,7 +107,7 @@ class Tour:
         record: Mapping[str, Any] = _checked(self._client.get(f"/models/{name}")).json()
         return record
 
-    def _post_model(self, body: Mapping[str, str]) -> Mapping[str, Any]:
+    def _post_model(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
         """Returns the job; the same content posted again gives the job of the first time."""
         reply = self._client.post("/models", json=body)
         while reply.status_code == httpx.codes.SERVICE_UNAVAILABLE:  # the engine is starting

@@ -9,7 +9,8 @@ import httpx
 import pytest
 
 from linker_core.errors import LinkerError
-from server.cli.demo.tour import QUESTIONS, Tour
+from server.cli.demo.recipes import MODELS
+from server.cli.demo.tour import BUDGET_KL, PRICED, QUESTIONS, Tour
 
 
 class Server:
@@ -71,9 +72,21 @@ def test_onboard_follows_the_job_until_the_model_is_ready() -> None:
     tour(server).onboard("chat", Path("/m/chat"), lambda *stage: stages.append(stage))
     assert server.bodies()[-1] == {
         "name": "chat", "source": "/m/chat", "donor": "base", "policy": "thresholds",
+        "budget_kl": BUDGET_KL,
     }  # fmt: skip
     assert stages[:2] == [("chat", "scanning", 1, 2)] * 2
     assert stages[2:] == [("chat", "coming back", 0, 0)]
+
+
+def test_onboard_prices_one_variant_alone() -> None:
+    ready = {f"GET /models/{name}": [(200, {"state": "ready"})] for name in MODELS}
+    jobs = [(202, job("succeeded"))] * len(MODELS)
+    server = Server({"POST /models": jobs, **ready})
+    for name in MODELS:
+        tour(server).onboard(name, Path("/m") / name, ignore)
+    priced = [body["name"] for body in server.bodies() if "budget_kl" in body]
+    assert priced == [PRICED]
+    assert {body["policy"] for body in server.bodies()} == {"thresholds"}
 
 
 def test_onboard_the_donor_names_no_donor() -> None:
