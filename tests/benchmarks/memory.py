@@ -1,4 +1,4 @@
-"""Memory of a whole server, seen from outside: proportional set size of the process tree.
+"""Memory of a whole server, seen from outside: what the process tree alone keeps in memory.
 
 A synthetic donor of about 400 MB and near copies of it are served; each admission's steady state
 and peak are read from /proc while it happens.
@@ -33,8 +33,8 @@ class Admission:
     model: str
     unique_bytes: int  # as the server reports them
     logical_bytes: int
-    steady_bytes: int  # PSS after it, a request answered
-    peak_bytes: int  # largest PSS seen while it ran
+    steady_bytes: int  # after it, a request answered
+    peak_bytes: int  # largest seen while it ran
 
 
 def make_family(folder: Path, *, num_variants: int = 3) -> list[Path]:
@@ -73,22 +73,29 @@ def _admit(
         model=path.name,
         unique_bytes=reported["unique"],
         logical_bytes=reported["logical"],
-        steady_bytes=tree_pss(process),
+        steady_bytes=tree_memory(process),
         peak_bytes=sampler.peak_bytes,
     )
 
 
-def tree_pss(process: psutil.Process) -> int:
-    """Returns the proportional set size of a process and all its descendants."""
+def tree_memory(process: psutil.Process) -> int:
+    """Returns the anonymous and shared memory of a process and all its descendants.
+
+    Pages of files are left out: a scan maps both checkpoints, and the system drops such clean pages
+    whenever it wants them. All else is counted once, however many processes share it.
+    """
     total = 0
     for member in (process, *process.children(recursive=True)):
-        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied, FileNotFoundError):
-            total += int(member.memory_full_info().pss)
+        with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
+            rollup = Path(f"/proc/{member.pid}/smaps_rollup").read_text("ascii")
+            for line in rollup.splitlines():
+                if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
+                    total += int(line.split()[1]) * 1024
     return total
 
 
 class _PeakSampler(threading.Thread):
-    """Reads the tree's PSS again and again while the block runs."""
+    """Reads the tree's memory again and again while the block runs."""
 
     def __init__(self, process: psutil.Process) -> None:
         super().__init__(daemon=True)
@@ -98,7 +105,7 @@ class _PeakSampler(threading.Thread):
 
     def run(self) -> None:
         while not self._done.wait(_SAMPLE_S):
-            self.peak_bytes = max(self.peak_bytes, tree_pss(self._process))
+            self.peak_bytes = max(self.peak_bytes, tree_memory(self._process))
 
     def __enter__(self) -> _PeakSampler:
         self.start()
