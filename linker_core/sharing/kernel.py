@@ -100,23 +100,27 @@ def load_kernels() -> Kernels:
     digest = hashlib.sha256(_BUILD_SOURCE.read_bytes())
     digest.update(f"{llvmlite.__version__} {cpu} {features}".encode())
     name = f"scan-{digest.hexdigest()[:32]}.o"
-    cached = cache_directory() / name
-    code = _read(cached)
+    folder = cache_directory()
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    code = _read(folder / name)
+    if code is None and os.access(folder, os.W_OK):
+        code = _build(folder / name)
     if code is None:
-        with contextlib.suppress(OSError):
-            cached.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if os.access(cached.parent, os.W_OK):
-            code = _build(cached)
-        else:
-            logger.warning("%s is not writable: every scan compiles its loops", cached.parent)
-            with tempfile.TemporaryDirectory() as folder:
-                code = _build(Path(folder) / name)
+        logger.warning("%s is not writable: every scan compiles its loops", folder)
+        with tempfile.TemporaryDirectory() as passing:
+            code = _build(Path(passing) / name)
     return Kernels(code)
 
 
 def cache_directory() -> Path:
-    """Returns where compiled loops are kept (XDG_CACHE_HOME, else ~/.cache)."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
+    """Returns where compiled loops are kept: linker/ under XDG_CACHE_HOME, else ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    if not base:
+        try:
+            base = str(Path("~/.cache").expanduser())
+        except RuntimeError:
+            base = os.devnull  # a user without a home has no cache
     return Path(base) / "linker"
 
 

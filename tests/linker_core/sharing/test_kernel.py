@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from linker_core.errors import LinkerError
 from linker_core.sharing import kernel
 from linker_core.sharing.kernel import Kernels, load_kernels
 from tests.linker_core.sharing.plain_similarity import Sums, plain_sums
@@ -179,6 +180,28 @@ def test_compiled_loops_are_kept_and_a_damaged_file_is_replaced(
     load_kernels()
     replaced = file.read_bytes()
     assert replaced == kernel.seal(replaced[32:])
+
+
+def test_compiled_loops_work_where_nothing_can_be_kept(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", os.devnull)
+    kernel.load_kernels.cache_clear()
+    words = np.array([0x3F80] * 5, np.uint16)
+    assert summed(load_kernels(), words, words, ("BF16", "BF16")) == (5.0, 5.0, 5.0, 0.0)
+    assert "not writable" in caplog.text
+    kernel.load_kernels.cache_clear()
+
+
+def test_loops_that_cannot_be_compiled_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    kernel.load_kernels.cache_clear()
+    with pytest.raises(LinkerError, match="could not be compiled"):
+        load_kernels()
+    assert list(kernel.cache_directory().iterdir()) == []
 
 
 def test_compiled_loops_load_without_numba_numpy_or_torch() -> None:

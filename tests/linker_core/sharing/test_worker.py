@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -58,9 +59,67 @@ def test_worker_error_is_the_last_line(tmp_path: Path) -> None:
     assert lines[-1]["error"]["code"] == "bad_checkpoint"
 
 
-def test_worker_needs_no_torch() -> None:
+def test_worker_needs_no_torch_numba_or_numpy() -> None:
     script = (
         "import sys; import linker_core.sharing.worker; "
-        "sys.exit(any(m in sys.modules for m in ('torch', 'transformers')))"
+        "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'numba', 'numpy')))"
     )
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
+
+
+MEASURED = """
+import re, sys
+from linker_core.sharing import worker
+def private_bytes():
+    status = open("/proc/self/status").read()
+    return int(re.search(r"RssAnon:\\s+(\\d+)", status)[1]) * 1024
+peak = 0
+def reporter(stage):
+    def report(done, total):
+        global peak
+        peak = max(peak, private_bytes())
+    return report
+worker._reporter = reporter
+status = worker.main()
+print('{"peak": %d}' % max(peak, private_bytes()))
+sys.exit(status)
+"""
+
+
+def test_worker_holds_little_memory_of_its_own(tmp_path: Path) -> None:
+    donor = make_checkpoint(tmp_path / "d", layers=3, hidden=1024, intermediate=5632)
+    variant = make_variant(tmp_path / "v", donor, scale=0.01)
+    assert (donor / "model.safetensors").stat().st_size > 100 * 2**20
+    command = [sys.executable, "-c", MEASURED, "--donor", str(donor), "--variant", str(variant)]
+    done = subprocess.run(command, stdin=subprocess.PIPE, capture_output=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1])["peak"] <= 64 * 2**20
+
+
+BUSY = """
+import os, sys, time
+from linker_core.sharing import worker
+examine = worker.examine
+def examine_when_busy(*arguments, pace, **options):
+    while not pace.busy:
+        time.sleep(0.001)
+    worker._emit({"policy": os.sched_getscheduler(0)})
+    return examine(*arguments, pace=pace, **options)
+worker.examine = examine_when_busy
+sys.exit(worker.main())
+"""
+
+
+def test_worker_that_hears_of_sequences_gives_way_and_ends_all_the_same(tmp_path: Path) -> None:
+    donor = make_checkpoint(tmp_path / "d")
+    variant = make_variant(tmp_path / "v", donor, scale=0.01)
+    command = [sys.executable, "-c", BUSY, "--donor", str(donor), "--variant", str(variant)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as worker:
+        assert worker.stdin is not None
+        assert worker.stdout is not None
+        worker.stdin.write("busy\n")
+        worker.stdin.flush()
+        lines = [json.loads(line) for line in worker.stdout]
+    assert lines[0] == {"policy": os.SCHED_IDLE}
+    assert len(ScanReport.from_json(lines[-1]["result"]["report"]).blocks) == 2
