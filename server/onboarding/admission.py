@@ -29,6 +29,7 @@ from server.onboarding.pricing import Pricing
 from server.onboarding.processes import OnStageProgress
 from server.onboarding.request import OnboardRequest
 from server.onboarding.scanner import Scanner
+from server.onboarding.stored import restored
 from server.onboarding.timing import Stopwatch
 from server.registry.records import JobStage, Json, ModelRecord
 from server.registry.store import Registry
@@ -226,7 +227,7 @@ class Admission:
     ) -> Json:
         """Returns the scan of a variant against its donor, from the registry if it is there."""
         stored = await asyncio.to_thread(self._registry.scan, donor.fingerprint, fingerprint)
-        if stored is not None:
+        if stored is not None and restored(ScanReport.from_json, stored) is not None:
             return stored
         watch.enter("scan")
         result = await self._scanner.run(

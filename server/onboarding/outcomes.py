@@ -8,16 +8,7 @@ from dataclasses import replace
 
 from linker_core.errors import BadCheckpointError, EngineFailureError, LinkerError
 from linker_core.sharing.plan import SharePlan
-from server.registry.records import JobRecord, JobStatus, Json, ModelRecord, ModelState
-
-
-def is_readable(plan: Json) -> bool:
-    """Whether a stored plan can be restored."""
-    try:
-        SharePlan.from_json(plan)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return False
-    return True
+from server.registry.records import JobRecord, JobStatus, ModelRecord, ModelState
 
 
 def without_plan(record: ModelRecord) -> ModelRecord:

@@ -13,6 +13,7 @@ from linker_core.tuning.request import (
 from linker_core.tuning.result import TuneResult
 from server.onboarding.pairs import Pair, files_changed
 from server.onboarding.processes import OnStageProgress
+from server.onboarding.stored import restored
 from server.onboarding.timing import Stopwatch
 from server.onboarding.tuner import Tuner, bytes_to_tune
 from server.registry.store import Registry
@@ -47,8 +48,9 @@ class Pricing:
         digest = await asyncio.to_thread(calibration_source_digest, self._calibration)
         place = (*pair.fingerprints, tuning_key(goal, digest))
         stored = await asyncio.to_thread(self._registry.tuning, *place)
-        if stored is not None:
-            return TuneResult.from_json(stored)
+        known = restored(TuneResult.from_json, stored)
+        if known is not None:
+            return known
         watch.enter("tune")
         donor, variant = pair.donor.text, pair.text
         nbytes = await asyncio.to_thread(bytes_to_tune, donor, variant, self._calibration)

@@ -13,9 +13,11 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from linker_core.errors import ModelNotFoundError, NotReadyError
+from linker_core.sharing.plan import SharePlan
 from server.metrics.serving import ServingMetrics
-from server.onboarding.outcomes import is_readable, without_plan
+from server.onboarding.outcomes import without_plan
 from server.onboarding.request import OnboardRequest
+from server.onboarding.stored import restored
 from server.registry.records import JobRecord, JobStatus, ModelRecord, ModelState
 from server.registry.store import Registry
 
@@ -45,7 +47,7 @@ class Roster:
         for record in await asyncio.to_thread(self._registry.models):
             self.show(record)
         for record in self.models():
-            if record.plan is not None and not is_readable(record.plan):
+            if record.plan is not None and restored(SharePlan.from_json, record.plan) is None:
                 logger.error("the stored plan of model %s is damaged", record.name)
                 await self.save(without_plan(record))
         return await asyncio.to_thread(self._registry.unfinished_jobs)

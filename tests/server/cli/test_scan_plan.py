@@ -101,6 +101,7 @@ def test_plan_from_shapes_adds_up(pair: tuple[str, str], capfd: pytest.CaptureFi
         (["plan", "--config", "/nowhere", "--variants", "2"], "cannot be read"),
         (["plan", "--config", "/nowhere"], "--variants"),
         (["plan", "a", "b", "--variants", "2"], "--config"),
+        (["plan", "--config", "c", "--variants", "2", "--budget-kl", "1"], "budget_kl"),
         (["pln"], "Did you mean plan?"),
     ],
 )
@@ -117,7 +118,7 @@ def test_user_error_is_one_line_and_status_2(
 def test_linker_help_lists_every_command(capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["--help"]) == 0
     out = capfd.readouterr().out
-    assert all(command in out for command in ("serve", "scan", "plan", "demo"))
+    assert all(command in out for command in ("serve", "scan", "plan", "tune", "bench", "demo"))
 
 
 def test_scan_from_any_directory_finds_the_shipped_tiers(

@@ -19,14 +19,14 @@ from tests.server.fake_tuner import BLOCKER, KL, KL_UPPER
 from tests.server.live import LiveServer, live_server
 from tests.tiny import make_variant
 
-BUDGET = {"policy": "budget"}
+BUDGET: dict[str, object] = {"policy": "budget"}
 
 
 @pytest.fixture(scope="module")
 def live(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     with live_server(
         tmp_path_factory.mktemp("plans"), models={"base": family / "base"}, root=family,
-        settings={"sharing": {"policy": "budget"}},
+        settings={"sharing": BUDGET},
     ) as server:  # fmt: skip
         server.until_ready()
         yield server
@@ -186,7 +186,7 @@ def test_client_that_leaves_ends_the_tuner(live: LiveServer, family: Path) -> No
 def test_dry_runs_take_turns_and_places_in_the_queue(family: Path, tmp_path: Path) -> None:
     slow = make_variant(family / "slow", family / "base", scale=0.01, seed=10)
     (slow / BLOCKER).touch()
-    settings = {"sharing": BUDGET, "models": {"onboarding_queue": 2}}
+    settings: dict[str, dict[str, object]] = {"sharing": BUDGET, "models": {"onboarding_queue": 2}}
     with live_server(
         tmp_path / "s", models={"base": family / "base"}, root=family, settings=settings
     ) as server:

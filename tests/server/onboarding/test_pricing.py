@@ -14,14 +14,14 @@ from tests.server.fake_engine import Fault
 from tests.server.fake_tuner import BLOCKER, KL, KL_UPPER, LOG, TOKENS
 from tests.server.live import LiveServer, live_server
 from tests.server.onboarding.conftest import LIMITS
-from tests.server.onboarding.family import open_registry, until_job
+from tests.server.onboarding.family import until_job
 from tests.tiny import make_checkpoint, make_variant
 
 PRICE = {
     "kl": KL, "kl_upper": KL_UPPER, "top1": 1 - KL, "ppl_ratio": 1 + KL, "tokens": TOKENS,
     "calibration": "text",
 }  # fmt: skip
-BUDGET = {"sharing": {"policy": "budget"}}
+BUDGET: dict[str, dict[str, object]] = {"sharing": {"policy": "budget"}}
 
 
 def tunings(path: Path) -> list[dict[str, Any]]:
@@ -112,7 +112,7 @@ def test_another_calibration_text_is_measured_anew(
 def test_thresholds_beyond_their_budget_fail_the_job(
     priced: LiveServer, models: dict[str, Path]
 ) -> None:
-    options = {"tau_cos": 0.9, "tau_frob": 0.1, "budget_kl": 0.005}
+    options: dict[str, Any] = {"tau_cos": 0.9, "tau_frob": 0.1, "budget_kl": 0.005}
     error = refusal(priced.onboard("near", models["near"], **options), 400)
     assert (error["code"], error["param"]) == ("budget_exceeded", "budget_kl")
     assert "0.006" in error["message"]
@@ -192,7 +192,7 @@ def stage_of(server: LiveServer, job: dict[str, Any]) -> Any:
 def test_tuner_without_room_is_507_and_says_what_it_needs(
     tmp_path: Path, models: dict[str, Path]
 ) -> None:
-    settings = {**BUDGET, "engine": {"memory_budget": 100 << 20}}
+    settings: dict[str, dict[str, object]] = {**BUDGET, "engine": {"memory_budget": 100 << 20}}
     with live_server(tmp_path / "s", models={"base": models["base"]}, root=tmp_path,
                      settings=settings) as server:  # fmt: skip
         server.until_ready()
@@ -204,7 +204,10 @@ def test_tuner_without_room_is_507_and_says_what_it_needs(
 def test_tuner_without_room_on_the_gpu_runs_on_the_cpu(
     tmp_path: Path, models: dict[str, Path]
 ) -> None:
-    settings = {**BUDGET, "engine": {"memory_budget": 100 << 20, "device": "cuda"}}
+    settings: dict[str, dict[str, object]] = {
+        **BUDGET,
+        "engine": {"memory_budget": 100 << 20, "device": "cuda"},
+    }
     with live_server(tmp_path / "s", models=models, settings=settings) as server:
         server.until_ready()
         assert server.client.get("/models/near").json()["plan"]["price"] == PRICE
@@ -226,16 +229,17 @@ def test_engine_death_while_tuning_is_waited_out(
     assert priced.chat("near").status_code == 200
 
 
-def test_damaged_stored_tuning_is_measured_again(
-    priced: LiveServer, models: dict[str, Path], tmp_path: Path
+@pytest.mark.parametrize("damage", ["'{'", "'{}'", '\'{"blocks": [{}], "chosen": 3}\''])
+def test_stored_scan_and_price_that_cannot_be_read_are_made_again(
+    priced: LiveServer, models: dict[str, Path], damage: str
 ) -> None:
     priced.onboard("near", models["near"])
-    registry = open_registry(tmp_path / "state")
-    with registry._engine.begin() as connection:
-        connection.exec_driver_sql("UPDATE tunings SET result = '{'")
-    registry.close()
-    assert priced.onboard("again", models["near"]).status_code == 201
+    with priced.services.registry._engine.begin() as connection:
+        connection.exec_driver_sql(f"UPDATE tunings SET result = {damage}")
+        connection.exec_driver_sql(f"UPDATE scans SET report = {damage}")
+    assert priced.onboard("again", models["near"]).json()["plan"]["price"] == PRICE
     assert len(tunings(models["near"])) == 2
+    assert priced.client.get("/models/jobs").json()["data"][0]["result"]["seconds"]["scan"] > 0
 
 
 def test_tuner_hears_that_sequences_run(tmp_path: Path, models: dict[str, Path]) -> None:
