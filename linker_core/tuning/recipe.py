@@ -9,8 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import torch
@@ -33,7 +31,7 @@ from linker_core.tuning.recipe_result import (
     TaskScore,
 )
 from linker_core.tuning.recipe_rules import (
-    DEFAULT_QUALITY_BUDGET,
+    RecipeRequest,
     fitted_tau_frob,
     is_boundary,
     quality_slope,
@@ -41,36 +39,19 @@ from linker_core.tuning.recipe_rules import (
     widening_tau_cos,
     widest_that_holds,
 )
-from linker_core.tuning.request import Device
 from linker_core.tuning.scoring import TaskScorer
 from linker_core.tuning.storages import Rungs, SectionReader
-from linker_core.tuning.tasks import DEFAULT_LIMIT, Task, load_tasks
+from linker_core.tuning.tasks import Task
 from linker_core.tuning.texts import calibration_text
 from linker_core.tuning.walk import Walk
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import block_name
 
-SWEEP_TASK: Final = "piqa"  # a file's name begins with it
 _NUM_READS: Final = 3  # of both checkpoints: the sweep, the held-out tasks, the prices
 _ROUNDING: Final = 1e-9  # of a retention: a budget may be met exactly
 
 Progress = Callable[[int, int], None]  # bytes read, bytes to read
 Scores = dict[str, TaskScore]  # by task
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RecipeRequest:
-    """One run of the recipe."""
-
-    donor: Path
-    variant: Path
-    report: ScanReport
-    donor_fingerprint: str  # recognises a tier
-    tasks: Path  # directory; see `load_tasks`
-    quality_budget: float = DEFAULT_QUALITY_BUDGET  # share of a score that may be lost
-    limit: int = DEFAULT_LIMIT  # examples of a task
-    calibration: str | None = None  # of the prices; see `calibration_text`
-    device: Device = "cpu"
 
 
 def paper_recipe(
@@ -85,37 +66,25 @@ def paper_recipe(
 
     Raises:
         BadCheckpointError: A checkpoint is damaged or changed.
-        InvalidRequestError: A budget out of range, or tasks or a text of no use.
+        InvalidRequestError: A budget out of range, or tasks or a text that the variant cannot read.
     """
-    if not 0.0 <= request.quality_budget < 1.0:
-        raise InvalidRequestError(
-            f"quality_budget is {request.quality_budget}, expected 0 to less than 1: the share of "
-            "a score that may be lost.",
-            param="quality_budget",
-        )
-    sweep_task, heldout = _parted(load_tasks(request.tasks, limit=request.limit))
+    request.check()
     with ExitStack() as stack:
         donor = stack.enter_context(Checkpoint.open(request.donor))
         variant = stack.enter_context(Checkpoint.open(request.variant))
         started = time.monotonic()
         measured = _Measured(request, donor, variant, progress=progress, pace=pace or Pace())
-        return _Recipe(request, measured, sweep_task, heldout).run(started)
+        return _Recipe(request, measured).run(started)
 
 
 class _Recipe:
     """One run over plans that can be measured."""
 
-    def __init__(
-        self,
-        request: RecipeRequest,
-        measured: _Measured,
-        sweep_task: Task,
-        heldout: Sequence[Task],
-    ) -> None:
+    def __init__(self, request: RecipeRequest, measured: _Measured) -> None:
         self._report = request.report
         self._budget = request.quality_budget
         self._measured = measured
-        self._sweep_task, self._heldout = sweep_task, heldout
+        self._sweep_task, self._heldout = request.tasks.sweep, request.tasks.heldout
         self._default = choose_thresholds(self._report, donor_fingerprint=request.donor_fingerprint)
 
     def run(self, started: float) -> RecipeResult:
@@ -144,7 +113,7 @@ class _Recipe:
             tasks={task.name: _info(task, own) for task in (self._sweep_task, *self._heldout)},
             sweep=tuple(points),
             plans=tuple(plans),
-            chosen=plans[0] if is_boundary(self._report) else plans[-1],
+            chosen=plans[0] if is_boundary(self._report) else plans[2],
             seconds=time.monotonic() - started,
         )
 
@@ -266,19 +235,6 @@ class _Measured:
         """Returns what the variant holds to itself."""
         rungs = self.rungs(thresholds)
         return plan_bytes(rungs, {}, donor=self._donor, variant=self._variant).unique_bytes
-
-
-def _parted(tasks: Sequence[Task]) -> tuple[Task, list[Task]]:
-    """Returns the sweep's task and the held-out ones."""
-    sweep = [task for task in tasks if task.name.lower().startswith(SWEEP_TASK)]
-    heldout = [task for task in tasks if task not in sweep]
-    if len(sweep) != 1 or not heldout:
-        raise InvalidRequestError(
-            f"Tasks: expected one file {SWEEP_TASK}*.jsonl for the sweep and others to hold out, "
-            f"but there are {len(sweep)} and {len(heldout)}.",
-            param="tasks",
-        )
-    return sweep[0], heldout
 
 
 def _num_shared(report: ScanReport, thresholds: Thresholds) -> int:

@@ -1,13 +1,18 @@
-"""The rules of BS appendix E: a fit from ε to quality, a sweep over τ_frob. Measures nothing."""
+"""BS appendix E but for what is measured: what it is asked, its fit, sweep and boundary rule."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
+from linker_core.errors import InvalidRequestError
 from linker_core.sharing.report import ScanReport
 from linker_core.sharing.thresholds import BOUNDARY_EPSILON, Thresholds
 from linker_core.tuning.recipe_result import SweepPoint
+from linker_core.tuning.request import Device
+from linker_core.tuning.tasks import TaskSet
 
 DEFAULT_QUALITY_BUDGET: Final = 0.05
 # BS appendix E: (τ_frob, quality budget) that its tuner names, Qwen2.5-0.5B and Llama-3.2-1B.
@@ -16,6 +21,33 @@ MAX_POINTS: Final = 16  # of a sweep; each holds hidden states of its own
 _TAU_DECIMALS: Final = 2  # every τ_frob in BS is a multiple of 0.01
 _BAND_COS: Final = 0.99  # BS table 1: the least cosine of a post-trained family
 _EXACT: Final = 0.0  # τ_frob under which only equal bytes are shared
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecipeRequest:
+    """One run of the recipe."""
+
+    donor: Path
+    variant: Path
+    report: ScanReport
+    donor_fingerprint: str  # recognises a tier
+    tasks: TaskSet
+    quality_budget: float = DEFAULT_QUALITY_BUDGET  # share of a score that may be lost
+    calibration: str | None = None  # of the prices; see `calibration_text`
+    device: Device = "cpu"
+
+    def check(self) -> None:
+        """Refuses a budget that means nothing.
+
+        Raises:
+            InvalidRequestError: Out of range.
+        """
+        if not 0.0 <= self.quality_budget < 1.0:
+            raise InvalidRequestError(
+                f"quality_budget is {self.quality_budget}, expected 0 to less than 1: the share "
+                "of a score that may be lost.",
+                param="quality_budget",
+            )
 
 
 def quality_slope() -> float:

@@ -15,6 +15,7 @@ from typing import Any, Final
 from linker_core.errors import InvalidRequestError
 from linker_core.tuning.json_lines import parse_rows, read_bytes
 
+SWEEP_TASK: Final = "piqa"  # BS appendix E sweeps on it
 DEFAULT_LIMIT: Final = 25  # examples of a task
 MAX_LIMIT: Final = 10_000
 MAX_TASKS: Final = 32
@@ -58,6 +59,35 @@ class Task:
     def chance(self) -> float:
         """Share of right answers that guessing gives."""
         return sum(1 / len(e.choices) for e in self.examples) / len(self.examples)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskSet:
+    """Tasks in two parts: what a sweep looks at, and what it does not."""
+
+    sweep: Task
+    heldout: tuple[Task, ...]  # at least one
+
+
+def load_task_set(directory: Path, *, limit: int = DEFAULT_LIMIT) -> TaskSet:
+    """Returns a directory's tasks; the sweep's is the one file whose name begins with "piqa".
+
+    Args:
+        directory: See `load_tasks`.
+        limit: See `load_tasks`.
+
+    Raises:
+        InvalidRequestError: As `load_tasks`; or not one such file, or none beside it.
+    """
+    tasks = load_tasks(directory, limit=limit)
+    sweep = [task for task in tasks if task.name.lower().startswith(SWEEP_TASK)]
+    heldout = [task for task in tasks if task not in sweep]
+    if len(sweep) != 1 or not heldout:
+        raise _refusal(
+            f"expected one file {SWEEP_TASK}*.jsonl for the sweep and others to hold out, but "
+            f"there are {len(sweep)} and {len(heldout)}"
+        )
+    return TaskSet(sweep=sweep[0], heldout=tuple(heldout))
 
 
 def load_tasks(directory: Path, *, limit: int = DEFAULT_LIMIT) -> list[Task]:

@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.table import Table
 
 from linker_core.sharing.report import ScanReport
-from linker_core.sharing.scan import scan
 from linker_core.tuning.request import (
     DEFAULT_BUDGET_KL,
     SELF_CALIBRATION,
@@ -25,6 +24,8 @@ from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.fingerprint import fingerprint
 from server.cli.checkpoints import open_pair
 from server.cli.progress import byte_progress
+from server.cli.scanning import scan_apart
+from server.cli.recipe import add_recipe_arguments, refuse_recipe_arguments, run_recipe
 from server.settings import parse_size
 
 _MIB = 2**20
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("donor", type=Path, help="checkpoint directory of the donor")
     parser.add_argument("variant", type=Path, help="checkpoint directory of the variant")
     add_goal_arguments(parser)
+    add_recipe_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
@@ -60,13 +62,15 @@ def add_goal_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Scans, tunes and prints; stdout holds one JSON document under --json."""
+    if args.recipe is not None:
+        return run_recipe(args)
+    refuse_recipe_arguments(args)
     if args.budget_kl is None and args.max_bytes is None:
         args.budget_kl = DEFAULT_BUDGET_KL
     goal = TuneGoal(budget_kl=args.budget_kl, max_bytes=args.max_bytes)
     goal.check()
+    report = scan_apart(args.donor, args.variant)
     with open_pair(args.donor, args.variant) as (donor, variant):
-        with byte_progress("scanning") as progress:
-            report = scan(donor, variant, progress=progress)
         with byte_progress("hashing the donor") as progress:
             digest = fingerprint(donor, progress=progress)
         result = tune_pair(donor, variant, report, args, goal=goal, donor_fingerprint=digest)

@@ -20,11 +20,12 @@ from linker_core.sharing.scan import scan
 from linker_core.sharing.similarity import PairSums
 from linker_core.sharing.thresholds import CONSERVATIVE, Thresholds, load_tiers
 from linker_core.text.tokenizer import Tokenizer
-from linker_core.tuning.recipe import RecipeRequest, paper_recipe
+from linker_core.tuning.recipe import paper_recipe
 from linker_core.tuning.recipe_result import RecipePlan, RecipeResult, SweepPoint, TaskScore
 from linker_core.tuning.recipe_rules import (
     MAX_POINTS,
     PAPER_POINTS,
+    RecipeRequest,
     fitted_tau_frob,
     is_boundary,
     quality_slope,
@@ -33,7 +34,7 @@ from linker_core.tuning.recipe_rules import (
     widest_that_holds,
 )
 from linker_core.tuning.scoring import TaskScorer
-from linker_core.tuning.tasks import load_tasks
+from linker_core.tuning.tasks import load_task_set, load_tasks
 from linker_core.tuning.texts import calibration_text
 from linker_core.weights.checkpoint import Checkpoint
 from tests.linker_core.engine.families import CPU
@@ -161,7 +162,7 @@ def request(pair: Pair, tasks: Path, *, quality_budget: float = 0.05) -> RecipeR
         variant=pair.variant.path,
         report=pair.report,
         donor_fingerprint="donor",
-        tasks=tasks,
+        tasks=load_task_set(tasks),
         quality_budget=quality_budget,
     )
 
@@ -337,18 +338,6 @@ def test_budget_out_of_range_is_refused(pair: Pair, tasks: Path, budget: float) 
     assert caught.value.param == "quality_budget"
 
 
-@pytest.mark.parametrize(("absent", "counts"), [("piqa", "0 and 2"), ("[ah]", "1 and 0")])
-def test_tasks_without_a_sweep_or_held_out_ones_are_refused(
-    pair: Pair, tmp_path: Path, absent: str, counts: str
-) -> None:
-    tasks = write_tasks(tmp_path / "tasks", piqa_gold=[0] * 4)
-    for file in tasks.glob(f"{absent}*.jsonl"):
-        file.unlink()
-    with pytest.raises(InvalidRequestError, match=counts) as caught:
-        run(pair, tasks)
-    assert caught.value.param == "tasks"
-
-
 def test_sweep_on_a_task_that_the_variant_has_all_wrong_is_refused(
     pair: Pair, tmp_path: Path
 ) -> None:
@@ -368,8 +357,7 @@ def test_fit_takes_a_trained_variant_s_blocks_whole_at_more_than_a_nat(shared: P
                 variant=variant.path,
                 report=scan(donor, variant),
                 donor_fingerprint="base",
-                tasks=shared / "data" / "mc",
-                limit=4,
+                tasks=load_task_set(shared / "data" / "mc", limit=4),
             )
         )
     assert not found.boundary

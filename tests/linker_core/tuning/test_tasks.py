@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from linker_core.errors import InvalidRequestError
-from linker_core.tuning.tasks import MAX_TASKS, Choice, Example, load_tasks
+from linker_core.tuning.tasks import MAX_TASKS, Choice, Example, load_task_set, load_tasks
 
 PIQA = {"goal": "Dry a cup", "sol1": "Use a towel", "sol2": "Use soup", "label": 0}
 WINOGRANDE = {
@@ -88,6 +88,22 @@ def test_tasks_come_by_name_and_other_files_are_not_read(tmp_path: Path) -> None
     assert [task.name for task in tasks] == ["arc", "piqa_val"]
     assert tasks[0].chance == pytest.approx((1 / 3 + 1 / 2) / 2)
     assert tasks[1].chance == 0.5
+
+
+def test_task_set_holds_out_all_but_piqa(tmp_path: Path) -> None:
+    with pytest.raises(InvalidRequestError, match="0 and 1") as caught:
+        load_task_set(write(tmp_path, "arc.jsonl", QUERY, QUERY))
+    assert caught.value.param == "tasks"
+    write(tmp_path, "hella.jsonl", QUERY)
+    found = load_task_set(write(tmp_path, "PIQA-val.jsonl", PIQA, PIQA), limit=1)
+    assert found.sweep.name == "PIQA-val"
+    assert [(task.name, len(task.examples)) for task in found.heldout] == [("arc", 1), ("hella", 1)]
+    with pytest.raises(InvalidRequestError, match="2 and 2"):
+        load_task_set(write(tmp_path, "piqa.jsonl", PIQA))
+    for file in ("arc", "hella", "PIQA-val"):
+        (tmp_path / f"{file}.jsonl").unlink()
+    with pytest.raises(InvalidRequestError, match="1 and 0"):
+        load_task_set(tmp_path)
 
 
 def test_limit_takes_the_same_examples_whatever_the_order_of_rows(tmp_path: Path) -> None:
