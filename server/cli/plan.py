@@ -13,15 +13,20 @@ from rich.console import Console
 
 from linker_core.errors import BadCheckpointError, InvalidRequestError
 from linker_core.sharing.footprint import footprint
-from linker_core.sharing.plan import Fingerprints, SharePlan
-from linker_core.sharing.scan import scan
-from linker_core.sharing.thresholds import load_tiers
+from linker_core.sharing.plan import Fingerprints, Policy, SharePlan
+from linker_core.sharing.report import ScanReport
 from linker_core.tuning.result import TuneResult
 from linker_core.weights import strict_json
 from linker_core.weights.architecture import DTYPE_BYTES, parse_config
 from linker_core.weights.fingerprint import fingerprint
 from server.cli.checkpoints import open_pair
 from server.cli.progress import byte_progress
+from server.cli.scanning import (
+    add_sample_argument,
+    add_threshold_arguments,
+    scan_apart,
+    scan_sample,
+)
 from server.cli.tune import add_goal_arguments, frontier_table, tune_pair
 from server.onboarding.planning import (
     OpenPair,
@@ -54,9 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tau-cos and --tier; exact: byte-identical tensors only",
     )
     add_goal_arguments(parser)
-    parser.add_argument("--tau-cos", type=float, help="least cosine of a shared block (0.999)")
-    parser.add_argument("--tau-frob", type=float, help="largest ε of a shared block (0.05)")
-    parser.add_argument("--tier", help=f"thresholds of a known family: {', '.join(load_tiers())}")
+    add_threshold_arguments(parser)
+    add_sample_argument(parser)
     parser.add_argument("--config", type=Path, help="config.json: answer from shapes alone")
     parser.add_argument("--variants", type=int, help="with --config: models, the donor included")
     parser.add_argument(
@@ -92,7 +96,7 @@ def _show(
 
 
 def _from_shapes(args: argparse.Namespace) -> dict[str, Any]:
-    for option in ("donor", "variant", "policy", "calibration", *SHARING_OPTIONS):
+    for option in ("donor", "variant", "policy", "calibration", "sample", *SHARING_OPTIONS):
         if getattr(args, option) is not None:
             raise InvalidRequestError(
                 f"{option} has no meaning with --config: shapes have no weights."
@@ -129,9 +133,8 @@ def _from_checkpoints(args: argparse.Namespace) -> tuple[SharePlan, TuneResult |
             raise InvalidRequestError(f"{option} has no meaning without --config.")
     request = OnboardRequest(name="", source="", **resolve_sharing(vars(args), SharingSettings()))
     check_sharing(request)
+    report = _scan(args, request)
     with open_pair(args.donor, args.variant) as (donor, variant):
-        with byte_progress("scanning") as progress:
-            report = scan(donor, variant, progress=progress)
         with byte_progress("hashing") as progress:
             fingerprints = Fingerprints(
                 *(fingerprint(c, progress=progress) for c in (donor, variant))
@@ -145,6 +148,26 @@ def _from_checkpoints(args: argparse.Namespace) -> tuple[SharePlan, TuneResult |
             donor, variant, report, args, goal=goal, donor_fingerprint=fingerprints.donor
         )
         return tuned_plan(request, pair, tuned), tuned
+
+
+def _scan(args: argparse.Namespace, request: OnboardRequest) -> ScanReport:
+    """Scans the whole pair, or the sample asked for, which only thresholds can do with."""
+    if args.sample is None:
+        return scan_apart(args.donor, args.variant)
+    if request.policy != Policy.THRESHOLDS or request.budget_kl is not None:
+        raise InvalidRequestError(
+            "A sample of rows decides about thresholds alone: leave --sample out, or name "
+            "--policy thresholds and no budget.",
+            param="sample",
+        )
+    return scan_sample(
+        args.donor,
+        args.variant,
+        fraction=args.sample,
+        tau_cos=request.tau_cos,
+        tau_frob=request.tau_frob,
+        tier=request.tier,
+    )
 
 
 def _print_size(console: Console, size: Mapping[str, float]) -> None:

@@ -53,7 +53,9 @@ class Pricing:
             return known
         watch.enter("tune")
         donor, variant = pair.donor.text, pair.text
-        nbytes = await asyncio.to_thread(bytes_to_tune, donor, variant, self._calibration)
+        nbytes = await asyncio.to_thread(
+            bytes_to_tune, donor, variant, self._calibration, device=self._tuner.device
+        )
         request = TuneRequest(
             donor=str(donor.path),
             variant=str(variant.path),

@@ -9,19 +9,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
 
 from linker_core.errors import EngineFailureError, InsufficientCapacityError
-from linker_core.tuning.calibration import (
-    MAX_RESPONSE_TOKENS,
-    MAX_SEQUENCE_TOKENS,
-    encode,
-    prompts_only,
-)
+from linker_core.tuning.calibration import MAX_PROMPT_TOKENS, encode, prompts_only
 from linker_core.tuning.dialogues import load_dialogues
-from linker_core.tuning.memory import tuning_bytes
+from linker_core.tuning.memory import ANSWER_TOKENS, answering_bytes, tuning_bytes
 from linker_core.tuning.reading import VariantReader
-from linker_core.tuning.request import SELF_CALIBRATION, TuneRequest
+from linker_core.tuning.request import SELF_CALIBRATION, Device, TuneRequest
 from linker_core.tuning.result import TuneResult
 from linker_core.weights.checkpoint import Identity
 from server.bridge.client import EngineClient
@@ -32,7 +26,6 @@ logger = logging.getLogger(__name__)
 
 TUNE_COMMAND = (sys.executable, "-m", "linker_core.tuning.worker")
 _NUM_PLANS = 4  # that a tuner prices at once
-Device = Literal["cpu", "cuda"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +38,7 @@ class Tuned:
 
 
 class Tuner:
-    """Starts tuning workers.
+    """Starts tuning workers; `device` is the engine's.
 
     Args:
         engine: Waits for an engine that holds the models; its memory is what a tuner shares.
@@ -62,8 +55,8 @@ class Tuner:
         busy: Callable[[], bool],
         command: Sequence[str] = TUNE_COMMAND,
     ) -> None:
+        self.device: Device = device
         self._engine = engine
-        self._device: Device = device
         self._busy = busy
         self._command = command
         self._numbers = itertools.count()
@@ -105,8 +98,8 @@ class Tuner:
                 await client.reserve(name, nbytes)
                 break
             except InsufficientCapacityError as error:
-                if self._device != "cpu":
-                    logger.info("no room for a tuner on %s; it runs on the CPU", self._device)
+                if self.device != "cpu":
+                    logger.info("no room for a tuner on %s; it runs on the CPU", self.device)
                     yield "cpu"  # host memory is not the engine's to give
                     return
                 raise InsufficientCapacityError(
@@ -118,35 +111,35 @@ class Tuner:
                 if not client.closed.is_set():
                     raise
         try:
-            yield self._device
+            yield self.device
         finally:
             client.release(name)
 
 
-def bytes_to_tune(donor: TextSide, variant: TextSide, calibration: str | None) -> int:
+def bytes_to_tune(
+    donor: TextSide, variant: TextSide, calibration: str | None, *, device: Device
+) -> int:
     """Returns the most that a tuner takes of its device for one pair. Blocking: reads the text.
 
     Raises:
         InvalidRequestError: The calibration text cannot be used with this variant.
     """
-    generated = calibration == SELF_CALIBRATION
-    file = None if generated or calibration is None else Path(calibration)
-    dialogues = load_dialogues(file)
     reader = VariantReader(
         tokenizer=variant.tokenizer,
         template=variant.template,
         eos_token_ids=variant.eos_token_ids,
         vocab_size=variant.config.vocab_size,
     )
-    if not generated:
-        text = encode(dialogues, reader)
+    if calibration != SELF_CALIBRATION:
+        text = encode(load_dialogues(None if calibration is None else Path(calibration)), reader)
         num_tokens = sum(len(sequence.token_ids) for sequence in text.sequences)
         return _pass_bytes(donor, variant, num_tokens)
-    prompts = prompts_only(dialogues, reader)
-    num_tokens = sum(len(prompt.token_ids) for prompt in prompts)
-    num_tokens += MAX_RESPONSE_TOKENS + MAX_SEQUENCE_TOKENS  # the last answer may go beyond
-    # While it answers, the variant is there as a whole.
-    return max(_pass_bytes(donor, variant, num_tokens), variant.checkpoint_bytes)
+    prompts = prompts_only(load_dialogues(None), reader)
+    num_tokens = sum(len(prompt.token_ids) + ANSWER_TOKENS for prompt in prompts)
+    return max(
+        _pass_bytes(donor, variant, num_tokens),
+        answering_bytes(variant.config, max_prompt_tokens=MAX_PROMPT_TOKENS, device=device),
+    )
 
 
 def _pass_bytes(donor: TextSide, variant: TextSide, num_tokens: int) -> int:

@@ -81,6 +81,16 @@ def test_plan_holds_the_budget_unless_told_otherwise(
     assert 0 < priced["price"]["kl"] < 0.5
 
 
+def test_plan_from_a_sample_of_rows_is_that_of_the_whole(
+    pair: tuple[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--tau-cos", "0.9", "--tau-frob", "0.1")
+    whole = answer(capfd, "plan", *pair, *options)
+    sampled = answer(capfd, "plan", *pair, *options, "--sample", "0.5")
+    assert sampled["rungs"] == whole["rungs"]
+    assert sampled["blocks_shared"] == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -89,6 +99,8 @@ def test_plan_holds_the_budget_unless_told_otherwise(
         (("tune", "--calibration", "/nothing.jsonl"), "alibration"),
         (("plan", "--policy", "exact", "--budget-kl", "1"), "takes no budget_kl"),
         (("plan", "--policy", "bytes"), "needs max_bytes"),
+        (("plan", "--sample", "0.5"), "--policy thresholds"),
+        (("plan", "--sample", "0.5", "--policy", "exact"), "--policy thresholds"),
         (("plan", "--tau-cos", "0.9", "--tau-frob", "0.1", "--budget-kl", "0"), "The plan costs"),
     ],
 )
