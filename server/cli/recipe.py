@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.table import Table
 
 from linker_core.errors import InvalidRequestError
-from linker_core.sharing.scan import scan
 from linker_core.tuning.recipe_result import RecipePlan, RecipeResult
 from linker_core.tuning.recipe_rules import DEFAULT_QUALITY_BUDGET, RecipeRequest
 from linker_core.tuning.tasks import DEFAULT_LIMIT, load_task_set
 from linker_core.weights.fingerprint import fingerprint
 from server.cli.checkpoints import open_pair
 from server.cli.progress import byte_progress
+from server.cli.scanning import scan_apart
 
 _MIB = 2**20
 
@@ -72,9 +72,8 @@ def run_recipe(args: argparse.Namespace) -> int:
         )
     budget = DEFAULT_QUALITY_BUDGET if args.quality_budget is None else args.quality_budget
     tasks = load_task_set(args.tasks, limit=DEFAULT_LIMIT if args.limit is None else args.limit)
+    report = scan_apart(args.donor, args.variant)
     with open_pair(args.donor, args.variant) as (donor, variant):
-        with byte_progress("scanning") as progress:
-            report = scan(donor, variant, progress=progress)
         with byte_progress("hashing the donor") as progress:
             digest = fingerprint(donor, progress=progress)
         logical_bytes = variant.nbytes

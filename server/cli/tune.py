@@ -24,8 +24,8 @@ from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.fingerprint import fingerprint
 from server.cli.checkpoints import open_pair
 from server.cli.progress import byte_progress
-from server.cli.scanning import scan_apart
 from server.cli.recipe import add_recipe_arguments, refuse_recipe_arguments, run_recipe
+from server.cli.scanning import scan_apart
 from server.settings import parse_size
 
 _MIB = 2**20
