@@ -16,7 +16,7 @@ from itertools import pairwise
 
 import torch
 
-from linker_core.engine.routing import RoutedLeaf
+from linker_core.engine.leaf import RoutedLeaf
 from linker_core.sharing.plan import Rung
 from linker_core.tuning.memory import LOGITS_CHUNK_BYTES
 from linker_core.tuning.storages import Rungs, SectionReader
@@ -184,9 +184,9 @@ class _BlockProbe:
         gated_nI = open_nI * up_nI
         if swapped_gate_nI is not None:
             gate = name.replace("up_proj", "gate_proj")
-            self._add(gate, self._activation(swapped_gate_nI) * up_nI, gated_nI)
+            self._add(gate, self._activation(swapped_gate_nI).mul_(up_nI), gated_nI)
         if swapped_up_nI is not None:
-            self._add(name, open_nI * swapped_up_nI, gated_nI)
+            self._add(name, swapped_up_nI.mul_(open_nI), gated_nI)
         self._gate = None
 
     def _add(self, name: str, swapped_nO: torch.Tensor, own_nO: torch.Tensor) -> None:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from linker_core.residency.loader import read_tensor
 from linker_core.sharing.plan import Rung
 from linker_core.tuning import storages
 from linker_core.tuning import walk as walk_module
@@ -203,11 +204,10 @@ def test_harm_grows_with_the_delta(tmp_path: Path) -> None:
 def test_each_tensor_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pair = make_pair(tmp_path, layers=2, tie=False)
     reads: Counter[tuple[str, str]] = Counter()
-    read = storages.read_tensor
 
     def counted(checkpoint: Checkpoint, name: str, *, device: torch.device) -> torch.Tensor:
         reads[checkpoint.path.name, name] += 1
-        return read(checkpoint, name, device=device)
+        return read_tensor(checkpoint, name, device=device)
 
     monkeypatch.setattr(storages, "read_tensor", counted)
     swapped = measured(pair)
@@ -229,5 +229,5 @@ def test_order_of_harm_is_close_to_the_order_of_true_prices(tmp_path: Path) -> N
 
 
 def spearman(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> float:
-    ranks = [np.argsort(np.argsort(values)) for values in (a, b)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    ranks = np.array([np.argsort(np.argsort(values)) for values in (a, b)], dtype=np.float64)
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
