@@ -12,7 +12,9 @@ from linker_core.weights.shapes import expected_tensors
 
 ANSWER_SEQUENCES = 16  # that a variant answers at once for its own calibration
 ANSWER_TOKENS = 96  # of one answer at most
-LOGITS_CHUNK_BYTES = 64 << 20  # one float32 chunk of logits, of one plan
+LOGITS_CHUNK_BYTES = 32 << 20  # float32 logits of some tokens under one plan
+# The variant's, a plan's, and the product before it is turned; or a block's activations.
+_WORKING_BYTES = 4 * LOGITS_CHUNK_BYTES
 
 
 def tuning_bytes(
@@ -37,7 +39,7 @@ def tuning_bytes(
             elif key.layer is None:
                 outside += nbytes
     states = (num_plans + 1) * num_tokens * variant.hidden_size * 4
-    return blocks + outside + states + 2 * LOGITS_CHUNK_BYTES
+    return blocks + outside + states + _WORKING_BYTES
 
 
 def answering_bytes(variant: ModelConfig, *, max_prompt_tokens: int, device: str) -> int:

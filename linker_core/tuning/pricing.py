@@ -19,6 +19,7 @@ from linker_core.tuning.walk import Walk
 
 _NUM_RESAMPLES = 2_000
 _UPPER_PERCENTILE = 97.5  # upper end of a two-sided 95 % interval
+_COMPARED_BYTES = 1 << 20  # of logits whose temporaries stay in the cache
 _MIN_KIND_TOKENS = 400  # fewer say too little of a kind
 _BOOTSTRAP_SEED = 20_250_101
 
@@ -78,10 +79,11 @@ class Pricer:
         """Compares next-token distributions, a chunk of logits of two plans at a time."""
         readings = [_Reading(len(self._targets_R)) for _ in planned]
         for rows in self._shared.chunks():
-            own = self._shared.log_probs(reference, rows)
-            targets = self._targets_R[rows]
+            own_nV = self._shared.logits(reference, rows)
+            targets_n = self._targets_R[rows]
             for plan, reading in zip(planned, readings, strict=True):
-                reading.compare(rows, own, self._shared.log_probs(plan, rows), targets)
+                planned_nV = self._shared.logits(plan, rows)
+                reading.compare(rows.start, own_nV, planned_nV, targets_n)
         self._shared.forget()
         return readings
 
@@ -122,15 +124,27 @@ class _Reading:
         self.loss_R: Reals = np.empty(num_tokens)  # planned minus own loss of the text's token
 
     def compare(
-        self, rows: slice, own_nV: torch.Tensor, planned_nV: torch.Tensor, targets_n: torch.Tensor
+        self,
+        first: int,
+        own_nV: torch.Tensor,
+        planned_nV: torch.Tensor,
+        targets_n: torch.Tensor,
     ) -> None:
-        """Takes in the log-probabilities of some rows."""
-        kl_n = (own_nV.exp() * (own_nV - planned_nV)).sum(dim=-1)
-        # Rounding can leave a tiny negative sum where both are equal.
-        self.kl_R[rows] = kl_n.clamp_min_(0).cpu().numpy()
-        self.agrees_R[rows] = (own_nV.argmax(-1) == planned_nV.argmax(-1)).cpu().numpy()
-        gain_n1 = (own_nV - planned_nV).gather(1, targets_n.unsqueeze(1))
-        self.loss_R[rows] = gain_n1.squeeze(1).cpu().numpy()
+        """Takes in the logits of consecutive tokens, a few rows at a time to stay in the cache."""
+        step = max(1, _COMPARED_BYTES // (4 * own_nV.shape[1]))
+        for start in range(0, len(own_nV), step):
+            part = slice(start, start + step)
+            own = torch.log_softmax(own_nV[part], dim=-1)
+            planned = torch.log_softmax(planned_nV[part], dim=-1)
+            agrees = own.argmax(dim=-1) == planned.argmax(dim=-1)
+            gain = own.sub_(planned)  # log p - log q; added to log q it gives log p back
+            loss = gain.gather(1, targets_n[part].unsqueeze(1)).squeeze(1)
+            kl = planned.add_(gain).exp_().mul_(gain).sum(dim=-1)
+            rows = slice(first + start, first + start + len(kl))
+            # Rounding can leave a tiny negative sum where both are equal.
+            self.kl_R[rows] = kl.clamp_min_(0).cpu().numpy()
+            self.agrees_R[rows] = agrees.cpu().numpy()
+            self.loss_R[rows] = loss.cpu().numpy()
 
 
 def bootstrap_upper(values_R: Reals, cluster_R: npt.NDArray[np.int64]) -> float:

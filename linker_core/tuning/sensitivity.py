@@ -190,7 +190,8 @@ class _BlockProbe:
         self._gate = None
 
     def _add(self, name: str, swapped_nO: torch.Tensor, own_nO: torch.Tensor) -> None:
-        self._relative[name] += float(_relative(swapped_nO - own_nO, own_nO).sum())
+        """Takes an error in; overwrites what was swapped."""
+        self._relative[name] += float(_relative(swapped_nO.sub_(own_nO), own_nO).sum())
 
 
 @contextmanager
@@ -209,5 +210,8 @@ def _hooked(
 
 def _relative(part_nO: torch.Tensor, whole_nO: torch.Tensor) -> torch.Tensor:
     """Returns |part|² / |whole|² of each row in float32; nothing of nothing is 0."""
-    part_n, whole_n = (x_nO.float().square().sum(dim=-1) for x_nO in (part_nO, whole_nO))
+    part_n, whole_n = (
+        torch.linalg.vector_norm(x_nO, dim=-1, dtype=torch.float32).square_()
+        for x_nO in (part_nO, whole_nO)
+    )
     return part_n / whole_n.clamp_min_(torch.finfo(torch.float32).tiny)

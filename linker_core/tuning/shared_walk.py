@@ -83,11 +83,14 @@ class SharedWalk:
         return [slice(i, i + length) for i in range(0, len(self._rows), length)]
 
     @torch.inference_mode()
+    def logits(self, last: LastHidden, rows: slice) -> torch.Tensor:
+        """Returns float32 logits [n, V] of the next token; `forget` when all are read."""
+        logits_nV = self._walk.logits(self._reader.storages(None, last.rungs), last.hidden[rows])
+        return logits_nV[:, : self._walk.config.vocab_size]
+
     def log_probs(self, last: LastHidden, rows: slice) -> torch.Tensor:
         """Returns log-probabilities [n, V] of the next token; `forget` when all are read."""
-        storages = self._reader.storages(None, last.rungs)
-        logits_nV = self._walk.logits(storages, last.hidden[rows])
-        return torch.log_softmax(logits_nV[:, : self._walk.config.vocab_size], dim=-1)
+        return torch.log_softmax(self.logits(last, rows), dim=-1)
 
     def forget(self) -> None:
         """Lets go of embeddings and heads."""

@@ -26,7 +26,7 @@ from linker_core.residency.skeleton import build_skeleton
 from linker_core.tuning.storages import Storages
 from linker_core.weights.architecture import ModelConfig
 
-_ACTIVATION_BYTES = 64 << 20  # of one batch: what decides how many rows it has
+_ACTIVATION_BYTES = 24 << 20  # of one batch: what decides how many rows it has
 _PAGE_TOKENS = 16
 
 
@@ -161,7 +161,7 @@ class Walk:
 
     @torch.inference_mode()
     def logits(self, storages: Storages, hidden_nH: torch.Tensor) -> torch.Tensor:
-        """Returns the logits [n, V] in float32 that follow from a last hidden state."""
+        """Returns the logits [n, V] in float32, a new tensor, of last hidden states."""
         norm, head = self._model.model.norm, self._model.lm_head
         for leaf in (norm, head):
             leaf.bind(0, storages)
@@ -171,7 +171,7 @@ class Walk:
         for leaf in (norm, head):
             leaf.unbind(0)
         cap = self.config.final_logit_softcapping
-        return logits_nV if cap is None else torch.tanh(logits_nV / cap) * cap
+        return logits_nV if cap is None else logits_nV.div_(cap).tanh_().mul_(cap)
 
     def _run(self, layer: int, batch: Sequence[Pass], x_1nH: torch.Tensor) -> torch.Tensor:
         self._context.body = RowMap(
