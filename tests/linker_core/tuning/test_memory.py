@@ -1,0 +1,76 @@
+"""What a pass announces against what it holds."""
+
+from __future__ import annotations
+
+import weakref
+from pathlib import Path
+
+import pytest
+import torch
+
+from linker_core.residency.loader import read_tensor
+from linker_core.tuning import storages
+from linker_core.tuning.memory import LOGITS_CHUNK_BYTES, answering_bytes, tuning_bytes
+from linker_core.tuning.storages import Rungs
+from linker_core.weights.checkpoint import Checkpoint
+from tests.linker_core.tuning.pairs import Pair, make_pair, random_text
+
+
+def section_bytes(checkpoint: Checkpoint, part: str) -> int:
+    return sum(tensor.nbytes for name, tensor in checkpoint.tensors.items() if part in name)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Pair:
+    return make_pair(tmp_path, layers=3, tie=False, added_tokens=["<|a|>"])
+
+
+def weights_held(pair: Pair) -> int:
+    """One block and what lies outside the blocks, of each side."""
+    sides, layers = (pair.donor, pair.variant), pair.variant.config.num_layers
+    return sum(side.nbytes - (layers - 1) * section_bytes(side, "layers.0.") for side in sides)
+
+
+def announced(pair: Pair, num_tokens: int, num_plans: int) -> int:
+    donor, variant = pair.donor.config, pair.variant.config
+    return tuning_bytes(donor, variant, num_tokens=num_tokens, num_plans=num_plans)
+
+
+def test_bytes_are_two_blocks_the_ends_and_a_state_a_plan(pair: Pair, tmp_path: Path) -> None:
+    working = announced(pair, 0, 5) - weights_held(pair)
+    assert working >= 2 * LOGITS_CHUNK_BYTES
+    assert announced(pair, 1000, 3) - announced(pair, 0, 3) == 4 * 1000 * 48 * 4
+    tied = make_pair(tmp_path / "tied", layers=6)
+    assert announced(tied, 0, 5) - weights_held(tied) == working
+
+
+def test_pass_holds_two_blocks_and_the_ends_at_most(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive: list[weakref.ref[torch.Tensor]] = []
+    peak = 0
+
+    def watched(checkpoint: Checkpoint, name: str, *, device: torch.device) -> torch.Tensor:
+        nonlocal peak
+        tensor = read_tensor(checkpoint, name, device=device)
+        alive.append(weakref.ref(tensor))
+        peak = max(peak, sum(held.nbytes for ref in alive if (held := ref()) is not None))
+        return tensor
+
+    monkeypatch.setattr(storages, "read_tensor", watched)
+    plans: list[Rungs] = [pair.aliasing("layers."), pair.aliasing("layers.1."), pair.base]
+    pricer = pair.pricer(random_text([20, 20]))
+    pricer.price(plans)
+    blocks = sum(section_bytes(side, "layers.0.") for side in (pair.donor, pair.variant))
+    assert blocks < peak <= weights_held(pair)
+    assert all(ref() is None for ref in alive)
+
+
+def test_answering_takes_the_whole_variant_and_its_pages(pair: Pair) -> None:
+    config = pair.variant.config
+    few, many = (
+        answering_bytes(config, max_prompt_tokens=tokens, device="cpu") for tokens in (160, 416)
+    )
+    assert few > pair.variant.nbytes
+    # 16 sequences, 256 more tokens each; keys and values of 2 heads of 12 in three layers, float32.
+    assert many - few == 16 * 256 * 2 * 3 * 2 * 12 * 4
