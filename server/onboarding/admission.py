@@ -50,6 +50,7 @@ class Planned:
     fingerprint: str
     donor: ServedModel | None
     plan: SharePlan
+    free_bytes: int | None  # of the device before a tuner took its share; None: no engine
     report: Json | None = None  # None: a donor is compared with nothing
     tuned: TuneResult | None = None  # None: no tuner was needed
 
@@ -203,18 +204,28 @@ class Admission:
         watch: Stopwatch,
         follow: OnStageProgress,
     ) -> Planned:
+        snapshot = self.snapshot()
+        free_bytes = None if snapshot is None else snapshot.device_free_bytes
         # A donor is compared with nothing, so its weights are checked for NaN in this pass.
         fingerprint = await self._fingerprints.find(
             text, finite=donor is None, watch=watch, on_progress=follow
         )
         if donor is None:
             plan = await asyncio.to_thread(make_donor_plan, text, fingerprint)
-            return Planned(text=text, fingerprint=fingerprint, donor=None, plan=plan)
+            return Planned(
+                text=text, fingerprint=fingerprint, donor=None, plan=plan, free_bytes=free_bytes
+            )
         report = await self._report(text, fingerprint, donor, watch, follow)
         pair = Pair(text=text, fingerprint=fingerprint, donor=donor, report=report)
         plan, tuned = await self._priced(request, pair, watch, follow)
         return Planned(
-            text=text, fingerprint=fingerprint, donor=donor, plan=plan, report=report, tuned=tuned
+            text=text,
+            fingerprint=fingerprint,
+            donor=donor,
+            plan=plan,
+            free_bytes=free_bytes,
+            report=report,
+            tuned=tuned,
         )
 
     async def _report(

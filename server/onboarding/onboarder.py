@@ -133,8 +133,8 @@ class Onboarder:
             check_name(request.name)
         check_sharing(request)
         path = await asyncio.to_thread(resolve_source, request.source, self._roots)
-        if self._is_coming(request.donor):
-            raise NotReadyError(f"The donor {request.donor!r} is not resident yet; try again.")
+        if self._is_coming(request.donor) or not self._restorer.done.is_set():
+            raise NotReadyError("The models to share with are still on their way; try again.")
         self._check_queue()
         self._num_rehearsing += 1
         try:

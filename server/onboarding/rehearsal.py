@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from linker_core.engine.messages import Snapshot
 from linker_core.errors import NotReadyError
 from linker_core.sharing.plan import Rung
 from linker_core.weights.architecture import DTYPE_BYTES, ModelConfig
@@ -67,13 +66,13 @@ class Rehearsal:
             NotReadyError: There is no engine that could say what is free.
             LinkerError: See `Onboarder.rehearse`.
         """
-        self._snapshot()
+        free_bytes = self._free_bytes()
         watch = Stopwatch()
         watch.enter("open")
         shape = await asyncio.to_thread(read_shape, path)
         if shape is not None:
             donor = choose_donor(self._catalog, request, shape)
-            return self._from_shape(request, shape, donor, watch)
+            return self._from_shape(request, shape, donor, free_bytes, watch)
         text = await asyncio.to_thread(read_text_side, path)
         watch.stop()
         donor = choose_donor(self._catalog, request, text.config)
@@ -98,7 +97,7 @@ class Rehearsal:
                 "checkpoint": plan.checkpoint_bytes,
             },
             needed_bytes=plan.unique_bytes + self._kv_bytes(planned.text.config, donor),
-            free_bytes=self._snapshot().device_free_bytes,
+            free_bytes=self._free_bytes() if planned.free_bytes is None else planned.free_bytes,
             seconds=watch.to_json(),
             region=plan.region.value,
             mean_cos=plan.mean_cos,
@@ -114,6 +113,7 @@ class Rehearsal:
         request: OnboardRequest,
         config: ModelConfig,
         donor: ServedModel | None,
+        free_bytes: int,
         watch: Stopwatch,
     ) -> DryRun:
         held = bytes_of_shape(config, None if donor is None else donor.text.config)
@@ -123,7 +123,7 @@ class Rehearsal:
             policy="donor" if donor is None else request.policy,
             bytes=held,
             needed_bytes=held["unique"] + self._kv_bytes(config, donor),
-            free_bytes=self._snapshot().device_free_bytes,
+            free_bytes=free_bytes,
             seconds=watch.to_json(),
             budget_kl=request.budget_kl,
         )
@@ -131,11 +131,11 @@ class Rehearsal:
     def _kv_bytes(self, config: ModelConfig, donor: ServedModel | None) -> int:
         return self._admission.kv_bytes(config) if donor is None else 0
 
-    def _snapshot(self) -> Snapshot:
+    def _free_bytes(self) -> int:
         snapshot = self._admission.snapshot()
         if snapshot is None:
             raise NotReadyError("The engine is not running, so nobody knows what is free.")
-        return snapshot
+        return snapshot.device_free_bytes
 
 
 def bytes_of_shape(config: ModelConfig, donor: ModelConfig | None) -> dict[str, int]:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from linker_core.weights.checkpoint import Checkpoint
+from tests.server.fake_engine import MUTE_ENGINE
 from tests.server.fake_tuner import BLOCKER, KL, KL_UPPER
 from tests.server.live import LiveServer, live_server
 from tests.tiny import make_variant
@@ -125,13 +126,33 @@ def test_shape_alone_gives_the_bytes_of_sharing_every_block(
 def test_shape_of_a_donor_fits_with_its_kv_cache_or_not(
     family: Path, tmp_path: Path, shape: Path
 ) -> None:
+    body = {"source": str(shape)}
     with live_server(
         tmp_path, root=family, settings={"engine": {"memory_budget": 200_000}}
     ) as server:
-        server.until(lambda: server.services.engine.snapshot is not None)
+        server.until(lambda: server.client.post("/models/plan", json=body).status_code != 503)
         answer = planned(server, shape)
         assert answer["bytes"]["unique"] < answer["free_bytes"] == 200_000
         assert answer["fits"] is False
+
+
+def test_dry_run_without_an_engine_is_503(family: Path, tmp_path: Path) -> None:
+    with live_server(tmp_path, root=family, engine_command=MUTE_ENGINE) as server:
+        assert refused(server, 503, source=str(family / "near"))["code"] == "not_ready"
+
+
+def test_rows_that_are_the_donors_are_not_held_again(live: LiveServer, family: Path) -> None:
+    grown = make_variant(family / "grown", family / "base", scale={}, added_tokens=("<|tool|>",))
+    with Checkpoint.open(grown) as checkpoint:
+        row_bytes = checkpoint.config.hidden_size * 2 + 8  # bfloat16, and where the row belongs
+    answer = planned(live, grown)
+    assert answer["bytes"]["unique"] == row_bytes
+    assert (answer["price"]["kl"], answer["price"]["tokens"]) == (0.0, 0)
+    card = live.onboard("grown", grown).json()
+    assert card["bytes"]["unique"] == row_bytes
+    assert card["blocks"] == {"alias": 2, "residual": 0, "own": 0, "total": 2}
+    assert live.metric('linker_model_blocks{model="grown",rung="alias"}') == 2
+    live.client.delete("/models/grown")
 
 
 @pytest.mark.parametrize(
