@@ -214,4 +214,5 @@ def _relative(part_nO: torch.Tensor, whole_nO: torch.Tensor) -> torch.Tensor:
         torch.linalg.vector_norm(x_nO, dim=-1, dtype=torch.float32).square_()
         for x_nO in (part_nO, whole_nO)
     )
-    return part_n / whole_n.clamp_min_(torch.finfo(torch.float32).tiny)
+    ratio_n: torch.Tensor = part_n / whole_n.clamp_min_(torch.finfo(torch.float32).tiny)
+    return ratio_n

@@ -15,7 +15,7 @@ import torch
 from linker_core.residency.loader import read_tensor
 from linker_core.sharing.plan import Rung
 from linker_core.sharing.price import Price
-from linker_core.tuning import memory, shared_walk, storages
+from linker_core.tuning import memory, pricing, shared_walk, storages
 from linker_core.tuning.calibration import CalibrationText
 from linker_core.tuning.pricing import bootstrap_upper
 from linker_core.tuning.storages import Rungs
@@ -87,6 +87,7 @@ def test_price_is_the_same_in_chunks_of_logits(pair: Pair, monkeypatch: pytest.M
     (want,) = pair.pricer(text).price([plan])
     assert 4 * 512 * text.num_response_tokens <= memory.LOGITS_CHUNK_BYTES  # it was one chunk
     monkeypatch.setattr(shared_walk, "LOGITS_CHUNK_BYTES", 4 * 512 * 7)
+    monkeypatch.setattr(pricing, "_COMPARED_BYTES", 4 * 512 * 3)
     (got,) = pair.pricer(text).price([plan])
     assert got.kl == pytest.approx(want.kl, rel=1e-5)
     assert got.top1 == want.top1
