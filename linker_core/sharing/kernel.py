@@ -11,6 +11,7 @@ import ctypes
 import hashlib
 import logging
 import os
+import stat
 import subprocess
 import sys
 import tempfile
@@ -103,11 +104,13 @@ def load_kernels() -> Kernels:
     folder = cache_directory()
     with contextlib.suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    code = _read(folder / name)
-    if code is None and os.access(folder, os.W_OK):
-        code = _build(folder / name)
+    code = None
+    if _is_private(folder):  # what lies there is run
+        code = _read(folder / name)
+        if code is None and os.access(folder, os.W_OK):
+            code = _build(folder / name)
     if code is None:
-        logger.warning("%s is not writable: every scan compiles its loops", folder)
+        logger.warning("%s is not this user's alone: every scan compiles its loops", folder)
         with tempfile.TemporaryDirectory() as passing:
             code = _build(Path(passing) / name)
     return Kernels(code)
@@ -132,6 +135,15 @@ def host_features() -> tuple[str, str]:
 def seal(code: bytes) -> bytes:
     """Returns object code behind its digest, so that a damaged file is noticed."""
     return hashlib.sha256(code).digest() + code
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether nobody else can have put files into a directory."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return False
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
 def _read(path: Path) -> bytes | None:

@@ -189,8 +189,22 @@ def test_compiled_loops_work_where_nothing_can_be_kept(
     kernel.load_kernels.cache_clear()
     words = np.array([0x3F80] * 5, np.uint16)
     assert summed(load_kernels(), words, words, ("BF16", "BF16")) == (5.0, 5.0, 5.0, 0.0)
-    assert "not writable" in caplog.text
+    assert "every scan compiles" in caplog.text
     kernel.load_kernels.cache_clear()
+
+
+def test_loops_are_not_run_from_a_folder_that_others_can_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    kernel.load_kernels.__wrapped__()
+    (kept,) = (tmp_path / "linker").iterdir()
+    planted = kernel.seal(b"not loops of ours")
+    kept.write_bytes(planted)
+    kept.parent.chmod(0o777)
+    kernel.load_kernels.__wrapped__()  # would fail to load what was planted
+    assert kept.read_bytes() == planted
+    assert "every scan compiles" in caplog.text
 
 
 def test_loops_that_cannot_be_compiled_say_so(
