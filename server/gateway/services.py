@@ -24,6 +24,7 @@ from server.metrics.sharing import SharingExposition
 from server.onboarding.admission import Admission
 from server.onboarding.catalog import Catalog, ServedModel
 from server.onboarding.onboarder import Onboarder
+from server.onboarding.planner import Planner
 from server.onboarding.pricing import Pricing
 from server.onboarding.request import OnboardRequest
 from server.onboarding.restorer import Restorer
@@ -48,6 +49,7 @@ class Services:
     registry: Registry
     catalog: Catalog
     roster: Roster
+    planner: Planner
     onboarder: Onboarder
     engine: EngineSupervisor
     metrics: ServingMetrics
@@ -152,19 +154,23 @@ def build_services(
         command=tune_command,
     )
     admission = Admission(
-        registry=registry,
         catalog=catalog,
-        scanner=Scanner(scan_command, busy=busy),
-        pricing=Pricing(registry=registry, tuner=tuner, calibration=settings.sharing.calibration),
         engine=lambda: services.engine.client,
         engine_config=settings.engine.to_engine_config(),
         max_model_len=settings.engine.max_model_len,
     )
+    planner = Planner(
+        registry=registry,
+        scanner=Scanner(scan_command, busy=busy),
+        pricing=Pricing(registry=registry, tuner=tuner, calibration=settings.sharing.calibration),
+        snapshot=admission.snapshot,
+    )
     roster = Roster(registry=registry, metrics=metrics)
-    restorer = Restorer(roster=roster, catalog=catalog, admission=admission)
+    restorer = Restorer(roster=roster, catalog=catalog, planner=planner, admission=admission)
     onboarder = Onboarder(
         roster=roster,
         catalog=catalog,
+        planner=planner,
         admission=admission,
         restorer=restorer,
         metrics=AdmissionMetrics(exposition, stages=STAGES),
@@ -184,6 +190,7 @@ def build_services(
         registry=registry,
         catalog=catalog,
         roster=roster,
+        planner=planner,
         onboarder=onboarder,
         engine=supervisor,
         metrics=metrics,

@@ -15,10 +15,11 @@ from linker_core.errors import EngineFailureError, LinkerError, NotReadyError
 from linker_core.weights.checkpoint import Identity
 from server.bridge.client import OnProgress
 from server.metrics.admission import AdmissionMetrics
-from server.onboarding.admission import Admission, Arrival, Planned
+from server.onboarding.admission import Admission, Arrival
 from server.onboarding.catalog import Catalog, ServedModel, TextSide
 from server.onboarding.donors import choose_donor
 from server.onboarding.outcomes import failed_job, failed_model, retimed_job, succeeded_job
+from server.onboarding.planner import Planned, Planner
 from server.onboarding.prepare import read_again
 from server.onboarding.request import OnboardRequest
 from server.onboarding.restorer import Restorer
@@ -44,7 +45,8 @@ class JobRunner:
     Args:
         roster: The known models and jobs.
         catalog: Filled with what is resident.
-        admission: The steps of a job.
+        planner: Decides what is stored.
+        admission: Loads what was planned.
         restorer: Says when donors are resident.
         metrics: Told how admissions end and what they spent.
         roots: Directories that sources must lie in.
@@ -56,6 +58,7 @@ class JobRunner:
         *,
         roster: Roster,
         catalog: Catalog,
+        planner: Planner,
         admission: Admission,
         restorer: Restorer,
         metrics: AdmissionMetrics,
@@ -64,6 +67,7 @@ class JobRunner:
     ) -> None:
         self._roster = roster
         self._catalog = catalog
+        self._planner = planner
         self._admission = admission
         self._restorer = restorer
         self._metrics = metrics
@@ -135,7 +139,7 @@ class JobRunner:
                 replace(live, stage=stage, done_bytes=done_bytes, total_bytes=total_bytes)
             )
 
-        planned = await self._admission.plan(request, text, donor, watch=watch, on_stage=on_stage)
+        planned = await self._planner.plan(request, text, donor, watch=watch, on_stage=on_stage)
         record = replace(record, fingerprint=planned.fingerprint, plan=planned.plan.to_json())
         on_stage(JobStage.LOADING, 0, planned.plan.unique_bytes)
         await self._roster.save(record, self._roster.live_job(job.id))

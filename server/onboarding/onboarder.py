@@ -20,6 +20,7 @@ from server.onboarding.catalog import Catalog, TextSide
 from server.onboarding.departures import Departures
 from server.onboarding.donors import choose_donor
 from server.onboarding.jobs import Checked, JobRunner
+from server.onboarding.planner import Planner
 from server.onboarding.prepare import check_capacity, read_text_side
 from server.onboarding.rehearsal import DryRun, Rehearsal
 from server.onboarding.request import AUTO_DONOR, OnboardRequest, check_name, check_sharing
@@ -40,7 +41,8 @@ class Onboarder:
     Args:
         roster: The known models and jobs.
         catalog: Filled with what is resident.
-        admission: The steps of a job.
+        planner: Decides what is stored.
+        admission: Loads what was planned.
         restorer: Says when donors are resident.
         metrics: Told how admissions end and what they spent.
         roots: Directories that sources must lie in.
@@ -52,6 +54,7 @@ class Onboarder:
         *,
         roster: Roster,
         catalog: Catalog,
+        planner: Planner,
         admission: Admission,
         restorer: Restorer,
         metrics: AdmissionMetrics,
@@ -69,13 +72,14 @@ class Onboarder:
         self._jobs = JobRunner(
             roster=roster,
             catalog=catalog,
+            planner=planner,
             admission=admission,
             restorer=restorer,
             metrics=metrics,
             roots=roots,
             names=self._names,
         )
-        self._rehearsal = Rehearsal(catalog=catalog, admission=admission)
+        self._rehearsal = Rehearsal(catalog=catalog, planner=planner, admission=admission)
         self._num_rehearsing = 0
         self._departures = Departures(roster=roster, catalog=catalog, names=self._names)
         self._startup = Startup(roster=roster, catalog=catalog, jobs=self._jobs, names=self._names)

@@ -14,10 +14,11 @@ from linker_core.sharing.plan import Rung
 from linker_core.weights.architecture import DTYPE_BYTES, ModelConfig
 from linker_core.weights.keys import parse_key
 from linker_core.weights.shapes import expected_tensors
-from server.onboarding.admission import Admission, Planned
+from server.onboarding.admission import Admission
 from server.onboarding.catalog import Catalog, ServedModel
 from server.onboarding.donors import choose_donor
 from server.onboarding.pairs import make_frontier
+from server.onboarding.planner import Planned, Planner
 from server.onboarding.prepare import read_shape, read_text_side
 from server.onboarding.request import OnboardRequest
 from server.onboarding.timing import Stopwatch
@@ -50,11 +51,13 @@ class Rehearsal:
 
     Args:
         catalog: Where donors are found.
-        admission: Plans.
+        planner: Plans.
+        admission: Knows the engine's memory.
     """
 
-    def __init__(self, *, catalog: Catalog, admission: Admission) -> None:
+    def __init__(self, *, catalog: Catalog, planner: Planner, admission: Admission) -> None:
         self._catalog = catalog
+        self._planner = planner
         self._admission = admission
 
     async def run(self, request: OnboardRequest, path: Path) -> DryRun:
@@ -76,7 +79,7 @@ class Rehearsal:
         text = await asyncio.to_thread(read_text_side, path)
         watch.stop()
         donor = choose_donor(self._catalog, request, text.config)
-        planned = await self._admission.plan(
+        planned = await self._planner.plan(
             request, text, donor, watch=watch, on_stage=_ignore_stage
         )
         tuned = planned.tuned

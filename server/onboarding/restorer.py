@@ -19,6 +19,7 @@ from server.bridge.client import EngineClient
 from server.onboarding.admission import Admission
 from server.onboarding.catalog import Catalog
 from server.onboarding.outcomes import failed_model
+from server.onboarding.planner import Planner
 from server.onboarding.prepare import read_again
 from server.onboarding.roster import Roster
 from server.registry.records import ModelRecord, ModelState
@@ -36,15 +37,19 @@ class Restorer:
     Args:
         roster: The known models.
         catalog: Filled with what is resident.
+        planner: Knows fingerprints.
         admission: Loads models.
 
     `on_changed` is asked about a model whose files are others than it was onboarded from; it
     returns whether the model is being onboarded anew.
     """
 
-    def __init__(self, *, roster: Roster, catalog: Catalog, admission: Admission) -> None:
+    def __init__(
+        self, *, roster: Roster, catalog: Catalog, planner: Planner, admission: Admission
+    ) -> None:
         self._roster = roster
         self._catalog = catalog
+        self._planner = planner
         self._admission = admission
         self._current: str | None = None  # the model being loaded, also after the engine's death
         self._strikes: dict[str, int] = {}
@@ -109,7 +114,7 @@ class Restorer:
         if not self._is_wanted(record):
             return
         text = await asyncio.to_thread(read_again, Path(record.source), source=record.source)
-        if await self._admission.fingerprint(text) != record.fingerprint:
+        if await self._planner.fingerprint(text) != record.fingerprint:
             if self._is_wanted(record) and await self.on_changed(record):
                 return
             raise BadCheckpointError(

@@ -35,9 +35,9 @@ class Holdup:
 @contextmanager
 def held_up_scans(server: LiveServer) -> Iterator[Holdup]:
     """Lets no scan begin before the block ends, or before it says so."""
-    admission = server.services.onboarder._admission
-    scanner = admission._scanner
-    admission._fingerprints._digests.clear()  # what was hashed before would not be again
+    planner = server.services.planner
+    scanner = planner._scanner
+    planner._fingerprints._digests.clear()  # what was hashed before would not be again
     run = scanner.run
     holdup = Holdup()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from server.onboarding.admission import Admission
+from server.onboarding.planner import Planner
 from tests.server.live import LiveServer, live_server
 from tests.server.onboarding.conftest import LIMITS
 from tests.server.onboarding.family import loads
@@ -47,14 +47,14 @@ def test_damaged_plan_fails_its_model_alone(state: Path, plan: str) -> None:
 
 
 def test_fault_of_ours_fails_its_model_alone(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fingerprint = Admission.fingerprint
+    fingerprint = Planner.fingerprint
 
-    async def failing(admission: Admission, text: object) -> str:
+    async def failing(planner: Planner, text: object) -> str:
         if text.path.name == "base":  # type: ignore[attr-defined]
             raise RuntimeError("a fault")
-        return await fingerprint(admission, text)  # type: ignore[arg-type]
+        return await fingerprint(planner, text)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Admission, "fingerprint", failing)
+    monkeypatch.setattr(Planner, "fingerprint", failing)
     with live_server(state) as server:
         server.until(lambda: server.services.onboarder.startup_failures() == ["base", "near"])
         error = server.client.get("/models/base").json()["error"]

@@ -1,0 +1,183 @@
+"""Decides what of a checkpoint is stored: fingerprint, scan, price where the policy asks, plan.
+
+Each step is skipped where its result is known: in memory, or in the registry by contents.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from linker_core.engine.messages import Snapshot
+from linker_core.sharing.plan import SharePlan
+from linker_core.sharing.report import ScanReport
+from linker_core.tuning.result import TuneResult
+from server.onboarding.catalog import ServedModel, TextSide
+from server.onboarding.fingerprints import Fingerprints
+from server.onboarding.pairs import Pair, files_changed, make_donor_plan
+from server.onboarding.planning import tuning_goal, untuned_plan
+from server.onboarding.pricing import Pricing
+from server.onboarding.processes import OnStageProgress
+from server.onboarding.request import OnboardRequest
+from server.onboarding.scanner import Scanner
+from server.onboarding.stored import restored
+from server.onboarding.timing import Stopwatch
+from server.registry.records import JobStage, Json
+from server.registry.store import Registry
+
+OnStage = Callable[[JobStage, int, int], None]  # stage, bytes done, bytes in all
+_STAGES = {
+    "hashing": JobStage.VALIDATING,
+    "scanning": JobStage.SCANNING,
+    "tuning": JobStage.TUNING,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A validated checkpoint with its plan."""
+
+    text: TextSide
+    fingerprint: str
+    donor: ServedModel | None
+    plan: SharePlan
+    free_bytes: int | None  # of the device before a tuner took its share; None: no engine
+    report: Json | None = None  # None: a donor is compared with nothing
+    tuned: TuneResult | None = None  # None: no tuner was needed
+
+
+class Planner:
+    """Plans checkpoints, one at a time.
+
+    Args:
+        registry: Keeps the scans.
+        scanner: Starts scan workers.
+        pricing: Finds prices.
+        snapshot: Returns the engine's last report, or None.
+    """
+
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        scanner: Scanner,
+        pricing: Pricing,
+        snapshot: Callable[[], Snapshot | None],
+    ) -> None:
+        self._registry = registry
+        self._scanner = scanner
+        self._pricing = pricing
+        self._snapshot = snapshot
+        self._fingerprints = Fingerprints(scanner)
+        # Scans and tuners use every core and memory of their own.
+        self._turn = asyncio.Lock()
+
+    async def plan(
+        self,
+        request: OnboardRequest,
+        text: TextSide,
+        donor: ServedModel | None,
+        *,
+        watch: Stopwatch,
+        on_stage: OnStage,
+    ) -> Planned:
+        """Decides what of a validated checkpoint will be stored; jobs and dry runs take turns.
+
+        Raises:
+            LinkerError: Any reason why this model cannot be onboarded.
+        """
+        async with self._turn:
+            try:
+                return await self._plan(request, text, donor, watch, _follow(on_stage))
+            finally:
+                watch.stop()
+
+    async def fingerprint(self, text: TextSide) -> str:
+        """Returns the digest of a checkpoint, hashing files once in this process's life.
+
+        Raises:
+            BadCheckpointError: The files cannot be read.
+        """
+        return await self._fingerprints.find(text, watch=Stopwatch(), on_progress=_ignore_progress)
+
+    async def _plan(
+        self,
+        request: OnboardRequest,
+        text: TextSide,
+        donor: ServedModel | None,
+        watch: Stopwatch,
+        follow: OnStageProgress,
+    ) -> Planned:
+        snapshot = self._snapshot()
+        free_bytes = None if snapshot is None else snapshot.device_free_bytes
+        # A donor is compared with nothing, so its weights are checked for NaN in this pass.
+        fingerprint = await self._fingerprints.find(
+            text, finite=donor is None, watch=watch, on_progress=follow
+        )
+        if donor is None:
+            plan = await asyncio.to_thread(make_donor_plan, text, fingerprint)
+            return Planned(
+                text=text, fingerprint=fingerprint, donor=None, plan=plan, free_bytes=free_bytes
+            )
+        report = await self._report(text, fingerprint, donor, watch, follow)
+        pair = Pair(text=text, fingerprint=fingerprint, donor=donor, report=report)
+        plan, tuned = await self._priced(request, pair, watch, follow)
+        return Planned(
+            text=text,
+            fingerprint=fingerprint,
+            donor=donor,
+            plan=plan,
+            free_bytes=free_bytes,
+            report=report,
+            tuned=tuned,
+        )
+
+    async def _report(
+        self,
+        text: TextSide,
+        fingerprint: str,
+        donor: ServedModel,
+        watch: Stopwatch,
+        follow: OnStageProgress,
+    ) -> Json:
+        """Returns the scan of a variant against its donor, from the registry if it is there."""
+        stored = await asyncio.to_thread(self._registry.scan, donor.fingerprint, fingerprint)
+        if stored is not None and restored(ScanReport.from_json, stored) is not None:
+            return stored
+        watch.enter("scan")
+        result = await self._scanner.run(
+            text.path, donor=donor.text.path, hashed=False, on_progress=follow
+        )
+        watch.stop()
+        # Both fingerprints were made of files of these identities.
+        if (result.identity, result.donor_identity) != (text.identity, donor.text.identity):
+            raise files_changed()
+        assert result.report is not None
+        self._fingerprints.note_finite(text)
+        await asyncio.to_thread(
+            self._registry.save_scan, donor.fingerprint, fingerprint, result.report
+        )
+        return result.report
+
+    async def _priced(
+        self, request: OnboardRequest, pair: Pair, watch: Stopwatch, follow: OnStageProgress
+    ) -> tuple[SharePlan, TuneResult | None]:
+        """Returns the plan, with its price where the policy asks for one, and what was measured."""
+        draft = await asyncio.to_thread(pair.draft, request)
+        goal = tuning_goal(request, ScanReport.from_json(pair.report), draft)
+        if goal is None:
+            return untuned_plan(request, draft), None
+        tuned = await self._pricing.find(pair, goal, watch=watch, on_progress=follow)
+        return await asyncio.to_thread(pair.tuned, request, tuned), tuned
+
+
+def _follow(on_stage: OnStage) -> OnStageProgress:
+    def follow(stage: str, done_bytes: int, total_bytes: int) -> None:
+        on_stage(_STAGES[stage], done_bytes, total_bytes)
+
+    return follow
+
+
+def _ignore_progress(_stage: str, _done_bytes: int, _total_bytes: int) -> None:
+    """A restored model has no job to report to."""
