@@ -1,4 +1,4 @@
-"""What a plan costs the variant, as measured: the distance of its answers from the unshared ones."""
+"""What a plan costs the variant, as measured: how far its answers are from the unshared ones."""
 
 from __future__ import annotations
 

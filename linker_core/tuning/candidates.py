@@ -19,7 +19,6 @@ from linker_core.weights.keys import parse_key
 
 ALL_BLOCKS = "all blocks"
 INTERIOR = "all blocks but the first and the last"
-OF_LEAST_HARM = "weights of least harm"
 _FAR_POWER = 1.35  # from all blocks aliased down to a hundredth of their KL, on trained models
 
 
@@ -69,9 +68,10 @@ class Candidates:
     def blocks(self, thresholds: Thresholds) -> list[Candidate]:
         """Returns the block sets of BS: a sweep over τ_frob, and one that spares the ends.
 
-        The sweep is all blocks, the half of them with the smaller ε, and what BS Eq. 3 shares under
-        `thresholds`. The first and the last block carry what barriers there are (BS appendix L), so
-        one candidate never aliases them. Norms and biases stay the variant's.
+        The sweep is all blocks, what BS Eq. 3 shares under `thresholds`, and the half of them with
+        the smaller ε. The first and the last block carry what barriers there are (BS appendix L),
+        so one candidate never aliases them. Norms and biases stay the variant's. Those that tell
+        most come first.
         """
         by_epsilon = sorted(self._matrices, key=lambda layer: self._epsilon[layer])
         half = by_epsilon[: len(by_epsilon) // 2]
@@ -80,8 +80,8 @@ class Candidates:
         sets = [
             (ALL_BLOCKS, by_epsilon),
             (INTERIOR, [layer for layer in by_epsilon if layer not in (0, last)]),
-            (f"blocks with ε ≤ {max((self._epsilon[i] for i in half), default=0):.4f}", half),
             (f"BS Eq. 3, {thresholds.source}", shared),
+            (f"blocks with ε ≤ {max((self._epsilon[i] for i in half), default=0):.4f}", half),
         ]
         return _distinct(
             Candidate(origin=origin, rungs=self._aliasing(self._names(layers)))
@@ -92,7 +92,7 @@ class Candidates:
     def prefix(self, length: int) -> Candidate:
         """Returns the plan that aliases the `length` weights of least harm."""
         names = [sensitivity.name for sensitivity in self.order[:length]]
-        return Candidate(origin=f"{length} {OF_LEAST_HARM}", rungs=self._aliasing(names))
+        return Candidate(origin=f"{length} weights of least harm", rungs=self._aliasing(names))
 
     def harm(self, rungs: Rungs) -> float:
         """Returns the sum of the errors of what is aliased."""

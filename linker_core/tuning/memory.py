@@ -12,6 +12,7 @@ from linker_core.weights.shapes import expected_tensors
 
 ANSWER_SEQUENCES = 16  # that a variant answers at once for its own calibration
 ANSWER_TOKENS = 96  # of one answer at most
+MAX_PLANS_AT_ONCE = 4  # that a search prices in one walk
 LOGITS_CHUNK_BYTES = 32 << 20  # float32 logits of some tokens under one plan
 # The variant's, a plan's, and the product before it is turned; or a block's activations.
 _WORKING_BYTES = 4 * LOGITS_CHUNK_BYTES

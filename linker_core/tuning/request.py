@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 from linker_core.errors import InvalidRequestError
 from linker_core.tuning.dialogues import SHIPPED_FILE
+from linker_core.tuning.json_lines import read_bytes
 
 SELF_CALIBRATION = "self"
 Device = Literal["cpu", "cuda"]
@@ -93,10 +94,7 @@ def calibration_source_digest(calibration: str | None) -> str:
     if calibration == SELF_CALIBRATION:
         return hashlib.sha256(b"self\n" + shipped).hexdigest()
     try:
-        with Path(calibration).open("rb") as file:
-            given = hashlib.file_digest(file, "sha256").digest()
-    except OSError as error:
-        raise InvalidRequestError(
-            f"The calibration file cannot be read: {error.strerror}.", param="calibration"
-        ) from error
+        given = hashlib.sha256(read_bytes(Path(calibration))).digest()
+    except ValueError as error:
+        raise InvalidRequestError(f"Calibration: {error}.", param="calibration") from error
     return hashlib.sha256(shipped + given).hexdigest()

@@ -6,7 +6,7 @@ Runs in a process of its own. The bytes it holds are those of `tuning.memory`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,16 +20,11 @@ from linker_core.sharing.price import Price
 from linker_core.sharing.report import Region, ScanReport
 from linker_core.sharing.thresholds import choose_thresholds
 from linker_core.tuning.calibration import CalibrationText
-from linker_core.tuning.candidates import (
-    ALL_BLOCKS,
-    OF_LEAST_HARM,
-    Candidate,
-    Candidates,
-    harm_for,
-)
+from linker_core.tuning.candidates import Candidate, Candidates
 from linker_core.tuning.pricing import Pricer
 from linker_core.tuning.request import TuneRequest
 from linker_core.tuning.result import PricedPlan, TuneResult
+from linker_core.tuning.search import Search
 from linker_core.tuning.sensitivity import measure_sensitivities
 from linker_core.tuning.storages import Rungs, SectionReader
 from linker_core.tuning.texts import calibration_text
@@ -37,9 +32,8 @@ from linker_core.tuning.walk import Walk
 from linker_core.weights.checkpoint import Checkpoint
 
 UNCHANGED = "identical bytes alone"
-_NUM_READS = 4  # of both checkpoints: sensitivities and three rounds of prices
-_SAMPLED = 4  # every so many sequences tell sensitivities
-_AIM = 0.85  # of the budget: what is aimed at must still pass on its interval's upper end
+_NUM_READS = 5  # of both checkpoints: sensitivities and four rounds of prices
+_SAMPLED = 6  # one in so many sequences tells sensitivities: about 0.4 of a forward pass
 
 Progress = Callable[[int, int], None]  # bytes read, bytes to read
 
@@ -97,24 +91,48 @@ class Tuner:
             on_read=self._meter.add,
         )
         self._pricer = Pricer(self._walk(self._text), self._reader, self._base, self._text)
-        self._priced: list[PricedPlan] = [self._plan(UNCHANGED, self._base, self._unchanged())]
+        unchanged = PricedPlan(
+            origin=UNCHANGED,
+            rungs=self._base,
+            unique_bytes=self._unique_bytes(self._base),
+            price=self._unchanged(),
+        )
+        self._search = Search(unchanged, self._pricer, self._unique_bytes)
 
     def run(self) -> TuneResult:
         """Returns every plan that was priced, and the choice.
 
         Raises:
-            InvalidRequestError: Nothing is as small as asked for.
+            InvalidRequestError: Nothing is as small as asked for, or given rungs that do not fit
+                the pair.
         """
         if self._goal.rungs is not None:
-            given = {name: Rung(rung) for name, rung in self._goal.rungs.items()}
-            self._price([Candidate(origin="given", rungs=given)])
-            return self._result(self._priced[-1])
+            rungs = self._given_rungs(self._goal.rungs)
+            self._search.price([Candidate(origin="given", rungs=rungs)])
+            return self._result(self._search.priced[-1])
+        if self._goal.budget_kl == 0.0:
+            return self._result(self._search.priced[0])
         candidates = self._candidates()
-        if self._goal.budget_kl is not None:
-            self._seek_budget(candidates, self._goal.budget_kl)
-            return self._result(self._cheapest_within(self._goal.budget_kl))
-        assert self._goal.max_bytes is not None
-        return self._result(self._best_of_size(candidates, self._goal.max_bytes))
+        thresholds = choose_thresholds(self._report, donor_fingerprint=self._donor_fingerprint)
+        if self._goal.max_bytes is not None:
+            return self._result(
+                self._search.within_bytes(candidates, thresholds, self._goal.max_bytes)
+            )
+        assert self._goal.budget_kl is not None
+        chosen = self._search.within_budget(candidates, thresholds, self._goal.budget_kl)
+        # A variant outside the donor's neighbourhood shares only what is byte-identical, however
+        # little a swap seems to cost on this text.
+        outside = self._report.region is Region.OUTSIDE
+        return self._result(self._search.priced[0] if outside else chosen)
+
+    def _given_rungs(self, names: Mapping[str, str]) -> Rungs:
+        rungs = {name: Rung(rung) for name, rung in names.items()}
+        if rungs.keys() != self._variant.tensors.keys():
+            raise InvalidRequestError("rungs must name every tensor of the variant.", param="rungs")
+        for name, rung in rungs.items():
+            if rung is Rung.ALIAS and not self._reader.can_alias(name):
+                raise InvalidRequestError(f"The donor has no {name} to alias.", param="rungs")
+        return rungs
 
     def _candidates(self) -> Candidates:
         sequences = self._text.sequences[::_SAMPLED]
@@ -126,67 +144,6 @@ class Tuner:
             donor=self._donor,
             variant=self._variant,
             sensitivities=measure_sensitivities(walk, self._reader, self._base, token_ids),
-        )
-
-    def _seek_budget(self, candidates: Candidates, budget_kl: float) -> None:
-        """Prices BS's block sets, then closes in on the budget along the order of least harm."""
-        thresholds = choose_thresholds(self._report, donor_fingerprint=self._donor_fingerprint)
-        self._price(candidates.blocks(thresholds)[:3])
-        if budget_kl == 0.0 or not candidates.order:
-            return
-        for spread in ((0.6, 1.5), (1.0,)):
-            measured = self._measured(candidates)
-            if not measured:
-                return  # nothing that was aliased changed anything
-            harm = harm_for(_AIM * budget_kl, measured)
-            lengths = {max(1, candidates.prefix_of_harm(factor * harm)) for factor in spread}
-            self._price([candidates.prefix(length) for length in sorted(lengths)])
-
-    def _measured(self, candidates: Candidates) -> list[tuple[float, float]]:
-        """Returns harm and upper KL of the prefixes that were priced; before, of all blocks."""
-        prefixes = [plan for plan in self._priced if plan.origin.endswith(OF_LEAST_HARM)]
-        guides = prefixes or [plan for plan in self._priced if plan.origin == ALL_BLOCKS]
-        points = [(candidates.harm(plan.rungs), plan.price.kl_upper) for plan in guides]
-        return [point for point in points if min(point) > 0]
-
-    def _cheapest_within(self, budget_kl: float) -> PricedPlan:
-        """Returns the smallest plan whose interval's upper end stays within the budget.
-
-        A variant outside the family's neighbourhood shares only what is byte-identical, however
-        little a swap seems to cost on this text.
-        """
-        if self._report.region is Region.OUTSIDE:
-            return self._priced[0]
-        within = [plan for plan in self._priced if plan.price.kl_upper <= budget_kl]
-        return min(within, key=lambda plan: (plan.unique_bytes, plan.price.kl))
-
-    def _best_of_size(self, candidates: Candidates, max_bytes: int) -> PricedPlan:
-        """Returns the plan of lowest KL among those that fit."""
-        plans = [candidates.prefix(length) for length in range(len(candidates.order) + 1)]
-        fitting = [plan for plan in plans if self._unique_bytes(plan.rungs) <= max_bytes]
-        if not fitting:
-            least = min(self._unique_bytes(plan.rungs) for plan in plans)
-            raise InvalidRequestError(
-                f"max_bytes is {max_bytes}, but {least} bytes are the variant's own however much "
-                "is shared.",
-                param="max_bytes",
-            )
-        thresholds = choose_thresholds(self._report, donor_fingerprint=self._donor_fingerprint)
-        self._price([*candidates.blocks(thresholds)[:3], *fitting[:1]])
-        within = [plan for plan in self._priced if plan.unique_bytes <= max_bytes]
-        return min(within, key=lambda plan: (plan.price.kl, plan.unique_bytes))
-
-    def _price(self, candidates: Sequence[Candidate]) -> None:
-        """Prices what has not been priced yet."""
-        known = [plan.rungs for plan in self._priced]
-        fresh = [candidate for candidate in candidates if candidate.rungs not in known]
-        prices = self._pricer.price([candidate.rungs for candidate in fresh])
-        for candidate, price in zip(fresh, prices, strict=True):
-            self._priced.append(self._plan(candidate.origin, candidate.rungs, price))
-
-    def _plan(self, origin: str, rungs: Rungs, price: Price) -> PricedPlan:
-        return PricedPlan(
-            origin=origin, rungs=rungs, unique_bytes=self._unique_bytes(rungs), price=price
         )
 
     def _unique_bytes(self, rungs: Rungs) -> int:
@@ -212,7 +169,7 @@ class Tuner:
         self._meter.finish()
         return TuneResult(
             chosen=chosen,
-            frontier=tuple(sorted(self._priced, key=lambda plan: plan.unique_bytes)),
+            frontier=tuple(sorted(self._search.priced, key=lambda plan: plan.unique_bytes)),
             reference_tokens=self._text.num_response_tokens,
             calibration=self._text.digest,
             forward_passes=self._pricer.forward_passes,

@@ -24,9 +24,7 @@ OnStageProgress = Callable[[str, int, int], None]  # stage, done, in all
 _MAX_LINE_BYTES = 256 * 1024**2  # a report holds every tensor of a model
 _BUSY_POLL_S = 0.1
 _ENVIRONMENT = {
-    # A heap for each thread would be most of a scan's memory, and freed weights would stay in it.
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": "131072",
+    "MALLOC_ARENA_MAX": "1",  # a heap for each thread would be most of a scan's memory
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 

@@ -13,7 +13,12 @@ from pathlib import Path
 from linker_core.errors import EngineFailureError, InsufficientCapacityError
 from linker_core.tuning.calibration import MAX_PROMPT_TOKENS, encode, prompts_only
 from linker_core.tuning.dialogues import load_dialogues
-from linker_core.tuning.memory import ANSWER_TOKENS, answering_bytes, tuning_bytes
+from linker_core.tuning.memory import (
+    ANSWER_TOKENS,
+    MAX_PLANS_AT_ONCE,
+    answering_bytes,
+    tuning_bytes,
+)
 from linker_core.tuning.reading import VariantReader
 from linker_core.tuning.request import SELF_CALIBRATION, Device, TuneRequest
 from linker_core.tuning.result import TuneResult
@@ -25,7 +30,6 @@ from server.onboarding.processes import OnStageProgress, run_worker
 logger = logging.getLogger(__name__)
 
 TUNE_COMMAND = (sys.executable, "-m", "linker_core.tuning.worker")
-_NUM_PLANS = 4  # that a tuner prices at once
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,4 +147,6 @@ def bytes_to_tune(
 
 
 def _pass_bytes(donor: TextSide, variant: TextSide, num_tokens: int) -> int:
-    return tuning_bytes(donor.config, variant.config, num_tokens=num_tokens, num_plans=_NUM_PLANS)
+    return tuning_bytes(
+        donor.config, variant.config, num_tokens=num_tokens, num_plans=MAX_PLANS_AT_ONCE
+    )

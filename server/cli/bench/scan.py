@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -23,9 +23,11 @@ from linker_core.residency.loader import read_tensor
 from linker_core.sharing.scan import scan
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.fingerprint import fingerprint
+from server.cli.bench.pair import HALF_BILLION
 from server.onboarding.processes import worker_environment
 from server.onboarding.scanner import SCAN_COMMAND
 
+SHAPE: Final = HALF_BILLION
 _READ_WORDS = 1 << 18  # of 64 bits, at a time
 _SAMPLE_S = 0.002
 

@@ -12,7 +12,6 @@ from linker_core.sharing.thresholds import CONSERVATIVE, Thresholds
 from linker_core.tuning.candidates import (
     ALL_BLOCKS,
     INTERIOR,
-    OF_LEAST_HARM,
     Candidates,
     harm_for,
 )
@@ -138,7 +137,7 @@ def test_prefix_aliases_the_weights_of_least_harm(pair: Pair) -> None:
     for length in range(4):
         candidate = made.prefix(length)
         chosen = {sensitivity.name for sensitivity in made.order[:length]}
-        assert candidate.origin == f"{length} {OF_LEAST_HARM}"
+        assert candidate.origin == f"{length} weights of least harm"
         assert candidate.rungs == {**pair.base, **dict.fromkeys(chosen, Rung.ALIAS)}
 
 

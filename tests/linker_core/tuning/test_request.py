@@ -42,6 +42,8 @@ def test_source_digest_tells_texts_apart_by_content(tmp_path: Path) -> None:
 
 def test_source_that_cannot_be_read_is_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "absent", tmp_path):
-        with pytest.raises(InvalidRequestError, match="cannot be read") as caught:
+        with pytest.raises(
+            InvalidRequestError, match=r"cannot be opened|not a regular file"
+        ) as caught:
             calibration_source_digest(str(path))
         assert caught.value.param == "calibration"

@@ -121,8 +121,9 @@ def test_prices_are_those_of_the_plans_priced_alone(pair: Pair, tuned: Tuned) ->
 
 
 def test_default_run_takes_at_most_eight_passes(tuned: Tuned) -> None:
-    for budget_kl in (0.0, BUDGET_KL, 1e9):
+    for budget_kl in (BUDGET_KL, 1e9):
         assert 2 < tuned(budget_kl).forward_passes <= 8
+    assert tuned(0.0).forward_passes == 0  # equal bytes need no measuring
 
 
 def test_budget_of_nothing_changes_no_bit(pair: Pair, tuned: Tuned) -> None:
@@ -130,7 +131,7 @@ def test_budget_of_nothing_changes_no_bit(pair: Pair, tuned: Tuned) -> None:
     assert (result.chosen.origin, result.chosen.rungs) == (UNCHANGED, pair.base)
     assert {pair.base[name] for name in (UP, EMBED_NAME)} == {Rung.ALIAS, Rung.ROWS}
     assert (result.chosen.price.kl, result.chosen.price.kl_upper) == (0.0, 0.0)
-    assert len(result.frontier) >= 3
+    assert result.frontier == (result.chosen,)
 
 
 def test_budget_without_bounds_aliases_every_matrix(pair: Pair, tuned: Tuned) -> None:
