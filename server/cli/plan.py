@@ -30,6 +30,7 @@ from server.cli.scanning import (
 from server.cli.tune import add_goal_arguments, frontier_table, tune_pair
 from server.onboarding.planning import (
     OpenPair,
+    check_budget,
     draft_plan,
     tuned_plan,
     tuning_goal,
@@ -147,7 +148,9 @@ def _from_checkpoints(args: argparse.Namespace) -> tuple[SharePlan, TuneResult |
         tuned = tune_pair(
             donor, variant, report, args, goal=goal, donor_fingerprint=fingerprints.donor
         )
-        return tuned_plan(request, pair, tuned), tuned
+        plan = tuned_plan(request, pair, tuned)
+        check_budget(plan)
+        return plan, tuned
 
 
 def _scan(args: argparse.Namespace, request: OnboardRequest) -> ScanReport:

@@ -16,7 +16,12 @@ from linker_core.tuning.result import TuneResult
 from server.onboarding.catalog import ServedModel, TextSide
 from server.onboarding.fingerprints import Fingerprints
 from server.onboarding.pairs import Pair, files_changed, make_donor_plan
-from server.onboarding.planning import tuning_goal, untuned_plan
+from server.onboarding.planning import (
+    check_budget,
+    check_donor_size,
+    tuning_goal,
+    untuned_plan,
+)
 from server.onboarding.pricing import Pricing
 from server.onboarding.processes import OnStageProgress
 from server.onboarding.request import OnboardRequest
@@ -81,17 +86,29 @@ class Planner:
         *,
         watch: Stopwatch,
         on_stage: OnStage,
+        hold_budget: bool = True,
     ) -> Planned:
         """Decides what of a validated checkpoint will be stored; jobs and dry runs take turns.
+
+        Args:
+            request: What is asked for.
+            text: The checkpoint's validated side.
+            donor: None makes it a donor.
+            watch: Takes the seconds of each stage.
+            on_stage: Hears of each stage's progress.
+            hold_budget: Whether a price beyond the budget is an error.
 
         Raises:
             LinkerError: Any reason why this model cannot be onboarded.
         """
         async with self._turn:
             try:
-                return await self._plan(request, text, donor, watch, _follow(on_stage))
+                planned = await self._plan(request, text, donor, watch, _follow(on_stage))
             finally:
                 watch.stop()
+        if hold_budget:
+            check_budget(planned.plan)
+        return planned
 
     async def fingerprint(self, text: TextSide) -> str:
         """Returns the digest of a checkpoint, hashing files once in this process's life.
@@ -117,6 +134,7 @@ class Planner:
         )
         if donor is None:
             plan = await asyncio.to_thread(make_donor_plan, text, fingerprint)
+            check_donor_size(request, plan)
             return Planned(
                 text=text, fingerprint=fingerprint, donor=None, plan=plan, free_bytes=free_bytes
             )

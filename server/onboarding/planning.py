@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from linker_core.errors import BudgetExceededError
+from linker_core.errors import BudgetExceededError, InvalidRequestError
 from linker_core.sharing.plan import Fingerprints, Policy, Rung, SharePlan, count_blocks
 from linker_core.sharing.planner import identical_rungs, plan_rungs, plan_variant
 from linker_core.sharing.price import Price
@@ -62,12 +62,15 @@ def tuning_goal(request: OnboardRequest, report: ScanReport, draft: SharePlan) -
     """Returns what a tuner has to find, or None if the draft is the plan.
 
     A draft that changes no bit costs nothing. It is the best plan if it fits the limit, under
-    budget if nothing is left that a dearer rung holds, and as it stands under thresholds.
+    budget if nothing is left that a dearer rung holds or nothing may be spent, and as it stands
+    under thresholds.
     """
     match Policy(request.policy):
         case Policy.BUDGET:
             shared_wholly = Rung.OWN not in draft.rungs.values()
-            return None if shared_wholly else TuneGoal(budget_kl=request.budget_kl)
+            # Nothing but what changes no bit is sure to cost nothing.
+            known = shared_wholly or request.budget_kl == 0
+            return None if known else TuneGoal(budget_kl=request.budget_kl)
         case Policy.BYTES:
             assert request.max_bytes is not None
             fits = draft.unique_bytes <= request.max_bytes
@@ -86,24 +89,44 @@ def untuned_plan(request: OnboardRequest, draft: SharePlan) -> SharePlan:
 
 
 def tuned_plan(request: OnboardRequest, pair: OpenPair, result: TuneResult) -> SharePlan:
-    """Returns the plan that a tuner chose, or priced, with its price.
-
-    Raises:
-        BudgetExceededError: It costs more than the request's budget.
-    """
-    price = result.chosen.price
-    if request.budget_kl is not None and price.kl_upper > request.budget_kl:
-        raise BudgetExceededError(
-            f"The plan costs {price.kl:.4g} nats per token (up to {price.kl_upper:.4g}), more than "
-            f"the budget of {request.budget_kl:.4g}. Raise budget_kl, share less with stricter "
-            "thresholds, or let policy budget choose.",
-            param="budget_kl",
-        )
+    """Returns the plan that a tuner chose, or priced, with its price."""
     if request.policy == Policy.THRESHOLDS:
         plan = draft_plan(request, pair)
     else:
         plan = _plan(Policy(request.policy), pair, result.chosen.rungs)
-    return replace(plan, price=price, budget_kl=request.budget_kl)
+    return replace(plan, price=result.chosen.price, budget_kl=request.budget_kl)
+
+
+def check_budget(plan: SharePlan) -> None:
+    """Refuses a plan whose price is beyond the budget it is held against.
+
+    Raises:
+        BudgetExceededError: It costs more.
+    """
+    price = plan.price
+    if price is None or plan.budget_kl is None or price.kl_upper <= plan.budget_kl:
+        return
+    raise BudgetExceededError(
+        f"The plan costs {price.kl:.4g} nats per token (up to {price.kl_upper:.4g}), more than "
+        f"the budget of {plan.budget_kl:.4g}. Raise budget_kl, share less with stricter "
+        "thresholds, or let policy budget choose.",
+        param="budget_kl",
+    )
+
+
+def check_donor_size(request: OnboardRequest, plan: SharePlan) -> None:
+    """Refuses a donor, which holds everything itself, that is beyond its request's size.
+
+    Raises:
+        InvalidRequestError: It holds more than `max_bytes`.
+    """
+    if request.max_bytes is not None and plan.unique_bytes > request.max_bytes:
+        raise InvalidRequestError(
+            f"No resident donor is of this model's family, so it would hold all of its "
+            f"{plan.unique_bytes} bytes itself, more than max_bytes {request.max_bytes}. Onboard "
+            "its donor first, or raise max_bytes.",
+            param="max_bytes",
+        )
 
 
 def frontier(result: TuneResult, variant: Checkpoint) -> list[dict[str, Any]]:

@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from linker_core.errors import BudgetExceededError
+from linker_core.errors import BudgetExceededError, InvalidRequestError
 from linker_core.sharing.plan import Fingerprints, Policy, Rung
+from linker_core.sharing.planner import plan_donor
 from linker_core.sharing.price import Price
 from linker_core.sharing.scan import scan
 from linker_core.tuning.request import TuneGoal
@@ -19,6 +20,8 @@ from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import EMBED_NAME
 from server.onboarding.planning import (
     OpenPair,
+    check_budget,
+    check_donor_size,
     draft_plan,
     frontier,
     tuned_plan,
@@ -76,6 +79,25 @@ def test_budget_is_tuned_for_unless_every_byte_is_the_donors(root: Path, near: O
         assert goal(BUDGET, same) is None
 
 
+def test_budget_of_nothing_is_what_changes_no_bit(near: OpenPair) -> None:
+    nothing = asked(policy="budget", budget_kl=0.0)
+    assert goal(nothing, near) is None
+    plan = untuned_plan(nothing, draft_plan(nothing, near))
+    assert Rung.ALIAS not in plan.rungs.values()
+    assert plan.price is not None
+    assert (plan.price.kl_upper, plan.budget_kl) == (0.0, 0.0)
+
+
+def test_donor_beyond_its_size_is_refused_with_both_numbers(near: OpenPair) -> None:
+    plan = plan_donor(near.donor, fingerprint="d")
+    size = plan.unique_bytes
+    check_donor_size(asked(policy="bytes", max_bytes=size), plan)
+    check_donor_size(BUDGET, plan)
+    with pytest.raises(InvalidRequestError, match=f"{size} bytes.*max_bytes {size - 1}") as caught:
+        check_donor_size(asked(policy="bytes", max_bytes=size - 1), plan)
+    assert caught.value.param == "max_bytes"
+
+
 def test_size_is_tuned_for_unless_the_exact_plan_fits_it(root: Path) -> None:
     with opened(root, "one") as pair:
         size = pair.variant.tensors[UP].nbytes
@@ -129,6 +151,7 @@ def test_tuned_plan_has_the_chosen_rungs_their_bytes_and_their_price(near: OpenP
     assert plan.policy is Policy.BUDGET
     assert (plan.rungs, plan.unique_bytes) == (tuned.chosen.rungs, tuned.chosen.unique_bytes)
     assert (plan.price, plan.budget_kl) == (tuned.chosen.price, 0.01)
+    check_budget(plan)
 
 
 @pytest.mark.parametrize("request_", [BUDGET, STRICT], ids=["budget", "thresholds"])
@@ -136,7 +159,7 @@ def test_price_beyond_the_budget_is_refused_with_both_and_a_remedy(
     near: OpenPair, request_: OnboardRequest
 ) -> None:
     with pytest.raises(BudgetExceededError) as caught:
-        tuned_plan(request_, near, result(near, kl_upper=0.0101))
+        check_budget(tuned_plan(request_, near, result(near, kl_upper=0.0101)))
     assert caught.value.param == "budget_kl"
     for part in ("0.005", "0.0101", "budget of 0.01", "Raise budget_kl"):
         assert part in caught.value.message
