@@ -80,7 +80,7 @@ class Rehearsal:
         watch.stop()
         donor = choose_donor(self._catalog, request, text.config)
         planned = await self._planner.plan(
-            request, text, donor, watch=watch, on_stage=_ignore_stage
+            request, text, donor, watch=watch, on_stage=_ignore_stage, hold_budget=False
         )
         tuned = planned.tuned
         points = None if tuned is None else await asyncio.to_thread(make_frontier, tuned, text)
