@@ -80,12 +80,21 @@ def dry_run_card(dry_run: DryRun) -> dict[str, Any]:
         "bytes": dry_run.bytes,
         "price": dry_run.price,
         "budget_kl": dry_run.budget_kl,
+        "within_budget": _is_within_budget(dry_run),
         "frontier": dry_run.frontier,
         "fits": dry_run.needed_bytes <= dry_run.free_bytes,
         "free_bytes": dry_run.free_bytes,
         "would_evict": [],  # nothing is evicted to make room
         "seconds": dry_run.seconds,
     }
+
+
+def _is_within_budget(dry_run: DryRun) -> bool | None:
+    """Whether onboarding would get past the budget; None without a budget or a price."""
+    if dry_run.price is None or dry_run.budget_kl is None:
+        return None
+    within: bool = dry_run.price["kl_upper"] <= dry_run.budget_kl
+    return within
 
 
 def _bytes(record: ModelRecord, snapshot: Snapshot | None) -> dict[str, int] | None:

@@ -175,10 +175,27 @@ def test_what_onboarding_refuses_is_refused(
     assert refused(live, status, **body)["param"] == param
 
 
-def test_price_beyond_the_budget_is_refused(live: LiveServer, family: Path) -> None:
-    options = {"tau_cos": 0.9, "tau_frob": 0.1, "budget_kl": 0.005}
-    error = refused(live, 400, source=str(family / "near"), **options)
-    assert error["code"] == "budget_exceeded"
+def test_price_beyond_the_budget_is_told_with_what_it_would_be(
+    live: LiveServer, family: Path
+) -> None:
+    thresholds = {"tau_cos": 0.9, "tau_frob": 0.1}
+    answer = planned(live, family / "near", **thresholds, budget_kl=0.005)
+    assert (answer["within_budget"], answer["budget_kl"]) == (False, 0.005)
+    assert (answer["price"]["kl_upper"], answer["policy"]) == (KL_UPPER, "thresholds")
+    assert planned(live, family / "near", **thresholds, budget_kl=KL_UPPER)["within_budget"] is True
+    assert planned(live, family / "near", **thresholds)["within_budget"] is None
+
+
+def test_model_larger_than_its_size_without_a_donor_is_refused(
+    live: LiveServer, family: Path
+) -> None:
+    error = refused(live, 400, source=str(family / "other"), max_bytes=1)
+    assert error["param"] == "max_bytes"
+    onboarding = live.onboard("other", family / "other", max_bytes=1)
+    assert (onboarding.status_code, onboarding.json()["error"]["param"]) == (400, "max_bytes")
+    with Checkpoint.open(family / "other") as checkpoint:
+        size = checkpoint.nbytes
+    assert planned(live, family / "other", max_bytes=size)["bytes"]["unique"] == size
 
 
 def num_tuners() -> int:
