@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -36,6 +36,9 @@ def parse_size(value: object) -> object:
 Bytes = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 AtLeastZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+SharingPolicy = Literal["budget", "thresholds", "bytes", "exact"]
+POLICIES: tuple[str, ...] = get_args(SharingPolicy)
 
 
 class _Section(BaseModel):
@@ -81,7 +84,7 @@ class ModelSettings(_Section):
 class SharingSettings(_Section):
     """How plans are made where a request does not say."""
 
-    policy: Literal["budget", "thresholds", "bytes", "exact"] = "budget"
+    policy: SharingPolicy | None = None  # None: what the options below mean, else budget
     budget_kl: AtLeastZero | None = None  # None: 0.01 under budget, unmeasured under thresholds
     max_bytes: Annotated[int, BeforeValidator(parse_size), Field(ge=0)] | None = None
     tau_cos: Fraction | None = None

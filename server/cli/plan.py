@@ -42,10 +42,9 @@ from server.onboarding.request import (
     check_sharing,
     resolve_sharing,
 )
-from server.settings import SharingSettings
+from server.settings import POLICIES, SharingSettings
 
 _MIB = 2**20
-POLICIES = ("budget", "thresholds", "bytes", "exact")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -28,10 +28,9 @@ from server.onboarding.request import (
     OnboardRequest,
     check_name,
     check_sharing,
-    implied_policy,
     resolve_sharing,
 )
-from server.settings import Settings, SharingSettings, load_settings
+from server.settings import POLICIES, Settings, SharingSettings, load_settings
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--policy",
-        choices=("budget", "thresholds", "bytes", "exact"),
+        choices=POLICIES,
         help="how sharing is decided (budget; thresholds beside --tau-cos or --tier, bytes beside "
         "--max-bytes)",
     )
@@ -97,8 +96,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
         "storage": {"state": args.state},
         "models": {"root": args.models_root, "serve": _named_paths(args.model)},
         "sharing": {
-            "policy": args.policy or implied_policy(vars(args)),
-            **{option: getattr(args, option) for option in (*SHARING_OPTIONS, "calibration")},
+            option: getattr(args, option) for option in ("policy", *SHARING_OPTIONS, "calibration")
         },
         "engine": {
             "device": args.device,

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from linker_core.errors import InvalidRequestError
+from server.settings import SharingPolicy
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +121,7 @@ class SharingBody(BaseModel):
 
     source: str
     donor: str | None = None  # None: auto
-    policy: Literal["budget", "thresholds", "bytes", "exact"] | None = None
+    policy: SharingPolicy | None = None
     budget_kl: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     max_bytes: int | None = Field(default=None, ge=0, lt=2**63)
     tau_cos: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -24,6 +25,13 @@ _TAKEN: Mapping[str, frozenset[str]] = {
     Policy.THRESHOLDS: frozenset({*_THRESHOLDS, "budget_kl"}),
     Policy.BYTES: frozenset({"max_bytes"}),
     Policy.EXACT: frozenset(),
+}
+# The largest that each number may be, and what it may be in words.
+_RANGES: Mapping[str, tuple[float, str]] = {
+    "tau_cos": (1, "a number from 0 to 1"),
+    "tau_frob": (sys.float_info.max, "a finite number, 0 or more"),
+    "budget_kl": (sys.float_info.max, "nats per response token, 0 or more and finite"),
+    "max_bytes": (2**63 - 1, "bytes, 0 or more and below 2^63"),
 }
 SHARING_OPTIONS = (*_THRESHOLDS, "budget_kl", "max_bytes")
 
@@ -74,15 +82,17 @@ def resolve_sharing(said: Mapping[str, Any], defaults: SharingSettings) -> dict[
     """Returns policy and options of a request, what it leaves open filled in.
 
     Without a policy, thresholds or a tier mean `thresholds`, a size `bytes`, a budget `budget`, and
-    nothing at all the settings' policy. The settings' options serve where their policy is used.
+    nothing at all the settings' policy, which is found in the same way and is `budget` in the end.
+    The settings' options serve where their policy is used.
 
     Args:
         said: `policy` and options; what is None or absent is left open.
         defaults: The settings.
     """
-    policy = said.get("policy") or implied_policy(said) or defaults.policy
+    standing = defaults.policy or implied_policy(defaults.model_dump()) or Policy.BUDGET.value
+    policy = said.get("policy") or implied_policy(said) or standing
     options = {option: said.get(option) for option in SHARING_OPTIONS}
-    if policy == defaults.policy:
+    if policy == standing:
         for group in (_THRESHOLDS, ("budget_kl",), ("max_bytes",)):
             if all(options[option] is None for option in group):
                 options |= {option: getattr(defaults, option) for option in group}
@@ -104,9 +114,14 @@ def check_sharing(request: OnboardRequest) -> None:
     """Refuses contradictory sharing options.
 
     Raises:
-        InvalidRequestError: Options that the policy does not take, one threshold without the other,
-            thresholds beside a tier, an unknown tier, or policy bytes without a size.
+        InvalidRequestError: A number out of range, options that the policy does not take, one
+            threshold without the other, thresholds beside a tier, an unknown tier, or policy bytes
+            without a size.
     """
+    for option, (most, expected) in _RANGES.items():
+        value = getattr(request, option)
+        if value is not None and not 0 <= value <= most:  # NaN is in no range
+            raise InvalidRequestError(f"{option} is {value}, expected {expected}.", param=option)
     if (request.tau_cos is None) != (request.tau_frob is None):
         missing = "tau_cos" if request.tau_cos is None else "tau_frob"
         raise InvalidRequestError(

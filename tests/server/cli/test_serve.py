@@ -81,6 +81,25 @@ def test_sharing_options_of_a_start_imply_their_policy(
 
 
 @pytest.mark.parametrize(
+    ("file", "flags", "policy"),
+    [
+        ("tau_cos: 0.9, tau_frob: 0.1", (), "thresholds"),
+        ("policy: thresholds", ("--budget-kl", "0.5"), "thresholds"),
+        ("tau_cos: 0.9, tau_frob: 0.1", ("--budget-kl", "0.5"), "thresholds"),
+        ("budget_kl: 0.5", ("--tier", "Qwen2.5-3B"), "thresholds"),
+        ("policy: exact", ("--policy", "bytes", "--max-bytes", "1M"), "bytes"),
+    ],
+)
+def test_file_and_flags_together_imply_the_policy(
+    tmp_path: Path, file: str, flags: tuple[str, ...], policy: str
+) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text(f"sharing: {{{file}}}\n")
+    tree = settings("--config", str(config), "--model", "a=x", "b=y", *flags)
+    assert startup_requests(tree)[1].policy == policy
+
+
+@pytest.mark.parametrize(
     "arguments",
     [
         ("--model", "a"), ("--model", "=x"), ("--model", "a="), ("--memory-budget", "lots"),
@@ -115,6 +134,7 @@ def test_bad_start_up_model_is_refused(arguments: tuple[str, ...]) -> None:
         (("--policy", "exact", "--tau-cos", "0.9", "--tau-frob", "0.1"), "tau_cos"),
         (("--policy", "budget", "--tier", "Qwen2.5-3B"), "tier"),
         (("--policy", "bytes"), "max_bytes"),
+        (("--budget-kl", "0.1", "--max-bytes", "1M"), "budget_kl"),
         (("--calibration", "/nothing.jsonl"), "calibration"),
     ],
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -52,8 +53,36 @@ def test_settings_serve_where_their_policy_is_used_and_nowhere_else() -> None:
 
 
 @pytest.mark.parametrize(
+    ("settings", "policy"),
+    [
+        ({"tau_cos": 0.9, "tau_frob": 0.1}, "thresholds"),
+        ({"tier": "Qwen2.5-3B", "budget_kl": 0.2}, "thresholds"),
+        ({"max_bytes": "2K"}, "bytes"),
+        ({"budget_kl": 0.2}, "budget"),
+        ({"policy": "thresholds", "budget_kl": 0.2}, "thresholds"),
+        ({}, "budget"),
+    ],
+)
+def test_options_of_the_settings_imply_a_policy_as_those_of_a_request(
+    settings: dict[str, Any], policy: str
+) -> None:
+    assert resolved({}, **settings)["policy"] == policy
+    assert settings.items() - {("max_bytes", "2K")} <= resolved({}, **settings).items()
+    assert resolved({"policy": policy}, **settings) == resolved({}, **settings)
+
+
+@pytest.mark.parametrize(
     ("options", "param"),
     [
+        ({"policy": "budget", "budget_kl": math.nan}, "budget_kl"),
+        ({"policy": "budget", "budget_kl": math.inf}, "budget_kl"),
+        ({"policy": "budget", "budget_kl": -0.1}, "budget_kl"),
+        ({"policy": "bytes", "max_bytes": -1}, "max_bytes"),
+        ({"policy": "bytes", "max_bytes": 2**63}, "max_bytes"),
+        ({"policy": "thresholds", "tau_cos": 1.1, "tau_frob": 0.1}, "tau_cos"),
+        ({"policy": "thresholds", "tau_cos": math.nan, "tau_frob": 0.1}, "tau_cos"),
+        ({"policy": "thresholds", "tau_cos": 0.9, "tau_frob": math.nan}, "tau_frob"),
+        ({"policy": "thresholds", "tau_cos": 0.9, "tau_frob": -0.1}, "tau_frob"),
         ({"policy": "budget", "budget_kl": 0.1, "tier": "Qwen2.5-3B"}, "tier"),
         ({"policy": "budget", "max_bytes": 3}, "max_bytes"),
         ({"policy": "bytes"}, "max_bytes"),
