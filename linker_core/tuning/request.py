@@ -6,13 +6,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal, Self
 
 from linker_core.errors import InvalidRequestError
-from linker_core.tuning.dialogues import SHIPPED_FILE
-from linker_core.tuning.json_lines import read_bytes
 
 SELF_CALIBRATION = "self"
 Device = Literal["cpu", "cuda"]
@@ -76,25 +72,7 @@ def tuning_key(goal: TuneGoal, calibration_digest: str) -> str:
 
     Args:
         goal: What was aimed at.
-        calibration_digest: Of the text source; see `calibration_source_digest`.
+        calibration_digest: Of all that decides the text that the variant reads.
     """
     record = json.dumps([asdict(goal), calibration_digest], sort_keys=True)
     return hashlib.sha256(record.encode()).hexdigest()
-
-
-def calibration_source_digest(calibration: str | None) -> str:
-    """Returns a digest of the text that a calibration setting names, before any tokenizer.
-
-    Raises:
-        InvalidRequestError: The file cannot be read.
-    """
-    shipped = files("configs").joinpath(SHIPPED_FILE).read_bytes()
-    if calibration is None:
-        return hashlib.sha256(shipped).hexdigest()
-    if calibration == SELF_CALIBRATION:
-        return hashlib.sha256(b"self\n" + shipped).hexdigest()
-    try:
-        given = hashlib.sha256(read_bytes(Path(calibration))).digest()
-    except ValueError as error:
-        raise InvalidRequestError(f"Calibration: {error}.", param="calibration") from error
-    return hashlib.sha256(shipped + given).hexdigest()

@@ -96,6 +96,6 @@ def open_again(text: TextSide) -> Iterator[Checkpoint]:
 def files_changed() -> BadCheckpointError:
     """Returns the error that says that what was read is not what was validated."""
     return BadCheckpointError(
-        "A file of the model or of its donor changed while it was being read. "
-        "Restore the files and retry."
+        "A file of the model, of its donor or of the calibration text changed while it was being "
+        "read. Restore the files and retry."
     )

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-from linker_core.tuning.request import (
-    TuneGoal,
-    TuneRequest,
-    calibration_source_digest,
-    tuning_key,
-)
+from linker_core.tuning.request import TuneGoal, TuneRequest, tuning_key
 from linker_core.tuning.result import TuneResult
 from server.onboarding.pairs import Pair, files_changed
 from server.onboarding.processes import OnStageProgress
 from server.onboarding.stored import restored
 from server.onboarding.timing import Stopwatch
-from server.onboarding.tuner import Tuner, bytes_to_tune
+from server.onboarding.tuner import Tuner, encode_text
 from server.registry.store import Registry
 
 
@@ -38,24 +33,24 @@ class Pricing:
     ) -> TuneResult:
         """Returns the frontier of a pair and the choice towards a goal.
 
-        The same pair, goal and text are measured once.
+        The same pair, goal and text, as the variant encodes it, are measured once.
 
         Raises:
             BadCheckpointError: Files changed while they were read, or ended the worker.
             InvalidRequestError: The calibration text cannot be used.
             InsufficientCapacityError: There is no room for a tuner.
         """
-        digest = await asyncio.to_thread(calibration_source_digest, self._calibration)
-        place = (*pair.fingerprints, tuning_key(goal, digest))
+        donor, variant = pair.donor.text, pair.text
+        # The fingerprints cover no tokenizer and no template; what they make of the text does.
+        text = await asyncio.to_thread(
+            encode_text, donor, variant, self._calibration, device=self._tuner.device
+        )
+        place = (*pair.fingerprints, tuning_key(goal, text.source_digest))
         stored = await asyncio.to_thread(self._registry.tuning, *place)
         known = restored(TuneResult.from_json, stored)
         if known is not None:
             return known
         watch.enter("tune")
-        donor, variant = pair.donor.text, pair.text
-        nbytes = await asyncio.to_thread(
-            bytes_to_tune, donor, variant, self._calibration, device=self._tuner.device
-        )
         request = TuneRequest(
             donor=str(donor.path),
             variant=str(variant.path),
@@ -64,9 +59,11 @@ class Pricing:
             goal=goal,
             calibration=self._calibration,
         )
-        tuned = await self._tuner.run(request, nbytes=nbytes, on_progress=on_progress)
+        tuned = await self._tuner.run(request, nbytes=text.nbytes, on_progress=on_progress)
         watch.stop()
         if (tuned.identity, tuned.donor_identity) != (variant.identity, donor.identity):
             raise files_changed()
+        if text.digest not in (None, tuned.result.calibration):
+            raise files_changed()  # the tokenizer, the template or the calibration file
         await asyncio.to_thread(self._registry.save_tuning, *place, tuned.result.to_json())
         return tuned.result

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -11,7 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from linker_core.errors import EngineFailureError, InsufficientCapacityError
-from linker_core.tuning.calibration import MAX_PROMPT_TOKENS, encode, prompts_only
+from linker_core.tuning.calibration import (
+    MAX_PROMPT_TOKENS,
+    MAX_SEQUENCE_TOKENS,
+    encode,
+    prompts_only,
+)
 from linker_core.tuning.dialogues import load_dialogues
 from linker_core.tuning.memory import (
     ANSWER_TOKENS,
@@ -29,7 +36,7 @@ from server.onboarding.processes import OnStageProgress, run_worker
 
 logger = logging.getLogger(__name__)
 
-TUNE_COMMAND = (sys.executable, "-m", "linker_core.tuning.worker")
+TUNE_COMMAND = (sys.executable, "-P", "-m", "linker_core.tuning.worker")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +46,15 @@ class Tuned:
     result: TuneResult
     identity: Identity
     donor_identity: Identity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EncodedText:
+    """The calibration text as a variant reads it, and what tuning on it takes."""
+
+    source_digest: str  # of all that decides the text: token ids, or prompts and stop tokens
+    digest: str | None  # `CalibrationText.digest`; None: the variant has yet to answer
+    nbytes: int  # the most that a tuner takes of its device
 
 
 class Tuner:
@@ -120,10 +136,10 @@ class Tuner:
             client.release(name)
 
 
-def bytes_to_tune(
+def encode_text(
     donor: TextSide, variant: TextSide, calibration: str | None, *, device: Device
-) -> int:
-    """Returns the most that a tuner takes of its device for one pair. Blocking: reads the text.
+) -> EncodedText:
+    """Encodes the calibration text as `calibration_text` does, without torch. Blocking.
 
     Raises:
         InvalidRequestError: The calibration text cannot be used with this variant.
@@ -134,19 +150,40 @@ def bytes_to_tune(
         eos_token_ids=variant.eos_token_ids,
         vocab_size=variant.config.vocab_size,
     )
+    context = variant.config.max_position_embeddings
     if calibration != SELF_CALIBRATION:
-        text = encode(load_dialogues(None if calibration is None else Path(calibration)), reader)
+        dialogues = load_dialogues(None if calibration is None else Path(calibration))
+        longest = min(MAX_SEQUENCE_TOKENS, context)
+        text = encode(dialogues, reader, max_sequence_tokens=longest)
         num_tokens = sum(len(sequence.token_ids) for sequence in text.sequences)
-        return _pass_bytes(donor, variant, num_tokens)
-    prompts = prompts_only(load_dialogues(None), reader)
+        return EncodedText(
+            source_digest=text.digest,
+            digest=text.digest,
+            nbytes=_pass_bytes(donor, variant, num_tokens, device),
+        )
+    longest_prompt = min(MAX_PROMPT_TOKENS, max(1, context - ANSWER_TOKENS))
+    prompts = prompts_only(load_dialogues(None), reader, max_prompt_tokens=longest_prompt)
     num_tokens = sum(len(prompt.token_ids) + ANSWER_TOKENS for prompt in prompts)
-    return max(
-        _pass_bytes(donor, variant, num_tokens),
-        answering_bytes(variant.config, max_prompt_tokens=MAX_PROMPT_TOKENS, device=device),
+    asked = [
+        SELF_CALIBRATION,
+        sorted(variant.eos_token_ids),  # they end the answers
+        [[prompt.kind, prompt.token_ids] for prompt in prompts],
+    ]
+    return EncodedText(
+        source_digest=hashlib.sha256(json.dumps(asked).encode()).hexdigest(),
+        digest=None,
+        nbytes=max(
+            _pass_bytes(donor, variant, num_tokens, device),
+            answering_bytes(variant.config, max_prompt_tokens=MAX_PROMPT_TOKENS, device=device),
+        ),
     )
 
 
-def _pass_bytes(donor: TextSide, variant: TextSide, num_tokens: int) -> int:
+def _pass_bytes(donor: TextSide, variant: TextSide, num_tokens: int, device: Device) -> int:
     return tuning_bytes(
-        donor.config, variant.config, num_tokens=num_tokens, num_plans=MAX_PLANS_AT_ONCE
+        donor.config,
+        variant.config,
+        num_tokens=num_tokens,
+        num_plans=MAX_PLANS_AT_ONCE,
+        device=device,
     )

@@ -22,6 +22,8 @@ from linker_core.tuning.request import TuneRequest
 from linker_core.tuning.result import PricedPlan, TuneResult
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import parse_key
+from server.onboarding.prepare import read_text_side
+from server.onboarding.tuner import encode_text
 
 FAKE_TUNER = (sys.executable, "-m", "tests.server.fake_tuner")
 LOG, BLOCKER = "tunings.log", "tuner-waits"  # the second: a file that holds the tuner up
@@ -78,13 +80,20 @@ def tune(request: TuneRequest) -> dict[str, Any]:
         result = TuneResult(
             chosen=chosen,
             frontier=tuple(sorted(points, key=lambda plan: plan.unique_bytes)),
-            reference_tokens=TOKENS, calibration="text", forward_passes=2.0, seconds=0.5,
+            reference_tokens=TOKENS, calibration=text_digest(request),
+            forward_passes=2.0, seconds=0.5,
         )  # fmt: skip
         return {
             "tune": result.to_json(),
             "identity": variant.identity,
             "donor_identity": donor.identity,
         }
+
+
+def text_digest(request: TuneRequest) -> str:
+    donor, variant = read_text_side(Path(request.donor)), read_text_side(Path(request.variant))
+    text = encode_text(donor, variant, request.calibration, device=request.device)
+    return text.digest or "of its own answers"
 
 
 def in_block(name: str) -> bool:

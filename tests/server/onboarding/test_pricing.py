@@ -109,6 +109,39 @@ def test_another_calibration_text_is_measured_anew(
     assert len(tunings(models["near"])) == 2
 
 
+def with_another_template(path: Path) -> None:
+    """Changes how a model reads dialogues, and none of what its fingerprint covers."""
+    template = path / "chat_template.jinja"
+    template.write_text(template.read_text() + "{# #}!")
+
+
+def test_another_chat_template_is_measured_anew(
+    priced: LiveServer, models: dict[str, Path]
+) -> None:
+    before = priced.onboard("near", models["near"]).json()
+    with_another_template(models["near"])
+    after = priced.onboard("again", models["near"]).json()
+    assert after["fingerprint"] == before["fingerprint"]
+    assert len(tunings(models["near"])) == 2
+
+
+def test_own_answers_are_measured_once_and_anew_for_other_prompts(
+    tmp_path: Path, models: dict[str, Path]
+) -> None:
+    settings: dict[str, dict[str, object]] = {
+        "sharing": {"policy": "budget", "calibration": "self"}
+    }
+    with live_server(
+        tmp_path / "s", models=models, root=tmp_path, settings=settings
+    ) as server:  # fmt: skip
+        server.until_ready()
+        assert server.onboard("again", models["near"]).json()["plan"]["price"] == PRICE
+        assert len(tunings(models["near"])) == 1
+        with_another_template(models["near"])
+        server.onboard("other", models["near"])
+    assert len(tunings(models["near"])) == 2
+
+
 def test_thresholds_beyond_their_budget_fail_the_job(
     priced: LiveServer, models: dict[str, Path]
 ) -> None:
@@ -163,6 +196,20 @@ def test_files_replaced_while_they_are_tuned_are_refused(
     copy.rename(weights)
     blocker.unlink()
     assert until_job(priced, job["id"], "failed")["error"]["code"] == "bad_checkpoint"
+
+
+def test_template_replaced_while_it_is_tuned_is_refused(
+    priced: LiveServer, models: dict[str, Path]
+) -> None:
+    blocker = models["near"] / BLOCKER
+    blocker.touch()
+    job = priced.onboard("near", models["near"], wait=False).json()
+    priced.until(lambda: stage_of(priced, job) == "tuning")
+    with_another_template(models["near"])
+    blocker.unlink()
+    assert until_job(priced, job["id"], "failed")["error"]["code"] == "bad_checkpoint"
+    assert priced.onboard("near", models["near"]).status_code == 201  # now it is what it was
+    assert len(tunings(models["near"])) == 2
 
 
 def test_tuning_shows_in_the_job_and_holds_memory_meanwhile(
