@@ -22,7 +22,8 @@ COMMANDS = {
     "demo": "build a small family, serve it, ask it and print what sharing saves",
 }
 EXIT_USAGE = 2
-EXIT_BROKEN_PIPE = 141  # what a shell reports of a program that SIGPIPE ended
+EXIT_INTERRUPTED = 130  # what a shell reports of a program that SIGINT ended
+EXIT_BROKEN_PIPE = 141  # and of one that SIGPIPE ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -57,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LinkerError as error:
         print(f"linker {command}: {error.message}", file=sys.stderr)
         return EXIT_USAGE
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader (`| head`) has seen enough; Python would complain again while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

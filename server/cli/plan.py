@@ -27,11 +27,12 @@ from server.cli.scanning import (
     scan_apart,
     scan_sample,
 )
-from server.cli.tune import add_goal_arguments, frontier_table, tune_pair
+from server.cli.tune import add_goal_arguments, frontier_table, size_argument, tune_pair
 from server.onboarding.planning import (
     OpenPair,
     check_budget,
     draft_plan,
+    may_be_measured,
     tuned_plan,
     tuning_goal,
     untuned_plan,
@@ -61,6 +62,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_goal_arguments(parser)
     add_threshold_arguments(parser)
     add_sample_argument(parser)
+    parser.add_argument(
+        "--memory-budget",
+        type=size_argument,
+        metavar="SIZE",
+        help="what the device has free beside the donor (512M, 8G): says whether the variant fits",
+    )
     parser.add_argument("--config", type=Path, help="config.json: answer from shapes alone")
     parser.add_argument("--variants", type=int, help="with --config: models, the donor included")
     parser.add_argument(
@@ -79,8 +86,10 @@ def run(args: argparse.Namespace) -> int:
         return 0
     plan, tuned = _from_checkpoints(args)
     points = None if tuned is None else [point.to_json() for point in tuned.frontier]
-    answer = plan.to_json() | {"frontier": points}
-    _show(args, answer, lambda console: _print_plan(console, plan, tuned))
+    free_bytes: int | None = args.memory_budget
+    fits = None if free_bytes is None else plan.unique_bytes <= free_bytes
+    answer = plan.to_json() | {"frontier": points, "fits": fits, "free_bytes": free_bytes}
+    _show(args, answer, lambda console: _print_plan(console, plan, tuned, free_bytes))
     return 0
 
 
@@ -96,7 +105,8 @@ def _show(
 
 
 def _from_shapes(args: argparse.Namespace) -> dict[str, Any]:
-    for option in ("donor", "variant", "policy", "calibration", "sample", *SHARING_OPTIONS):
+    of_weights = ("calibration", "device", "sample", "memory_budget", *SHARING_OPTIONS)
+    for option in ("donor", "variant", "policy", *of_weights):
         if getattr(args, option) is not None:
             raise InvalidRequestError(
                 f"{option} has no meaning with --config: shapes have no weights."
@@ -133,6 +143,13 @@ def _from_checkpoints(args: argparse.Namespace) -> tuple[SharePlan, TuneResult |
             raise InvalidRequestError(f"{option} has no meaning without --config.")
     request = OnboardRequest(name="", source="", **resolve_sharing(vars(args), SharingSettings()))
     check_sharing(request)
+    for option in ("calibration", "device"):
+        if getattr(args, option) is not None and not may_be_measured(request):
+            raise InvalidRequestError(
+                f"--{option} says how to measure, and policy {request.policy} measures nothing "
+                "here; leave it out, or name a --budget-kl above 0.",
+                param=option,
+            )
     report = _scan(args, request)
     with open_pair(args.donor, args.variant) as (donor, variant):
         with byte_progress("hashing") as progress:
@@ -180,9 +197,11 @@ def _print_size(console: Console, size: Mapping[str, float]) -> None:
     console.print("(if every variant aliases the blocks given; linker scan tells which would)")
 
 
-def _print_plan(console: Console, plan: SharePlan, tuned: TuneResult | None) -> None:
+def _print_plan(
+    console: Console, plan: SharePlan, tuned: TuneResult | None, free_bytes: int | None
+) -> None:
     if tuned is not None:
-        console.print(frontier_table(tuned, logical_bytes=plan.logical_bytes))
+        console.print(frontier_table(tuned, checkpoint_bytes=plan.checkpoint_bytes))
     thresholds = ""
     if plan.tau_cos is not None:
         thresholds = f" (τ_cos {plan.tau_cos}, τ_frob {plan.tau_frob}: {plan.threshold_source})"
@@ -199,3 +218,6 @@ def _print_plan(console: Console, plan: SharePlan, tuned: TuneResult | None) -> 
         f"logical {plan.logical_bytes / _MIB:.1f} MiB · unique {plan.unique_bytes / _MIB:.1f} MiB"
         f" · saved {plan.shared_bytes / _MIB:.1f} MiB"
     )
+    if free_bytes is not None:
+        verdict = "fits" if plan.unique_bytes <= free_bytes else "does not fit"
+        console.print(f"{verdict}: {free_bytes / _MIB:.1f} MiB are free beside the donor")

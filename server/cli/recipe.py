@@ -85,7 +85,7 @@ def run_recipe(args: argparse.Namespace) -> int:
         tasks=tasks,
         quality_budget=budget,
         calibration=args.calibration,
-        device=args.device,
+        device=args.device or "cpu",
     )
     # Imported here: torch takes seconds, and an argument may be refused before.
     module = importlib.import_module("linker_core.tuning.recipe")

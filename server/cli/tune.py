@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import importlib
+import asyncio
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -26,6 +25,8 @@ from server.cli.checkpoints import open_pair
 from server.cli.progress import byte_progress
 from server.cli.recipe import add_recipe_arguments, refuse_recipe_arguments, run_recipe
 from server.cli.scanning import scan_apart
+from server.onboarding.processes import run_worker
+from server.onboarding.tuner import TUNE_COMMAND
 from server.settings import parse_size
 
 _MIB = 2**20
@@ -49,7 +50,7 @@ def add_goal_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--max-bytes",
-        type=_size,
+        type=size_argument,
         help="instead: what the variant may hold to itself; 536870912, 512M, 8G",
     )
     parser.add_argument(
@@ -57,7 +58,7 @@ def add_goal_arguments(parser: argparse.ArgumentParser) -> None:
         help="text to measure on: a file of JSON lines beside the shipped dialogues, or self for "
         "the variant's own answers",
     )
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where (cpu)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="where to measure (cpu)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,13 +75,13 @@ def run(args: argparse.Namespace) -> int:
         with byte_progress("hashing the donor") as progress:
             digest = fingerprint(donor, progress=progress)
         result = tune_pair(donor, variant, report, args, goal=goal, donor_fingerprint=digest)
-        logical_bytes = variant.nbytes
+        checkpoint_bytes = variant.nbytes
     if args.json:
         json.dump(result.to_json(), sys.stdout, indent=1)
         print()
         return 0
     console = Console()
-    console.print(frontier_table(result, logical_bytes=logical_bytes))
+    console.print(frontier_table(result, checkpoint_bytes=checkpoint_bytes))
     console.print(
         f"{result.reference_tokens} response tokens · {result.forward_passes:.1f} forward passes"
         f" of the variant in {result.seconds:.1f} s"
@@ -97,7 +98,7 @@ def tune_pair(
     goal: TuneGoal,
     donor_fingerprint: str,
 ) -> TuneResult:
-    """Runs the tuner in this process; `args` are those of `add_goal_arguments`.
+    """Runs the tuner in a process of its own; `args` are those of `add_goal_arguments`.
 
     Raises:
         LinkerError: A goal out of reach, a text of no use, or damaged checkpoints.
@@ -110,32 +111,36 @@ def tune_pair(
         donor_fingerprint=donor_fingerprint,
         goal=goal,
         calibration=args.calibration if given else str(Path(args.calibration).resolve()),
-        device=args.device,
+        device=args.device or "cpu",
     )
-    # Imported here: torch takes seconds, and whoever plans from shapes needs none.
-    tune: Callable[..., TuneResult] = importlib.import_module("linker_core.tuning.tuner").tune
     with byte_progress("tuning") as progress:
-        return tune(request, progress=progress)
+        work = run_worker(
+            TUNE_COMMAND,
+            request=request.to_json(),
+            on_progress=lambda _stage, done, total: progress(done, total),
+        )
+        result = asyncio.run(work)
+    return TuneResult.from_json(result["tune"])
 
 
-def frontier_table(result: TuneResult, *, logical_bytes: int) -> Table:
-    """Returns every priced plan as a row, the choice marked."""
+def frontier_table(result: TuneResult, *, checkpoint_bytes: int) -> Table:
+    """Returns every priced plan as a row, the choice marked; `saved` is of the checkpoint."""
     table = Table(
         "", "plan", "unique MiB", "saved", "KL (nats)", "KL at most", "top-1", "perplexity ratio"
     )
     for plan in result.frontier:
         chosen = plan == result.chosen
         mark, style = ("→", "bold") if chosen else ("", "")
-        table.add_row(mark, *_cells(plan, logical_bytes), style=style)
+        table.add_row(mark, *_cells(plan, checkpoint_bytes), style=style)
     return table
 
 
-def _cells(plan: PricedPlan, logical_bytes: int) -> list[str]:
+def _cells(plan: PricedPlan, checkpoint_bytes: int) -> list[str]:
     price = plan.price
     return [
         plan.origin,
         f"{plan.unique_bytes / _MIB:.2f}",
-        f"{1 - plan.unique_bytes / logical_bytes:.0%}",
+        f"{1 - plan.unique_bytes / checkpoint_bytes:.0%}",
         f"{price.kl:.5f}",
         f"{price.kl_upper:.5f}",
         f"{price.top1:.2%}",
@@ -143,7 +148,8 @@ def _cells(plan: PricedPlan, logical_bytes: int) -> list[str]:
     ]
 
 
-def _size(text: str) -> int:
+def size_argument(text: str) -> int:
+    """Reads a size of a command line: bytes, or 512M, 8G."""
     try:
         size = parse_size(text)
     except ValueError as error:

@@ -58,6 +58,17 @@ def draft_plan(request: OnboardRequest, pair: OpenPair) -> SharePlan:
     return replace(_plan(policy, pair, rungs), price=_NOTHING)
 
 
+def may_be_measured(request: OnboardRequest) -> bool:
+    """Whether some pair's plan needs a tuner under this request."""
+    match Policy(request.policy):
+        case Policy.BYTES:
+            return True
+        case Policy.BUDGET:
+            return request.budget_kl != 0
+        case _:
+            return request.budget_kl is not None
+
+
 def tuning_goal(request: OnboardRequest, report: ScanReport, draft: SharePlan) -> TuneGoal | None:
     """Returns what a tuner has to find, or None if the draft is the plan.
 

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from linker_core.tuning.result import TuneResult
-from server.cli.main import main
+from server.cli.main import EXIT_INTERRUPTED, main
 from tests.tiny import make_checkpoint, make_variant
+
+DEADLINE_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +99,43 @@ def test_plan_from_a_sample_of_rows_is_that_of_the_whole(
     assert sampled["blocks_shared"] == 2
 
 
+def test_plan_says_whether_it_fits_what_is_free(
+    pair: tuple[str, str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--policy", "exact")
+    plan = answer(capfd, "plan", *pair, *options)
+    assert (plan["fits"], plan["free_bytes"]) == (None, None)
+    size = plan["unique_bytes"]
+    for free_bytes, fits in ((size, True), (size - 1, False)):
+        plan = answer(capfd, "plan", *pair, *options, "--memory-budget", str(free_bytes))
+        assert (plan["fits"], plan["free_bytes"]) == (fits, free_bytes)
+    assert main(["plan", *pair, *options, "--memory-budget", "1"]) == 0
+    assert "does not fit" in capfd.readouterr().out
+
+
+def test_interrupt_ends_the_tuner_and_leaves_no_traceback(pair: tuple[str, str]) -> None:
+    command = (sys.executable, "-m", "server.cli.main", "tune", *pair)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        worker = tuner_of(process)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == EXIT_INTERRUPTED
+    assert not worker.is_running()
+    assert "Traceback" not in err
+
+
+def tuner_of(process: subprocess.Popen[str]) -> psutil.Process:
+    """Waits for a command's tuner to run."""
+    give_up_at = time.monotonic() + DEADLINE_S
+    while True:
+        for child in psutil.Process(process.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "linker_core.tuning.worker" in child.cmdline():
+                    return child
+        assert time.monotonic() < give_up_at
+        time.sleep(0.01)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -99,6 +144,10 @@ def test_plan_from_a_sample_of_rows_is_that_of_the_whole(
         (("tune", "--calibration", "/nothing.jsonl"), "alibration"),
         (("plan", "--policy", "exact", "--budget-kl", "1"), "takes no budget_kl"),
         (("plan", "--policy", "bytes"), "needs max_bytes"),
+        (("plan", "--budget-kl", "nan"), "budget_kl is nan"),
+        (("plan", "--policy", "exact", "--calibration", "self"), "--calibration says how"),
+        (("plan", "--tau-cos", "0.9", "--tau-frob", "0.1", "--device", "cpu"), "--device says how"),
+        (("plan", "--budget-kl", "0", "--device", "cpu"), "--device says how"),
         (("plan", "--sample", "0.5"), "--policy thresholds"),
         (("plan", "--sample", "0.5", "--policy", "exact"), "--policy thresholds"),
         (("plan", "--tau-cos", "0.9", "--tau-frob", "0.1", "--budget-kl", "0"), "The plan costs"),
