@@ -13,7 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from linker_core.errors import LinkerError
+import torch
+
+from linker_core.errors import InsufficientCapacityError, LinkerError
 from linker_core.pace import Pace
 from linker_core.tuning.request import TuneRequest
 from linker_core.tuning.tuner import Tuner
@@ -32,8 +34,25 @@ def main() -> int:
     except LinkerError as error:
         _emit({"error": error.to_record()})
         return 1
+    except (MemoryError, RuntimeError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        short = InsufficientCapacityError(
+            "There is not enough memory to measure what sharing costs. Unload a model, or use "
+            f"policy exact or thresholds. ({str(error).partition(chr(10))[0]:.300})"
+        )
+        _emit({"error": short.to_record()})
+        return 1
     _emit({"result": result})
     return 0
+
+
+def _is_lack_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether an allocation failed, in Python, on a CUDA device, or in torch on the CPU."""
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or "can't allocate memory" in str(error)  # torch has no class for this one
+    )
 
 
 def answer(request: TuneRequest, pace: Pace) -> dict[str, Any]:

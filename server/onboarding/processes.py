@@ -10,10 +10,17 @@ import contextlib
 import json
 import logging
 import os
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from linker_core.errors import BadCheckpointError, from_record
+from linker_core.errors import (
+    BadCheckpointError,
+    EngineFailureError,
+    InsufficientCapacityError,
+    LinkerError,
+    from_record,
+)
 from linker_core.pace import BUSY_LINE, IDLE_LINE
 from server.bridge.process import stop_signals_blocked
 
@@ -56,7 +63,8 @@ async def run_worker(
         on_progress: Hears of each progress line.
 
     Raises:
-        LinkerError: What the worker says, or `BadCheckpointError` if it died.
+        LinkerError: What the worker says, or why it died: `BadCheckpointError` if a file was cut
+            short, `InsufficientCapacityError` if it was killed, else `EngineFailureError`.
     """
     with stop_signals_blocked():
         process = await asyncio.create_subprocess_exec(
@@ -75,18 +83,33 @@ async def run_worker(
             status = await process.wait()
     finally:
         speaking.cancel()
-        await asyncio.gather(speaking, return_exceptions=True)
+        # Before anything is waited for: a wait can be cancelled a second time.
         if process.returncode is None:  # with a result there is nothing left for it to do
             with contextlib.suppress(ProcessLookupError):
                 process.kill()
-            await process.wait()
+        await asyncio.gather(speaking, return_exceptions=True)
+        await process.wait()
     if result is None:
-        logger.warning("%s ended with status %d and no result", command[-1], status)
-        raise BadCheckpointError(
+        logger.warning("%s ended with status %d and no result", " ".join(command), status)
+        raise _why_it_died(status)
+    return result
+
+
+def _why_it_died(status: int) -> LinkerError:
+    """Returns whose fault it is that a worker ended without a result."""
+    if status == -signal.SIGBUS:  # what reading beyond the end of a mapped file gives
+        return BadCheckpointError(
             "The checkpoint could not be read to its end: a file changed or was cut short "
             "while it was being read. Copy the model again and retry."
         )
-    return result
+    if status == -signal.SIGKILL:  # what the system gives when it has no memory left
+        return InsufficientCapacityError(
+            "The process that read the model was killed, most likely because the machine has no "
+            "memory left. Unload a model, or give the server more memory, and retry."
+        )
+    return EngineFailureError(
+        "The process that read the model failed through a fault of the server; see its log."
+    )
 
 
 async def _speak(

@@ -11,7 +11,7 @@ from typing import Any
 from linker_core.weights.checkpoint import Identity
 from server.onboarding.processes import OnStageProgress, never_busy, run_worker
 
-SCAN_COMMAND = (sys.executable, "-m", "linker_core.sharing.worker")
+SCAN_COMMAND = (sys.executable, "-P", "-m", "linker_core.sharing.worker")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +52,7 @@ class Scanner:
         Cancelling the wait kills the worker.
 
         Raises:
-            LinkerError: What the worker says of the checkpoint, or `BadCheckpointError` if it died.
+            LinkerError: What the worker says of the checkpoint, or why it died; see `run_worker`.
         """
         command = (
             *self._command,

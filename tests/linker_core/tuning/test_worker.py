@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from linker_core.pace import BUSY_LINE, IDLE_LINE
 from linker_core.sharing.plan import Rung
+from linker_core.tuning import worker
 from linker_core.tuning.request import TuneGoal, TuneRequest
 from linker_core.tuning.result import TuneResult
 from linker_core.tuning.tuner import tune
@@ -104,6 +107,34 @@ def test_worker_error_is_the_last_line(tmp_path: Path) -> None:
         assert process.wait() == 1
     assert line["error"]["code"] == "bad_checkpoint"
     assert "model.safetensors" in line["error"]["message"]
+
+
+def no_memory() -> None:
+    raise MemoryError
+
+
+def too_much_for_torch() -> None:
+    torch.empty(1 << 60, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("allocate", [no_memory, too_much_for_torch])
+def test_lack_of_memory_is_said(
+    pair: Pair,
+    allocate: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(worker, "answer", lambda *_: allocate())
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(given_request(pair).to_json()) + "\n"))
+    assert worker.main() == 1
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "insufficient_capacity"
+
+
+def test_fault_of_ours_is_no_lack_of_memory(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "answer", lambda *_: torch.ones(2) @ torch.ones(3))
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(given_request(pair).to_json()) + "\n"))
+    with pytest.raises(RuntimeError, match="size"):
+        worker.main()
 
 
 def files_in(folder: Path) -> dict[Path, tuple[int, int]]:

@@ -180,7 +180,7 @@ def test_dying_tuner_fails_the_job(tmp_path: Path, models: dict[str, Path]) -> N
     with live_server(tmp_path / "s", models=models, tune_command=dying, settings=BUDGET) as server:
         server.until_ready()
         card = server.client.get("/models/near").json()
-    assert (card["state"], card["error"]["code"]) == ("failed", "bad_checkpoint")
+    assert (card["state"], card["error"]["code"]) == ("failed", "engine_failure")
 
 
 def test_files_replaced_while_they_are_tuned_are_refused(

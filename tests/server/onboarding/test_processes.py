@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 
-from linker_core.errors import BadCheckpointError, UnsupportedFormatError
+from linker_core.errors import (
+    BadCheckpointError,
+    EngineFailureError,
+    InsufficientCapacityError,
+    LinkerError,
+    UnsupportedFormatError,
+)
 from server.onboarding.processes import never_busy, run_worker
 
 PRELUDE = "import json, os, sys, time\ndef say(x): print(json.dumps(x), flush=True)\n"
@@ -44,11 +50,22 @@ def test_error_of_the_worker_is_raised_as_it_was() -> None:
 
 
 @pytest.mark.parametrize(
-    "script", ["os.kill(os.getpid(), 7)", "sys.stdout.write('{\"resu')", "pass"]
+    ("script", "kind"),
+    [
+        ("os.kill(os.getpid(), 7)", BadCheckpointError),  # SIGBUS: a mapped file was cut short
+        ("os.kill(os.getpid(), 9)", InsufficientCapacityError),  # as the system kills
+        ("os.abort()", EngineFailureError),
+        ("raise RuntimeError", EngineFailureError),
+        ("sys.stdout.write('{\"resu')", EngineFailureError),
+        ("pass", EngineFailureError),
+    ],
 )
-def test_death_without_a_result_is_a_bad_checkpoint(script: str) -> None:
-    with pytest.raises(BadCheckpointError):
+def test_death_without_a_result_says_whose_fault_it_was(
+    script: str, kind: type[LinkerError]
+) -> None:
+    with pytest.raises(LinkerError) as caught:
         run(script)
+    assert type(caught.value) is kind
 
 
 def test_request_of_megabytes_and_result_of_megabytes_cross() -> None:
@@ -56,8 +73,8 @@ def test_request_of_megabytes_and_result_of_megabytes_cross() -> None:
     assert run("say({'result': json.loads(sys.stdin.readline())})", request=request) == request
 
 
-def test_worker_that_dies_on_a_long_request_is_a_bad_checkpoint() -> None:
-    with pytest.raises(BadCheckpointError):
+def test_worker_that_dies_on_a_long_request_is_noticed() -> None:
+    with pytest.raises(EngineFailureError):
         run("os._exit(3)", request={"text": "x" * 5_000_000})
 
 
@@ -76,7 +93,9 @@ def test_worker_that_lingers_after_its_result_is_ended() -> None:
     assert not Path("/proc", str(pid)).exists()
 
 
-def test_cancelling_kills_the_worker() -> None:
+@pytest.mark.parametrize("times", [1, 2])
+def test_cancelling_kills_the_worker(times: int) -> None:
+    """Also when the second cancellation comes while the first one's end is waited for."""
     pids: list[int] = []
 
     async def cancel_when_started() -> None:
@@ -93,9 +112,20 @@ def test_cancelling_kills_the_worker() -> None:
         command = (sys.executable, "-c", PRELUDE + script)
         task = asyncio.ensure_future(run_worker(command, on_progress=on_progress))
         await started.wait()
-        task.cancel()
+        for _ in range(times):
+            task.cancel()
+            await asyncio.sleep(0)  # up to its next wait
         await asyncio.gather(task, return_exceptions=True)
         assert task.cancelled()
+        async with asyncio.timeout(30):
+            while is_running(pids[0]):  # killed, so it ends
+                await asyncio.sleep(0.01)
 
     asyncio.run(cancel_when_started())
-    assert not Path("/proc", str(pids[0])).exists()
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path("/proc", str(pid), "status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
