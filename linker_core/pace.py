@@ -7,12 +7,12 @@ the work is.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -28,7 +28,8 @@ class Pace:
 
     The share of time that work may take grows with the time it has been held back, up to all of
     it, and the lowest scheduling class is left then: on a server that never rests, the work ends
-    all the same.
+    all the same. Where the class cannot be left again (Linux asks for a right to do so), it is not
+    entered.
 
     Args:
         bytes_per_s: Rate of reading while sequences run.
@@ -89,7 +90,7 @@ class Pace:
             aged = min(1.0, self._held_back_s() / self._ageing_s)
             return self._work_share + (1.0 - self._work_share) * aged
 
-    @contextmanager
+    @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
         """Holds all other threads back from their turns while sequences run; not re-entrant."""
         if not self.busy:
@@ -141,6 +142,10 @@ class Pace:
         lowered = self._busy_since is not None and self._held_back_s() < self._ageing_s
         if lowered == self._lowered or not self._may_lower:
             return
+        if lowered and not _may_raise_again():
+            self._may_lower = False
+            logger.info("the lowest scheduling class could not be left again; only resting helps")
+            return
         self._lowered = lowered
         policy = os.SCHED_IDLE if lowered else os.SCHED_OTHER
         seen: set[str] = set()
@@ -148,11 +153,24 @@ class Pace:
         while new := {task.name for task in _TASKS.iterdir()} - seen:
             seen |= new
             for task in new:
-                try:
+                with contextlib.suppress(ProcessLookupError):  # it ended meanwhile
                     os.sched_setscheduler(int(task), policy, os.sched_param(0))
-                except ProcessLookupError:
-                    continue  # it ended meanwhile
-                except PermissionError:
-                    self._may_lower = False
-                    logger.warning("may not change the scheduling class; going on without")
-                    return
+
+
+def _may_raise_again() -> bool:
+    """Whether a thread of this process that enters the lowest class may leave it; tries it out."""
+    outcome: list[bool] = []
+
+    def attempt() -> None:
+        try:
+            for policy in (os.SCHED_IDLE, os.SCHED_OTHER):
+                os.sched_setscheduler(0, policy, os.sched_param(0))
+        except PermissionError:
+            outcome.append(False)
+        else:
+            outcome.append(True)
+
+    thread = threading.Thread(target=attempt, name="pace-probe")
+    thread.start()
+    thread.join()
+    return outcome == [True]

@@ -21,7 +21,6 @@ from linker_core.weights.fingerprint import fingerprint
 from linker_core.weights.generation import GENERATION_FILE
 
 _POLICIES = {
-    "auto": Policy.THRESHOLDS,
     "thresholds": Policy.THRESHOLDS,
     "exact": Policy.EXACT,
 }
@@ -47,7 +46,7 @@ def load_linked(
     Args:
         variant: Directory of the variant's checkpoint.
         donor: A model loaded from a local directory (`from_pretrained`), or such a directory.
-        policy: "thresholds" (BS Eq. 3; "auto" is the same) or "exact" (equal bytes only).
+        policy: "thresholds" (BS Eq. 3) or "exact" (equal bytes only).
         tau_cos: Least cosine of a shared block; together with `tau_frob`.
         tau_frob: Largest ε of a shared block.
         tier: A row of families.yaml in place of the two numbers.

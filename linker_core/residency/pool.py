@@ -150,9 +150,13 @@ class Pool:
         """Gives a reservation back; harmless when there is none."""
         self._reserved.pop(name, None)
 
+    def reserved_bytes(self) -> int:
+        """Bytes set aside for other processes."""
+        return sum(self._reserved.values())
+
     def free_bytes(self) -> int:
         """Bytes left of the budget."""
-        promised = sum(self._arriving.values()) + sum(self._reserved.values())
+        promised = sum(self._arriving.values()) + self.reserved_bytes()
         return self._budget_bytes - self.ledger.resident_bytes() - promised - self.kv_bytes()
 
     def check_integrity(self) -> None:

@@ -53,6 +53,8 @@ def _sweep(
         stream = _cuda.Stream(device) if device.type == "cuda" else None
         slots = itertools.cycle([_Slot(device), _Slot(device)])
         try:
+            if stream is not None:
+                stream.wait_stream(_cuda.default_stream(device))  # which clears `sums`
             with _cuda.stream(stream):  # None: as it was
                 while (number := next(numbers)) < len(pieces) and not failed.is_set():
                     piece, slot, started = pieces[number], next(slots), time.monotonic()

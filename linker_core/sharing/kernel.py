@@ -156,7 +156,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def _build(path: Path) -> bytes:
-    command = [sys.executable, "-m", _BUILD_MODULE, str(path)]
+    command = [sys.executable, "-P", "-m", _BUILD_MODULE, str(path)]
     cpu, features = host_features()
     done = subprocess.run(
         command,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Writes the object file that `argv` names, all at once."""
     (target,) = sys.argv[1:] if argv is None else argv
     path = Path(target)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}")
-    unfinished.write_bytes(seal(_object_code()))
-    unfinished.replace(path)
+    descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(seal(_object_code()))
+    Path(unfinished).replace(path)
     return 0
 
 

@@ -6,6 +6,7 @@ import ctypes
 import mmap
 from typing import Protocol
 
+from linker_core.errors import BadCheckpointError
 from linker_core.weights.checkpoint import Checkpoint
 
 
@@ -30,9 +31,17 @@ class MappedFiles:
             self._starts.append(ctypes.addressof(ctypes.c_char.from_buffer(mapped)))
 
     def address(self, name: str, *, offset_bytes: int, nbytes: int) -> int:
-        """Returns where these bytes are, for as long as this object lives."""
+        """Returns where these bytes are, for as long as this object lives.
+
+        Raises:
+            BadCheckpointError: The file became shorter before it was mapped.
+        """
         tensor = self._checkpoint.tensors[name]
         assert 0 <= offset_bytes <= tensor.nbytes - nbytes
+        if tensor.offset + offset_bytes + nbytes > len(self._maps[tensor.shard]):
+            # It was cut before it was mapped; beyond the map lies something else.
+            file = self._checkpoint.shard_names[tensor.shard]
+            raise BadCheckpointError(f"{file}: the file became shorter while it was read.")
         return self._starts[tensor.shard] + tensor.offset + offset_bytes
 
 

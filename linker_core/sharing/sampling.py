@@ -97,7 +97,6 @@ def estimate(strata: Sequence[Stratum], rows: Sequence[RowSums], *, count: int) 
         delta_square=delta,
         identical=False,  # bytes that were not read may differ
         count=count,
-        num_nonfinite=0,
     )
     if not all(row.donor_square and row.variant_square and row.delta_square for row in rows):
         return Estimate(sums=sums, decides_nothing=True)

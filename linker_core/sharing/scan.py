@@ -129,7 +129,6 @@ def whole_sums(pieces: Sequence[Piece], findings: Findings, numbers: Iterable[in
         delta_square=delta_square,
         identical=all(findings.identical[number] for number in numbers),
         count=sum(pieces[number].length for number in numbers),
-        num_nonfinite=0,  # else it would have been refused
     )
 
 

@@ -19,7 +19,6 @@ class PairSums:
     delta_square: float  # |a - b|², summed directly, never expanded
     identical: bool  # same type and same bytes
     count: int  # elements of each
-    num_nonfinite: int  # of the variant's elements
 
     @property
     def cos(self) -> float:

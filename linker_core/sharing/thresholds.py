@@ -23,7 +23,7 @@ class Thresholds:
 
     tau_cos: float
     tau_frob: float
-    source: str  # "explicit", "tier NAME", "boundary" or "conservative"
+    source: str  # "explicit", "tier NAME", "boundary", "conservative", "fit" or "sweep"
 
     def shares(self, block: BlockScan) -> bool:
         """Share(i) of BS Eq. 3: sim(i) ≥ τ_cos and ε(i) ≤ τ_frob.

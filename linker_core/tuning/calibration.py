@@ -15,7 +15,8 @@ from linker_core.tuning.dialogues import Dialogue
 from linker_core.tuning.reading import VariantReader
 
 MAX_SEQUENCE_TOKENS: Final = 512
-MAX_RESPONSE_TOKENS: Final = 4_600  # a price is decided on at least 4,000
+MAX_RESPONSE_TOKENS: Final = 4_600
+MIN_RESPONSE_TOKENS: Final = 4_000  # a budget is not held against fewer
 MAX_PROMPT_TOKENS: Final = 256
 
 

@@ -19,6 +19,7 @@ from linker_core.tuning.json_lines import MAX_ROWS, parse_rows, read_bytes
 
 SHIPPED_FILE: Final = "calibration.jsonl"
 _MAX_KIND_CHARS: Final = 40
+_MAX_KINDS: Final = 32
 _GIVEN_KIND: Final = "given"  # of a user's rows that name none
 
 Role = Literal["system", "user", "assistant"]
@@ -89,9 +90,13 @@ def _read(source: Path) -> bytes:
 
 def _parse(data: bytes, *, given: bool) -> list[Dialogue]:
     try:
-        return parse_rows(data, partial(_dialogue, given=given), max_rows=MAX_ROWS)
+        dialogues = parse_rows(data, partial(_dialogue, given=given), max_rows=MAX_ROWS)
     except ValueError as error:
         raise _refusal(str(error)) from error
+    kinds = {dialogue.kind for dialogue in dialogues}
+    if len(kinds) > _MAX_KINDS:
+        raise _refusal(f"the rows are of {len(kinds)} kinds, expected at most {_MAX_KINDS}")
+    return dialogues
 
 
 def _dialogue(row: Any, *, given: bool) -> Dialogue:

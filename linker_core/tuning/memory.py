@@ -14,12 +14,12 @@ ANSWER_SEQUENCES = 16  # that a variant answers at once for its own calibration
 ANSWER_TOKENS = 96  # of one answer at most
 MAX_PLANS_AT_ONCE = 4  # that a search prices in one walk
 LOGITS_CHUNK_BYTES = 32 << 20  # float32 logits of some tokens under one plan
-# The variant's, a plan's, and the product before it is turned; or a block's activations.
-_WORKING_BYTES = 4 * LOGITS_CHUNK_BYTES
+_LONGEST_SEQUENCE = 512  # tokens that are computed at once, however wide the model
+_CUDA_CONTEXT_BYTES = 512 << 20  # that a process takes of a device before its first tensor
 
 
 def tuning_bytes(
-    donor: ModelConfig, variant: ModelConfig, *, num_tokens: int, num_plans: int
+    donor: ModelConfig, variant: ModelConfig, *, num_tokens: int, num_plans: int, device: str
 ) -> int:
     """Returns the most bytes a pass holds: two blocks, embeddings and heads, states, logits.
 
@@ -28,6 +28,7 @@ def tuning_bytes(
         variant: Shape of the variant.
         num_tokens: Tokens of the calibration text, prompts included.
         num_plans: K, plans that are priced at once; the variant itself is one more.
+        device: "cpu" or "cuda".
     """
     blocks = outside = 0
     for config in (donor, variant):
@@ -40,7 +41,7 @@ def tuning_bytes(
             elif key.layer is None:
                 outside += nbytes
     states = (num_plans + 1) * num_tokens * variant.hidden_size * 4
-    return blocks + outside + states + _WORKING_BYTES
+    return blocks + outside + states + _working_bytes(variant, device)
 
 
 def answering_bytes(variant: ModelConfig, *, max_prompt_tokens: int, device: str) -> int:
@@ -53,4 +54,17 @@ def answering_bytes(variant: ModelConfig, *, max_prompt_tokens: int, device: str
         DTYPE_BYTES[variant.dtype] * math.prod(shape)
         for shape in expected_tensors(variant).values()
     )
-    return weights + kv_cache_bytes(variant, engine)
+    return weights + kv_cache_bytes(variant, engine) + _working_bytes(variant, device)
+
+
+def activation_bytes(config: ModelConfig) -> int:
+    """Returns what a row takes inside a block, float32."""
+    return 4 * (3 * config.intermediate_size + 8 * config.hidden_size)
+
+
+def _working_bytes(config: ModelConfig, device: str) -> int:
+    """Returns what is held beside weights and states: a chunk of logits, or activations."""
+    # The variant's logits, a plan's, and the product before it is turned.
+    logits = 4 * LOGITS_CHUNK_BYTES
+    context = _CUDA_CONTEXT_BYTES if device == "cuda" else 0
+    return context + max(logits, _LONGEST_SEQUENCE * activation_bytes(config))

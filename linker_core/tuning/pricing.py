@@ -19,6 +19,9 @@ from linker_core.tuning.walk import Walk
 
 _NUM_RESAMPLES = 2_000
 _UPPER_PERCENTILE = 97.5  # upper end of a two-sided 95 % interval
+_MIN_CLUSTERS = 8  # fewer say nothing of how answers differ
+_CLUSTER_TOKENS = 32  # where there are too few answers: runs of so many tokens
+_WORST_NATS = 500.0  # of a token; the exponential of a mean of them is still a number
 _COMPARED_BYTES = 1 << 20  # of logits whose temporaries stay in the cache
 _MIN_KIND_TOKENS = 400  # fewer say too little of a kind
 _BOOTSTRAP_SEED = 20_250_101
@@ -103,14 +106,15 @@ class Pricer:
         A fine-tune is moved furthest on the text it was tuned for, which one kind may stand for and
         the mean over all kinds would hide.
         """
+        of = self._sequence_of
         parts = [np.ones(len(kl_R), dtype=np.bool_)]
-        kinds = np.array([sequence.kind for sequence in self._text.sequences])[self._sequence_of]
+        kinds = np.array([sequence.kind for sequence in self._text.sequences])[of]
         for kind in sorted(set(kinds)):
             of_kind = kinds == kind
             if of_kind.sum() >= _MIN_KIND_TOKENS:
                 parts.append(of_kind)
         return max(
-            max(float(kl_R[part].mean()), bootstrap_upper(kl_R[part], self._sequence_of[part]))
+            max(float(kl_R[part].mean()), bootstrap_upper(kl_R[part], _clusters(of[part])))
             for part in parts
         )
 
@@ -141,10 +145,12 @@ class _Reading:
             loss = gain.gather(1, targets_n[part].unsqueeze(1)).squeeze(1)
             kl = planned.add_(gain).exp_().mul_(gain).sum(dim=-1)
             rows = slice(first + start, first + start + len(kl))
-            # Rounding can leave a tiny negative sum where both are equal.
-            self.kl_R[rows] = kl.clamp_min_(0).cpu().numpy()
+            # Rounding can leave a tiny negative sum where both are equal. Logits that overflow are
+            # no distribution: no answer is worse.
+            worst = {"nan": _WORST_NATS, "posinf": _WORST_NATS, "neginf": _WORST_NATS}
+            self.kl_R[rows] = kl.clamp_min_(0).nan_to_num_(**worst).cpu().numpy()
             self.agrees_R[rows] = agrees.cpu().numpy()
-            self.loss_R[rows] = loss.cpu().numpy()
+            self.loss_R[rows] = loss.nan_to_num_(**worst).cpu().numpy()
 
 
 def bootstrap_upper(values_R: Reals, cluster_R: npt.NDArray[np.int64]) -> float:
@@ -162,6 +168,13 @@ def bootstrap_upper(values_R: Reals, cluster_R: npt.NDArray[np.int64]) -> float:
     drawn = generator.integers(len(sums), size=(_NUM_RESAMPLES, len(sums)))
     means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
     return float(np.percentile(means, _UPPER_PERCENTILE))
+
+
+def _clusters(sequence_of: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Returns the cluster of each token: its sequence, or a run of tokens where those are few."""
+    if len(np.unique(sequence_of)) >= _MIN_CLUSTERS:
+        return sequence_of
+    return np.arange(len(sequence_of)) // _CLUSTER_TOKENS
 
 
 def _predicting_rows(text: CalibrationText) -> tuple[list[int], npt.NDArray[np.int64]]:

@@ -14,7 +14,7 @@ from linker_core.sharing.price import Price
 class PricedPlan:
     """One point of the frontier."""
 
-    origin: str  # why it was tried: "identical bytes", "all blocks", "ε ≤ 0.04", …
+    origin: str  # why it was tried: "identical bytes alone", "all blocks", …
     rungs: Mapping[str, Rung]  # every stored tensor
     unique_bytes: int
     price: Price

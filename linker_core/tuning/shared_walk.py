@@ -74,7 +74,11 @@ class SharedWalk:
             self.block_passes += len(children)
             states = [_State(*pair) for pair in zip(children, hidden, strict=True)]
             self._reader.forget(layer)
-        last = {plan: s.states.index_select(0, self._rows) for s in states for plan in s.plans}
+        last: dict[int, torch.Tensor] = {}
+        while states:  # each goes as soon as it has been read
+            state = states.pop()
+            rows = state.states.index_select(0, self._rows)
+            last |= dict.fromkeys(state.plans, rows)
         return [LastHidden(rungs=rungs, hidden=last[i]) for i, rungs in enumerate(plans)]
 
     def chunks(self) -> list[slice]:

@@ -9,13 +9,16 @@ from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer
 from linker_core.tuning.answers import own_answers
 from linker_core.tuning.calibration import (
+    MAX_PROMPT_TOKENS,
     MAX_RESPONSE_TOKENS,
+    MAX_SEQUENCE_TOKENS,
     CalibrationText,
     encode,
     prompts_only,
     with_answers,
 )
 from linker_core.tuning.dialogues import load_dialogues
+from linker_core.tuning.memory import ANSWER_TOKENS
 from linker_core.tuning.reading import VariantReader
 from linker_core.tuning.request import SELF_CALIBRATION, Device
 from linker_core.weights.checkpoint import Checkpoint
@@ -44,10 +47,14 @@ def calibration_text(
         eos_token_ids=variant.eos_token_ids,
         vocab_size=variant.config.vocab_size,
     )
+    context = variant.config.max_position_embeddings
+    longest = min(MAX_SEQUENCE_TOKENS, context)
     if calibration == SELF_CALIBRATION:
-        prompts = prompts_only(load_dialogues(None), reader)
+        longest_prompt = min(MAX_PROMPT_TOKENS, max(1, context - ANSWER_TOKENS))
+        prompts = prompts_only(load_dialogues(None), reader, max_prompt_tokens=longest_prompt)
         answers = own_answers(
             variant, prompts, enough_tokens=MAX_RESPONSE_TOKENS, device=device, pace=pace
         )
         return with_answers(prompts[: len(answers)], answers)
-    return encode(load_dialogues(None if calibration is None else Path(calibration)), reader)
+    dialogues = load_dialogues(None if calibration is None else Path(calibration))
+    return encode(dialogues, reader, max_sequence_tokens=longest)

@@ -19,7 +19,7 @@ from linker_core.sharing.planner import count_own_rows, identical_rungs
 from linker_core.sharing.price import Price
 from linker_core.sharing.report import Region, ScanReport
 from linker_core.sharing.thresholds import choose_thresholds
-from linker_core.tuning.calibration import CalibrationText
+from linker_core.tuning.calibration import MIN_RESPONSE_TOKENS, CalibrationText
 from linker_core.tuning.candidates import Candidate, Candidates
 from linker_core.tuning.pricing import Pricer
 from linker_core.tuning.request import TuneRequest
@@ -88,7 +88,7 @@ class Tuner:
             variant,
             identical=frozenset(n for n, rung in self._base.items() if rung is Rung.ALIAS),
             device=self._device,
-            on_read=self._meter.add,
+            on_read=self._note_read,
         )
         self._pricer = Pricer(self._walk(self._text), self._reader, self._base, self._text)
         unchanged = PricedPlan(
@@ -119,6 +119,12 @@ class Tuner:
                 self._search.within_bytes(candidates, thresholds, self._goal.max_bytes)
             )
         assert self._goal.budget_kl is not None
+        if self._text.num_response_tokens < MIN_RESPONSE_TOKENS:
+            raise InvalidRequestError(
+                f"The calibration text has {self._text.num_response_tokens} response tokens for "
+                f"this model; a budget is held against {MIN_RESPONSE_TOKENS} or more. Add text.",
+                param="calibration",
+            )
         chosen = self._search.within_budget(candidates, thresholds, self._goal.budget_kl)
         # A variant outside the donor's neighbourhood shares only what is byte-identical, however
         # little a swap seems to cost on this text.
@@ -145,6 +151,10 @@ class Tuner:
             variant=self._variant,
             sensitivities=measure_sensitivities(walk, self._reader, self._base, token_ids),
         )
+
+    def _note_read(self, nbytes: int) -> None:
+        self._meter.add(nbytes)
+        self._pace.after_read(nbytes)
 
     def _unique_bytes(self, rungs: Rungs) -> int:
         own_rows = count_own_rows(self._report, self._variant, rungs)

@@ -23,10 +23,11 @@ from linker_core.engine.routing import RoutedLinear, route_model
 from linker_core.engine.rows import RowMap, StepContext
 from linker_core.pace import Pace
 from linker_core.residency.skeleton import build_skeleton
+from linker_core.tuning.memory import activation_bytes
 from linker_core.tuning.storages import Storages
 from linker_core.weights.architecture import ModelConfig
 
-_ACTIVATION_BYTES = 24 << 20  # of one batch: what decides how many rows it has
+_ACTIVATION_BYTES = 24 << 20  # of one batch, if its longest sequence needs no more
 _PAGE_TOKENS = 16
 
 
@@ -66,8 +67,7 @@ class Walk:
         self._model = skeleton
         self._leaves: dict[str, RoutedLeaf] = {leaf.leaf_name: leaf for leaf in leaves}
         self._lengths = tuple(lengths)
-        widths = 3 * config.intermediate_size + 8 * config.hidden_size
-        self._max_rows = max(*self._lengths, _ACTIVATION_BYTES // (4 * widths))
+        self._max_rows = max(*self._lengths, _ACTIVATION_BYTES // activation_bytes(config))
         self._cache = self._one_layer_cache()
 
     def stream_norms(self, layer: int) -> tuple[RoutedLeaf, RoutedLeaf]:
@@ -108,9 +108,11 @@ class Walk:
             len(token_ids), self.config.hidden_size, dtype=self.dtype, device=self.device
         )
         for start in range(0, len(token_ids), self._max_rows):
+            started = time.monotonic()
             ids = torch.tensor([token_ids[start : start + self._max_rows]], device=self.device)
             self._context.body = RowMap([0] * ids.shape[1], device=self.device)
             out_TH[start : start + ids.shape[1]] = leaf(ids)[0]
+            self._pace.after_work(time.monotonic() - started)
         leaf.unbind(0)
         return out_TH
 
@@ -162,6 +164,7 @@ class Walk:
     @torch.inference_mode()
     def logits(self, storages: Storages, hidden_nH: torch.Tensor) -> torch.Tensor:
         """Returns the logits [n, V] in float32, a new tensor, of last hidden states."""
+        started = time.monotonic()
         norm, head = self._model.model.norm, self._model.lm_head
         for leaf in (norm, head):
             leaf.bind(0, storages)
@@ -170,6 +173,7 @@ class Walk:
         logits_nV: torch.Tensor = head(norm(hidden_nH.unsqueeze(0)))[0].float()
         for leaf in (norm, head):
             leaf.unbind(0)
+        self._pace.after_work(time.monotonic() - started)
         cap = self.config.final_logit_softcapping
         return logits_nV if cap is None else logits_nV.div_(cap).tanh_().mul_(cap)
 

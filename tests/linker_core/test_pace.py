@@ -128,7 +128,7 @@ def test_refused_scheduling_is_said_once(
         raise PermissionError
 
     monkeypatch.setattr(os, "sched_setscheduler", refuse)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         for busy in (True, False, True):
             pace.busy = busy
     monkeypatch.undo()

@@ -73,7 +73,11 @@ class _Bench:
         best = {what: min(times) for what, times in self._seconds.items()}
         num_tokens = sum(len(sequence.token_ids) for sequence in self._text.sequences)
         allowed = tuning_bytes(
-            self._donor.config, self._variant.config, num_tokens=num_tokens, num_plans=len(plans)
+            self._donor.config,
+            self._variant.config,
+            num_tokens=num_tokens,
+            num_plans=len(plans),
+            device="cpu",
         )
         passes = {what: seconds / best["forward"] for what, seconds in best.items()}
         return {

@@ -127,6 +127,15 @@ def test_scan_of_a_file_that_shrinks_is_an_error_where_files_are_read(tmp_path: 
             scan(a, b)
 
 
+def test_scan_of_a_file_cut_before_it_is_mapped_is_an_error(tmp_path: Path) -> None:
+    donor = make_checkpoint(tmp_path / "d")
+    variant = make_variant(tmp_path / "v", donor, scale=0.03)
+    with Checkpoint.open(donor) as a, Checkpoint.open(variant) as b:
+        os.truncate(variant / "model.safetensors", 1 << 14)
+        with pytest.raises(BadCheckpointError, match="shorter"):
+            scan(a, b, mapped=True)
+
+
 def test_scan_other_float_type_is_compared_by_value(tmp_path: Path) -> None:
     donor = make_checkpoint(tmp_path / "d")
     variant = make_checkpoint(tmp_path / "v")

@@ -24,7 +24,6 @@ def block(epsilon: float, cos: float = 1.0) -> BlockScan:
         delta_square=epsilon**2,
         identical=False,
         count=1,
-        num_nonfinite=0,
     )
     return BlockScan(index=0, params={"mlp.up_proj.weight": sums})
 

@@ -182,3 +182,10 @@ def test_text_digests_find_a_prompt_again_whatever_its_case_and_spacing(tmp_path
     assert first & again
     assert not first & other
     assert digests("d", {"text": "Some  text"}) == digests("e", {"text": "some text "})
+
+
+def test_more_kinds_than_can_be_weighed_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"text": "a b", "kind": str(i)}) + "\n" for i in range(33)))
+    with pytest.raises(InvalidRequestError, match="33 kinds"):
+        load_dialogues(file)

@@ -33,7 +33,7 @@ def weights_held(pair: Pair) -> int:
 
 def announced(pair: Pair, num_tokens: int, num_plans: int) -> int:
     donor, variant = pair.donor.config, pair.variant.config
-    return tuning_bytes(donor, variant, num_tokens=num_tokens, num_plans=num_plans)
+    return tuning_bytes(donor, variant, num_tokens=num_tokens, num_plans=num_plans, device="cpu")
 
 
 def test_bytes_are_two_blocks_the_ends_and_a_state_a_plan(pair: Pair, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +19,9 @@ from linker_core.sharing.plan import Rung
 from linker_core.sharing.price import Price
 from linker_core.tuning import memory, pricing, shared_walk, storages
 from linker_core.tuning.calibration import CalibrationText
-from linker_core.tuning.pricing import bootstrap_upper
-from linker_core.tuning.storages import Rungs
+from linker_core.tuning.pricing import _clusters, bootstrap_upper
+from linker_core.tuning.storages import Rungs, Storages
+from linker_core.tuning.walk import Walk
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import EMBED_NAME, FINAL_NORM_NAME, LM_HEAD_NAME
 from tests.linker_core.tuning.pairs import (
@@ -298,3 +301,27 @@ def test_kind_of_too_few_tokens_says_nothing(half_moved: Pair) -> None:
     ]
     assert prices[0].kl_upper == prices[1].kl_upper
     assert prices[0].kl_upper < kl_of_upper(prices[0], two_kinds(13, kinds=["a", "b"]), 13)
+
+
+def test_logits_that_overflow_cost_more_than_any_budget(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, calls = Walk.logits, itertools.count()
+
+    def overflowing(walk: Walk, stored: Storages, hidden_nH: torch.Tensor) -> torch.Tensor:
+        logits = plain(walk, stored, hidden_nH)
+        return logits if next(calls) % 2 == 0 else logits * float("inf")  # every planned chunk
+
+    monkeypatch.setattr(Walk, "logits", overflowing)
+    (price,) = pair.pricer(random_text(LENGTHS)).price([pair.aliasing("mlp")])
+    assert price.kl_upper >= price.kl > 100
+    assert math.isfinite(price.kl_upper)
+    assert math.isfinite(price.ppl_ratio)
+    assert price.top1 < 1
+
+
+def test_few_answers_are_told_apart_by_runs_of_tokens() -> None:
+    one_answer = np.zeros(128, dtype=np.int64)
+    assert len(np.unique(_clusters(one_answer))) == 4
+    many_answers = np.repeat(np.arange(8), 16)
+    assert (_clusters(many_answers) == many_answers).all()

@@ -53,7 +53,7 @@ def report(epsilons: Sequence[float], *, cos: float | Sequence[float] = 0.995) -
     for index, (epsilon, cosine) in enumerate(zip(epsilons, cosines, strict=True)):
         sums = PairSums(
             dot=cosine, donor_square=1.0, variant_square=1.0, delta_square=epsilon**2,
-            identical=False, count=1, num_nonfinite=0,
+            identical=False, count=1,
         )  # fmt: skip
         blocks.append(BlockScan(index=index, params={"mlp.up_proj.weight": sums}))
     return ScanReport(

@@ -12,6 +12,7 @@ from linker_core.errors import InvalidRequestError
 from linker_core.sharing.plan import Fingerprints, Policy, Rung
 from linker_core.sharing.planner import plan_rungs
 from linker_core.sharing.report import Region
+from linker_core.tuning import tuner
 from linker_core.tuning.candidates import ALL_BLOCKS, INTERIOR
 from linker_core.tuning.request import TuneGoal, TuneRequest
 from linker_core.tuning.result import TuneResult
@@ -270,3 +271,12 @@ def test_request_survives_json(pair: Pair) -> None:
     for goal in (TuneGoal(budget_kl=0.5), TuneGoal(max_bytes=7), given(pair.base)):
         one = request(pair, goal)
         assert TuneRequest.from_json(json.loads(json.dumps(one.to_json()))) == one
+
+
+def test_budget_is_not_held_against_too_little_text(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuner, "MIN_RESPONSE_TOKENS", 1 << 20)
+    with pytest.raises(InvalidRequestError, match="response tokens") as caught:
+        tune(request(pair, TuneGoal(budget_kl=BUDGET_KL)))
+    assert caught.value.param == "calibration"
