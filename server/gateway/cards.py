@@ -51,15 +51,23 @@ def openai_card(model: ServedModel) -> dict[str, Any]:
     }
 
 
-def job_card(job: JobRecord) -> dict[str, Any]:
-    """Returns a job."""
+def job_card(job: JobRecord, *, bytes_per_second: float | None) -> dict[str, Any]:
+    """Returns a job, with how fast its stage comes on where that is known."""
+    remaining_seconds: float | None = None
+    if bytes_per_second is not None:
+        remaining_seconds = max(job.total_bytes - job.done_bytes, 0) / bytes_per_second
     return {
         "id": job.id,
         "object": "model.job",
         "model": job.model,
         "status": job.status.value,
         "stage": job.stage.value,
-        "progress": {"done_bytes": job.done_bytes, "total_bytes": job.total_bytes},
+        "progress": {
+            "done_bytes": job.done_bytes,
+            "total_bytes": job.total_bytes,
+            "bytes_per_second": bytes_per_second,
+            "remaining_seconds": remaining_seconds,
+        },
         "error": job.error,
         "created_at": job.created_at,
         "finished_at": job.finished_at,

@@ -21,7 +21,7 @@ from server.gateway.schemas import (
 from server.gateway.services import Services
 from server.gateway.streaming import unless, unless_disconnected
 from server.onboarding.request import AUTO_DONOR, OnboardRequest, resolve_sharing
-from server.registry.records import JobStatus
+from server.registry.records import JobRecord, JobStatus
 from server.settings import SharingSettings
 
 
@@ -56,18 +56,22 @@ def _add_openai_routes(router: APIRouter, services: Services) -> None:
         return openai_card(services.served(name))
 
 
+def _job_card(services: Services, job: JobRecord) -> dict[str, Any]:
+    return job_card(job, bytes_per_second=services.roster.bytes_per_second(job))
+
+
 def _add_job_routes(router: APIRouter, services: Services) -> None:
     @router.get("/models/jobs")
     async def list_jobs() -> dict[str, Any]:
         jobs = await services.roster.jobs()
-        return {"object": "list", "data": [job_card(job) for job in jobs]}
+        return {"object": "list", "data": [_job_card(services, job) for job in jobs]}
 
     @router.get("/models/jobs/{job_id}")
     async def get_job(job_id: str) -> dict[str, Any]:
         job = await services.roster.job(job_id)
         if job is None:
             raise ModelNotFoundError("There is no such job.", param="id")
-        return job_card(job)
+        return _job_card(services, job)
 
 
 def _add_dry_run_route(router: APIRouter, services: Services) -> None:
@@ -119,7 +123,7 @@ def _add_model_routes(router: APIRouter, services: Services) -> None:
                 raise from_record(dict(job.error))
             return JSONResponse(card(body.name), status_code=201)
         headers = {"Location": f"/models/jobs/{job.id}", "Retry-After": "1"}
-        return JSONResponse(job_card(job), status_code=202, headers=headers)
+        return JSONResponse(_job_card(services, job), status_code=202, headers=headers)
 
     @router.get("/models")
     async def list_models() -> dict[str, Any]:

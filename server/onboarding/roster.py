@@ -16,6 +16,7 @@ from linker_core.errors import ModelNotFoundError, NotReadyError
 from linker_core.sharing.plan import SharePlan
 from server.metrics.serving import ServingMetrics
 from server.onboarding.outcomes import without_plan
+from server.onboarding.rates import Rates
 from server.onboarding.request import OnboardRequest
 from server.onboarding.stored import restored
 from server.registry.records import JobRecord, JobStatus, ModelRecord, ModelState
@@ -39,6 +40,7 @@ class Roster:
         self._metrics = metrics
         self._models: dict[str, ModelRecord] = {}
         self._jobs: dict[str, JobRecord] = {}  # that wait or run, or whose end is not stored yet
+        self._rates = Rates()
         self._unwritten: dict[tuple[type, str], ModelRecord | JobRecord] = {}
         self._writing = asyncio.Lock()  # keeps the rows in the order of the calls
 
@@ -143,6 +145,11 @@ class Roster:
     def note_progress(self, job: JobRecord) -> None:
         """Shows a job's progress without storing it."""
         self._jobs[job.id] = job
+        self._rates.note(job)
+
+    def bytes_per_second(self, job: JobRecord) -> float | None:
+        """Returns how fast a job comes on in its stage; None if nobody knows."""
+        return self._rates.bytes_per_second(job)
 
     async def note_use(self, used_at: dict[str, float]) -> None:
         """Stores when models were last used."""
@@ -199,6 +206,7 @@ class Roster:
         for record in records:
             if isinstance(record, JobRecord) and record.finished_at is not None:
                 self._jobs.pop(record.id, None)
+                self._rates.forget(record.id)
 
     def _next_position(self) -> int:
         return max((model.position + 1 for model in self._models.values()), default=0)
