@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -33,6 +34,7 @@ SHAPE: Final = HALF_BILLION
 _HOST: Final = "127.0.0.1"
 _TIMEOUT_S: Final = 600
 _POLL_S: Final = 0.05
+_COMPLAINT: Final = re.compile(r" (WARNING|ERROR) |^linker serve: ")
 _VARIANT: Final = "variant"
 
 
@@ -118,7 +120,7 @@ def _serving(donor: Path, variant: Path) -> Iterator[httpx.Client]:
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as state:
         command = [
-            *(sys.executable, "-m", "server.cli.main", "serve", "--models-root", root),
+            *(sys.executable, "-m", "server.cli.main", "serve", "--strict", "--models-root", root),
             *("--state", state, "--port", str(port), "--model", f"donor={donor.resolve()}"),
         ]
         log = Path(state) / "server.log"
@@ -127,7 +129,8 @@ def _serving(donor: Path, variant: Path) -> Iterator[httpx.Client]:
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output
             )
         try:
-            with httpx.Client(base_url=f"http://{_HOST}:{port}", timeout=_TIMEOUT_S) as client:
+            url = f"http://{_HOST}:{port}"
+            with httpx.Client(base_url=url, timeout=_TIMEOUT_S, trust_env=False) as client:
                 _wait_until_ready(client, process, log)
                 yield client
         finally:
@@ -135,14 +138,34 @@ def _serving(donor: Path, variant: Path) -> Iterator[httpx.Client]:
             process.wait()
 
 
-def _wait_until_ready(client: httpx.Client, process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_ready(
+    client: httpx.Client,
+    process: subprocess.Popen[bytes],
+    log: Path,
+    *,
+    timeout_s: float = _TIMEOUT_S,
+) -> None:
+    """Waits until the donor is served.
+
+    Raises:
+        LinkerError: The server ended, which it does where the donor cannot be onboarded, or the
+            time is over; the message ends with what the server complained of.
+    """
+    give_up_at = time.monotonic() + timeout_s
     while True:
         if process.poll() is not None:
-            last_line = log.read_text("utf-8", "replace").rstrip().rpartition("\n")[2]
-            raise LinkerError(f"The server ended before it was ready: {last_line}")
+            raise LinkerError(f"The server ended before it was ready. {_complaints(log)}")
+        if time.monotonic() >= give_up_at:
+            raise LinkerError(f"The server was not ready in {timeout_s:g} s. {_complaints(log)}")
         try:
             if client.get("/ready").status_code == httpx.codes.OK:
                 return
         except httpx.TransportError:
             pass
         time.sleep(_POLL_S)
+
+
+def _complaints(log: Path) -> str:
+    """Returns the first warning or error of a server's log, else its last line."""
+    lines = log.read_text("utf-8", "replace").splitlines()
+    return next((line for line in lines if _COMPLAINT.search(line)), lines[-1] if lines else "")

@@ -23,6 +23,7 @@ from linker_core.residency.loader import read_tensor
 from linker_core.sharing.scan import scan
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.fingerprint import fingerprint
+from server.cli.bench.memory import private_bytes
 from server.cli.bench.pair import HALF_BILLION
 from server.onboarding.processes import worker_environment
 from server.onboarding.scanner import SCAN_COMMAND
@@ -121,7 +122,7 @@ def _run_worker(donor: Path, variant: Path) -> dict[str, float]:
             answer = pool.submit(worker.stdout.readlines)
             peak_bytes = 0
             while not answer.done():
-                peak_bytes = max(peak_bytes, _private_bytes(worker.pid))
+                peak_bytes = max(peak_bytes, private_bytes(worker.pid))
                 time.sleep(_SAMPLE_S)
         wall_s = time.perf_counter() - started
     report = json.loads(answer.result()[-1])["result"]["report"]
@@ -130,12 +131,3 @@ def _run_worker(donor: Path, variant: Path) -> dict[str, float]:
         "scan_seconds": report["scan_seconds"],
         "peak_private_mib": peak_bytes / 2**20,
     }
-
-
-def _private_bytes(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except (FileNotFoundError, ProcessLookupError):
-        return 0
-    found = [line for line in lines if line.startswith("RssAnon:")]
-    return int(found[0].split()[1]) * 1024 if found else 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -27,13 +28,13 @@ from linker_core.tuning.texts import calibration_text
 from linker_core.tuning.tuner import tune
 from linker_core.tuning.walk import Walk
 from linker_core.weights.checkpoint import Checkpoint
+from server.cli.bench.memory import private_bytes
 from server.cli.bench.pair import SMALL
 
 SHAPE: Final = SMALL
 _NUM_PLANS: Final = 6
 _CPU: Final = torch.device("cpu")
 _SAMPLE_S: Final = 0.01
-_STATUS: Final = Path("/proc/self/status")
 
 
 def measure(donor: Path, variant: Path, *, rounds: int = 3) -> dict[str, Any]:
@@ -157,12 +158,13 @@ class _Bench:
 @contextmanager
 def _private_peak() -> Iterator[Callable[[], int]]:
     """Samples this process's private bytes; yields what tells the most above the start."""
-    start, peak, stop = _private_bytes(), 0, threading.Event()
+    pid, stop = os.getpid(), threading.Event()
+    start, peak = private_bytes(pid), 0
 
     def sample() -> None:
         nonlocal peak
         while not stop.wait(_SAMPLE_S):
-            peak = max(peak, _private_bytes() - start)
+            peak = max(peak, private_bytes(pid) - start)
 
     thread = threading.Thread(target=sample, daemon=True)
     thread.start()
@@ -171,10 +173,3 @@ def _private_peak() -> Iterator[Callable[[], int]]:
     finally:
         stop.set()
         thread.join()
-
-
-def _private_bytes() -> int:
-    fields: Mapping[str, str] = dict(
-        line.split(":", 1) for line in _STATUS.read_text("ascii").splitlines()
-    )
-    return int(fields["RssAnon"].split()[0]) * 1024
