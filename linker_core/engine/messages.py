@@ -225,8 +225,14 @@ class Snapshot:
     device_weight_bytes: int
     device_kv_bytes: int
     device_free_bytes: int  # of the memory budget, or of the device where none is set
+    reserved_bytes: int  # set aside for other processes, as long as those run
     kv_usage_ratio: float  # pages in use / pages, over all families
     num_preemptions: int  # since the start
+
+    @property
+    def unreserved_bytes(self) -> int:
+        """What is free once the other processes have ended."""
+        return self.device_free_bytes + self.reserved_bytes
 
 
 Event = (

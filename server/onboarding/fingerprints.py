@@ -59,7 +59,7 @@ class Fingerprints:
 
         def follow(stage: str, done: int, total: int) -> None:
             on_progress(stage, done, total)
-            if stage == "hashing" and done == total:
+            if stage == "hashing" and done == total and not checked:
                 watch.enter("scan")
 
         watch.enter("hash" if digest is None else "scan")

@@ -75,7 +75,7 @@ class JobRunner:
         self._names = names
         self._finished: dict[str, asyncio.Event] = {}
         self._checked: dict[str, Checked] = {}  # by job
-        self._queue: asyncio.Queue[str] = asyncio.Queue()
+        self._queue: asyncio.Queue[str | None] = asyncio.Queue()  # None: room may have come free
 
     @property
     def num_live(self) -> int:
@@ -97,6 +97,10 @@ class JobRunner:
         self._queue.put_nowait(queued.id)
         return queued
 
+    def catch_up_soon(self) -> None:
+        """Tries again, after what is queued, to bring back what had no room; see `Restorer`."""
+        self._queue.put_nowait(None)
+
     async def wait(self, job_id: str) -> JobRecord:
         """Waits for the end of a job."""
         finished = self._finished.get(job_id)
@@ -113,24 +117,36 @@ class JobRunner:
         """
         while True:
             job_id = await self._queue.get()
-            job = self._roster.live_job(job_id)
-            try:
-                await self._admit(job)
-            except LinkerError as error:
-                await self._fail(job_id, error)
-            except Exception:
-                logger.exception("onboarding %s failed through a fault of ours", job.model)
-                await self._fail(
-                    job_id, EngineFailureError("Onboarding failed; see the server's log.")
-                )
-            self._checked.pop(job_id, None)
-            self._finished.pop(job_id).set()
+            if job_id is not None:
+                await self._run_job(job_id)
             await self._restorer.catch_up()
+
+    async def _run_job(self, job_id: str) -> None:
+        job = self._roster.live_job(job_id)
+        try:
+            await self._admit(job)
+        except LinkerError as error:
+            await self._fail(job_id, error)
+        except Exception:
+            logger.exception("onboarding %s failed through a fault of ours", job.model)
+            await self._fail(job_id, EngineFailureError("Onboarding failed; see the server's log."))
+        self._checked.pop(job_id, None)
+        self._finished.pop(job_id).set()
 
     async def _admit(self, job: JobRecord) -> None:
         await self._roster.save(replace(job, status=JobStatus.RUNNING))
         request, watch = OnboardRequest.from_json(job.request), Stopwatch()
         text = await self._open(job, request, watch)
+        # Held until it is loaded: the tuner of a dry run would take the room meanwhile.
+        async with self._planner.turn:
+            record, planned, arrival = await self._plan_and_load(job, request, text, watch)
+        watch.add("alias", arrival.alias_seconds)
+        watch.add("move", arrival.move_seconds)
+        await self._publish(job.id, record, planned, arrival.model, watch)
+
+    async def _plan_and_load(
+        self, job: JobRecord, request: OnboardRequest, text: TextSide, watch: Stopwatch
+    ) -> tuple[ModelRecord, Planned, Arrival]:
         record, donor = await self._choose_donor(request, text)
 
         def on_stage(stage: JobStage, done_bytes: int, total_bytes: int) -> None:
@@ -146,9 +162,7 @@ class JobRunner:
         arrival = await self._load(
             record, planned, lambda done, total: on_stage(JobStage.LOADING, done, total)
         )
-        watch.add("alias", arrival.alias_seconds)
-        watch.add("move", arrival.move_seconds)
-        await self._publish(job.id, record, planned, arrival.model, watch)
+        return record, planned, arrival
 
     async def _open(self, job: JobRecord, request: OnboardRequest, watch: Stopwatch) -> TextSide:
         checked = self._checked.get(job.id)

@@ -13,10 +13,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from linker_core.errors import ConflictError, NotReadyError, QueueFullError
+from linker_core.weights.architecture import ModelConfig
 from server.bridge.client import EngineClient
 from server.metrics.admission import AdmissionMetrics
 from server.onboarding.admission import Admission
-from server.onboarding.catalog import Catalog, TextSide
+from server.onboarding.catalog import Catalog, ServedModel, TextSide
 from server.onboarding.departures import Departures
 from server.onboarding.donors import choose_donor
 from server.onboarding.jobs import Checked, JobRunner
@@ -79,7 +80,9 @@ class Onboarder:
             roots=roots,
             names=self._names,
         )
-        self._rehearsal = Rehearsal(catalog=catalog, planner=planner, admission=admission)
+        self._rehearsal = Rehearsal(
+            choose=self._choose_donor_now, planner=planner, admission=admission
+        )
         self._num_rehearsing = 0
         self._departures = Departures(roster=roster, catalog=catalog, names=self._names)
         self._startup = Startup(roster=roster, catalog=catalog, jobs=self._jobs, names=self._names)
@@ -145,6 +148,7 @@ class Onboarder:
             return await self._rehearsal.run(request, path)
         finally:
             self._num_rehearsing -= 1
+            self._jobs.catch_up_soon()  # its tuner may have been in the way of a model
 
     async def _check_free(self, request: OnboardRequest) -> JobRecord | None:
         """Returns the job of an identical request; refuses a taken name and a full queue."""
@@ -179,7 +183,21 @@ class Onboarder:
         if snapshot is None or (donor is None and self._may_find_donor(request)):
             return
         needed_bytes = self._admission.least_bytes(request, text, donor)
-        check_capacity(needed_bytes, snapshot.device_free_bytes)
+        # A tuner's share is free again before this model is loaded.
+        check_capacity(needed_bytes, snapshot.unreserved_bytes)
+
+    def _choose_donor_now(self, request: OnboardRequest, config: ModelConfig) -> ServedModel | None:
+        """Returns the donor of a dry run.
+
+        Raises:
+            NotReadyError: It may be one that is still on its way.
+            LinkerError: See `choose_donor`.
+        """
+        if not self._is_coming(request.donor):
+            donor = choose_donor(self._catalog, request, config)
+            if donor is not None or not self._may_find_donor(request):
+                return donor
+        raise NotReadyError("The models to share with are still on their way; try again.")
 
     def _is_coming(self, donor: str | None) -> bool:
         """Whether a donor is known and on its way, or on its way back."""

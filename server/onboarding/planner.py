@@ -53,7 +53,10 @@ class Planned:
 
 
 class Planner:
-    """Plans checkpoints, one at a time.
+    """Plans checkpoints.
+
+    Scans and tuners use every core and memory of their own: whoever plans holds `turn`, from the
+    choice of the donor until what was planned is loaded or answered.
 
     Args:
         registry: Keeps the scans.
@@ -75,8 +78,7 @@ class Planner:
         self._pricing = pricing
         self._snapshot = snapshot
         self._fingerprints = Fingerprints(scanner)
-        # Scans and tuners use every core and memory of their own.
-        self._turn = asyncio.Lock()
+        self.turn = asyncio.Lock()
 
     async def plan(
         self,
@@ -88,7 +90,7 @@ class Planner:
         on_stage: OnStage,
         hold_budget: bool = True,
     ) -> Planned:
-        """Decides what of a validated checkpoint will be stored; jobs and dry runs take turns.
+        """Decides what of a validated checkpoint will be stored. The caller holds `turn`.
 
         Args:
             request: What is asked for.
@@ -101,11 +103,11 @@ class Planner:
         Raises:
             LinkerError: Any reason why this model cannot be onboarded.
         """
-        async with self._turn:
-            try:
-                planned = await self._plan(request, text, donor, watch, _follow(on_stage))
-            finally:
-                watch.stop()
+        assert self.turn.locked()
+        try:
+            planned = await self._plan(request, text, donor, watch, _follow(on_stage))
+        finally:
+            watch.stop()
         if hold_budget:
             check_budget(planned.plan)
         return planned
@@ -127,7 +129,7 @@ class Planner:
         follow: OnStageProgress,
     ) -> Planned:
         snapshot = self._snapshot()
-        free_bytes = None if snapshot is None else snapshot.device_free_bytes
+        free_bytes = None if snapshot is None else snapshot.unreserved_bytes
         # A donor is compared with nothing, so its weights are checked for NaN in this pass.
         fingerprint = await self._fingerprints.find(
             text, finite=donor is None, watch=watch, on_progress=follow

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,7 @@ from linker_core.weights.architecture import DTYPE_BYTES, ModelConfig
 from linker_core.weights.keys import parse_key
 from linker_core.weights.shapes import expected_tensors
 from server.onboarding.admission import Admission
-from server.onboarding.catalog import Catalog, ServedModel
-from server.onboarding.donors import choose_donor
+from server.onboarding.catalog import ServedModel
 from server.onboarding.pairs import make_frontier
 from server.onboarding.planner import Planned, Planner
 from server.onboarding.prepare import read_shape, read_text_side
@@ -25,6 +24,8 @@ from server.onboarding.timing import Stopwatch
 from server.registry.records import JobStage
 
 _MATRIX = 2  # dimensions
+
+ChooseDonor = Callable[[OnboardRequest, ModelConfig], ServedModel | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,13 +51,13 @@ class Rehearsal:
     """Makes dry runs.
 
     Args:
-        catalog: Where donors are found.
+        choose: Returns the donor of a model of a shape, or None.
         planner: Plans.
         admission: Knows the engine's memory.
     """
 
-    def __init__(self, *, catalog: Catalog, planner: Planner, admission: Admission) -> None:
-        self._catalog = catalog
+    def __init__(self, *, choose: ChooseDonor, planner: Planner, admission: Admission) -> None:
+        self._choose = choose
         self._planner = planner
         self._admission = admission
 
@@ -74,14 +75,15 @@ class Rehearsal:
         watch.enter("open")
         shape = await asyncio.to_thread(read_shape, path)
         if shape is not None:
-            donor = choose_donor(self._catalog, request, shape)
+            donor = self._choose(request, shape)
             return self._from_shape(request, shape, donor, free_bytes, watch)
         text = await asyncio.to_thread(read_text_side, path)
         watch.stop()
-        donor = choose_donor(self._catalog, request, text.config)
-        planned = await self._planner.plan(
-            request, text, donor, watch=watch, on_stage=_ignore_stage, hold_budget=False
-        )
+        async with self._planner.turn:
+            donor = self._choose(request, text.config)
+            planned = await self._planner.plan(
+                request, text, donor, watch=watch, on_stage=_ignore_stage, hold_budget=False
+            )
         tuned = planned.tuned
         points = None if tuned is None else await asyncio.to_thread(make_frontier, tuned, text)
         return self._from_plan(planned, points, watch)
@@ -138,7 +140,7 @@ class Rehearsal:
         snapshot = self._admission.snapshot()
         if snapshot is None:
             raise NotReadyError("The engine is not running, so nobody knows what is free.")
-        return snapshot.device_free_bytes
+        return snapshot.unreserved_bytes
 
 
 def bytes_of_shape(config: ModelConfig, donor: ModelConfig | None) -> dict[str, int]:

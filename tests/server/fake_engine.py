@@ -240,6 +240,7 @@ class FakeEngine:
                 device_weight_bytes=held,
                 device_kv_bytes=1024,
                 device_free_bytes=self.free_bytes(),
+                reserved_bytes=sum(self.reserved.values()),
                 kv_usage_ratio=0.25,
                 num_preemptions=3,
             )
