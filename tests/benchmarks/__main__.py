@@ -1,14 +1,13 @@
-"""Every benchmark in one run: `make bench`. Figures go into docs/benchmarks.md."""
+"""Memory of N resident variants: `make bench`. `linker bench` measures the rest."""
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import tempfile
 from pathlib import Path
 
-from server.cli.bench import scan
+from server.cli.bench import BENCHMARKS
 from tests.benchmarks import memory
 
 
@@ -19,9 +18,9 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory() as folder:
         models = memory.make_family(Path(folder))
-        rates = scan.measure(models[0], models[1])
-        print(json.dumps(rates, indent=1))
         memory.report(memory.measure(models, state=Path(folder) / "state"))
+    for name, text in BENCHMARKS.items():
+        print(f"linker bench {name}: {text}")
 
 
 if __name__ == "__main__":
