@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import Any, Self
 
-from sqlalchemy import create_engine, event, select, update
+from sqlalchemy import create_engine, delete, event, select, update
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
@@ -25,6 +26,7 @@ from server.registry.tables import Base, JobRow, ModelRow, ScanRow, TuningRow
 
 logger = logging.getLogger(__name__)
 
+MAX_TUNINGS_PER_PAIR = 16  # each holds a frontier: every tensor of some twenty plans
 _PARAM = "storage.registry_url"
 _SQLITE_PRAGMAS = (
     "PRAGMA journal_mode=WAL",
@@ -172,16 +174,24 @@ class Registry:
     def save_tuning(
         self, donor_fingerprint: str, variant_fingerprint: str, key: str, result: Json
     ) -> None:
-        """Keeps what a tuner found."""
+        """Keeps what a tuner found, and of the same two checkpoints what was found last."""
+        pair = (
+            TuningRow.donor_fingerprint == donor_fingerprint,
+            TuningRow.variant_fingerprint == variant_fingerprint,
+        )
+        newest = select(TuningRow.key).where(*pair).order_by(TuningRow.saved_at.desc())
         with self._transaction() as session:
             session.merge(
                 TuningRow(
                     donor_fingerprint=donor_fingerprint,
                     variant_fingerprint=variant_fingerprint,
                     key=key,
+                    saved_at=time.time(),
                     result=dict(result),
                 )
             )
+            too_many = session.scalars(newest.offset(MAX_TUNINGS_PER_PAIR)).all()
+            session.execute(delete(TuningRow).where(*pair, TuningRow.key.in_(too_many)))
 
 
 def _parse(url: str | URL) -> URL:

@@ -78,6 +78,7 @@ class TuningRow(Base):
     donor_fingerprint: Mapped[str] = mapped_column(primary_key=True)
     variant_fingerprint: Mapped[str] = mapped_column(primary_key=True)
     key: Mapped[str] = mapped_column(primary_key=True)  # tuning_key of goal and text
+    saved_at: Mapped[float]
     result: Mapped[dict[str, Any]] = mapped_column(_DamagedAsEmpty)
 
 

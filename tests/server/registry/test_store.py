@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import text
@@ -11,7 +13,7 @@ from sqlalchemy import text
 from linker_core.errors import ConflictError, InvalidRequestError, NotReadyError
 from server.registry import store
 from server.registry.records import JobRecord, JobStage, JobStatus, ModelRecord, ModelState
-from server.registry.store import Registry
+from server.registry.store import MAX_TUNINGS_PER_PAIR, Registry
 
 MODEL = ModelRecord(
     name="acme/chat",
@@ -110,6 +112,20 @@ def test_tunings_are_found_by_both_fingerprints_and_their_key(registry: Registry
     assert registry.tuning("v", "d", "k") is None
     registry.save_tuning("d", "v", "k", {"seconds": 2.5})
     assert registry.tuning("d", "v", "k") == {"seconds": 2.5}
+
+
+def test_newest_tunings_of_a_pair_are_kept(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = itertools.count()
+    monkeypatch.setattr(store, "time", SimpleNamespace(time=lambda: float(next(clock))))
+    registry.save_tuning("d", "other", "k", {"seconds": 0.5})
+    keys = [str(number) for number in range(MAX_TUNINGS_PER_PAIR)]
+    for key in (*keys, keys[0], "one more"):  # the first is measured again, so the second goes
+        registry.save_tuning("d", "v", key, {"seconds": 1.5})
+    left = [key for key in (*keys, "one more") if registry.tuning("d", "v", key)]
+    assert left == [keys[0], *keys[2:], "one more"]
+    assert registry.tuning("d", "other", "k") is not None
 
 
 def test_jobs_of_a_model_are_listed_newest_first(registry: Registry) -> None:
