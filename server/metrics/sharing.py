@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 from prometheus_client import generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
@@ -33,7 +34,16 @@ _PRICES = (
         "Perplexity under the plan over that of the variant.",
     ),
 )
+
+
+class _Block(NamedTuple):
+    index: int
+    cos: float
+    epsilon: float
+
+
 _Plans = dict[str, Json]  # by model
+_Scans = dict[str, Sequence[_Block]]  # by model
 
 
 class SharingExposition:
@@ -47,31 +57,41 @@ class SharingExposition:
     def __init__(self, *, models: Callable[[], Sequence[ModelRecord]], registry: Registry) -> None:
         self._models = models
         self._registry = registry
-        self._rendered: tuple[_Plans, bytes] = ({}, generate_latest(_Sharing({}, {})))
+        self._rendered: tuple[_Plans, _Scans, bytes] = ({}, {}, generate_latest(_Sharing({}, {})))
 
     def render(self) -> bytes:
         """Returns the series, from last time if no plan has changed since."""
         plans = {model.name: model.plan for model in self._models() if model.plan}
-        known, text = self._rendered
+        known, scans, text = self._rendered
         # Records are never changed, only replaced: the same plan is the same object.
         if known.keys() == plans.keys() and all(known[m] is plan for m, plan in plans.items()):
             return text
         try:
             scans = {m: self._scan(plan) for m, plan in plans.items() if plan["donor_fingerprint"]}
         except NotReadyError as error:
-            logger.warning("the series of blocks are those of earlier plans: %s", error.message)
-            return text
+            logger.warning("new plans have no series yet: %s", error.message)
+            plans = {model: plan for model, plan in plans.items() if known.get(model) is plan}
+            scans = {model: blocks for model, blocks in scans.items() if model in plans}
         text = generate_latest(_Sharing(plans, scans))
-        self._rendered = plans, text
+        self._rendered = plans, scans, text
         return text
 
-    def _scan(self, plan: Json) -> Sequence[Json]:
+    def _scan(self, plan: Json) -> Sequence[_Block]:
         report = self._registry.scan(plan["donor_fingerprint"], plan["variant_fingerprint"])
-        return () if report is None else report["blocks"]
+        if report is None:
+            return ()
+        try:
+            return [
+                _Block(int(row["index"]), float(row["cos"]), float(row["epsilon"]))
+                for row in report["blocks"]
+            ]
+        except (KeyError, TypeError, ValueError):
+            logger.warning("a stored scan is incomplete; its blocks have no series")
+            return ()
 
 
 class _Sharing(Collector):
-    def __init__(self, plans: _Plans, scans: dict[str, Sequence[Json]]) -> None:
+    def __init__(self, plans: _Plans, scans: _Scans) -> None:
         self._plans = plans
         self._scans = scans
 
@@ -105,5 +125,5 @@ class _Sharing(Collector):
         family = GaugeMetricFamily(name, what, labels=["model", "block"])
         for model, rows in self._scans.items():
             for row in rows:
-                family.add_metric([model, str(row["index"])], row[field])
+                family.add_metric([model, str(row.index)], getattr(row, field))
         return family

@@ -28,13 +28,14 @@ class Scans:
     def __init__(self) -> None:
         self.reads = 0
         self.locked = False
+        self.report: dict[str, Any] = {"blocks": BLOCKS}
 
     def scan(self, donor: str, variant: str) -> dict[str, Any]:
         assert (donor, variant) == ("d", "v")
         if self.locked:
             raise NotReadyError("locked")
         self.reads += 1
-        return {"blocks": BLOCKS}
+        return self.report
 
 
 @pytest.fixture
@@ -86,6 +87,33 @@ def test_locked_registry_leaves_the_series_as_they_were(scans: Scans) -> None:
     assert series.render() == first
     scans.locked = False
     assert b'model="far"' in series.render()
+
+
+def test_locked_registry_keeps_no_series_of_a_deleted_model(scans: Scans) -> None:
+    models = [NEAR, replace(NEAR, name="far")]
+    series = exposition(models, scans)
+    assert b'model="far"' in series.render()
+    del models[1]
+    models.append(replace(NEAR, name="new"))
+    scans.locked = True
+    text = series.render()
+    assert b'linker_block_cosine{block="0",model="near"}' in text
+    assert b'model="far"' not in text
+    scans.locked = False
+    assert b'model="new"' in series.render()
+
+
+@pytest.mark.parametrize(
+    "report",
+    [{}, {"blocks": [{"index": 0}]}, {"blocks": 3}, {"blocks": [BLOCKS[0] | {"cos": "x"}]}],
+)
+def test_incomplete_scan_has_no_series_and_harms_no_other(
+    scans: Scans, report: dict[str, Any]
+) -> None:
+    scans.report = report
+    text = exposition([NEAR], scans).render()
+    assert b'linker_plan_kl_nats{model="near"}' in text
+    assert b"linker_block_cosine{" not in text
 
 
 def test_model_without_a_plan_has_no_series(scans: Scans) -> None:
