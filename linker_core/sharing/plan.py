@@ -93,6 +93,16 @@ class SharePlan:
         return self.logical_bytes - self.unique_bytes
 
     @property
+    def bytes_by_kind(self) -> dict[str, int]:
+        """The totals as they are shown to operators."""
+        return {
+            "logical": self.logical_bytes,
+            "unique": self.unique_bytes,
+            "shared": self.shared_bytes,
+            "checkpoint": self.checkpoint_bytes,
+        }
+
+    @property
     def blocks_shared(self) -> int:
         return self.blocks.alias
 

@@ -49,7 +49,6 @@ class Services:
     registry: Registry
     catalog: Catalog
     roster: Roster
-    planner: Planner
     onboarder: Onboarder
     engine: EngineSupervisor
     metrics: ServingMetrics
@@ -161,7 +160,7 @@ def build_services(
     )
     planner = Planner(
         registry=registry,
-        scanner=Scanner(scan_command, busy=busy),
+        scanner=Scanner(scan_command, device=settings.engine.device, busy=busy),
         pricing=Pricing(registry=registry, tuner=tuner, calibration=settings.sharing.calibration),
         snapshot=admission.snapshot,
     )
@@ -190,7 +189,6 @@ def build_services(
         registry=registry,
         catalog=catalog,
         roster=roster,
-        planner=planner,
         onboarder=onboarder,
         engine=supervisor,
         metrics=metrics,

@@ -36,12 +36,6 @@ def interrupted_job(job: JobRecord) -> JobRecord:
 
 def succeeded_job(job: JobRecord, plan: SharePlan, seconds: Mapping[str, float]) -> JobRecord:
     """Returns a job whose model is resident, with what it spent in every stage."""
-    held = {
-        "logical": plan.logical_bytes,
-        "unique": plan.unique_bytes,
-        "shared": plan.shared_bytes,
-        "checkpoint": plan.checkpoint_bytes,
-    }
     return replace(
         job,
         status=JobStatus.SUCCEEDED,
@@ -49,7 +43,7 @@ def succeeded_job(job: JobRecord, plan: SharePlan, seconds: Mapping[str, float])
         result={
             "id": job.model,
             "fingerprint": plan.variant_fingerprint,
-            "bytes": held,
+            "bytes": plan.bytes_by_kind,
             "policy": plan.policy.value,
             "price": None if plan.price is None else plan.price.to_json(),
             "budget_kl": plan.budget_kl,

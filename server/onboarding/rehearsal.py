@@ -95,12 +95,7 @@ class Rehearsal:
         return DryRun(
             donor=None if donor is None else donor.name,
             policy=plan.policy.value,
-            bytes={
-                "logical": plan.logical_bytes,
-                "unique": plan.unique_bytes,
-                "shared": plan.shared_bytes,
-                "checkpoint": plan.checkpoint_bytes,
-            },
+            bytes=plan.bytes_by_kind,
             needed_bytes=plan.unique_bytes + self._kv_bytes(planned.text.config, donor),
             free_bytes=self._free_bytes() if planned.free_bytes is None else planned.free_bytes,
             seconds=watch.to_json(),

@@ -148,7 +148,7 @@ def test_second_admission_of_a_pair_scans_nothing(
     live.onboard("one", family / "near")
     fresh = make_variant(family / "fresh", family / "base", scale=0.02, seed=8)
     scans: list[tuple[bool, bool]] = []
-    scanner = live.services.planner._scanner
+    scanner = live.services.onboarder._rehearsal._planner._scanner
     run = scanner.run
 
     async def counting(*args: Any, **kwargs: Any) -> Any:
