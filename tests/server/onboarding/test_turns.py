@@ -111,7 +111,7 @@ def test_no_tuner_takes_room_while_a_job_loads(tmp_path: Path, models: dict[str,
         job = server.onboard(STUCK, models["near"], wait=False, policy="exact").json()
         server.until(lambda: stage_of(server, job) == "loading")
         with asked_aside(server, models["near"]):
-            assert server.services.planner.turn.locked()
+            assert server.services.onboarder._rehearsal._planner.turn.locked()
             assert not (models["near"] / LOG).exists()
             server.services.engine.kill()  # the fake engine would load it for ever
             until_job(server, job["id"], "failed")
