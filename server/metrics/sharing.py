@@ -37,7 +37,7 @@ _PRICES = (
 
 
 class _Block(NamedTuple):
-    index: int
+    number: int
     cos: float
     epsilon: float
 
@@ -125,5 +125,5 @@ class _Sharing(Collector):
         family = GaugeMetricFamily(name, what, labels=["model", "block"])
         for model, rows in self._scans.items():
             for row in rows:
-                family.add_metric([model, str(row.index)], getattr(row, field))
+                family.add_metric([model, str(row.number)], getattr(row, field))
         return family
