@@ -7,7 +7,6 @@ descriptors are inherited. It leaves when the socket closes, and it dies with it
 from __future__ import annotations
 
 import argparse
-import ctypes
 import logging
 import mmap
 import signal
@@ -21,11 +20,11 @@ import torch
 from linker_core.config import UNUSABLE_DEVICE_STATUS, EngineConfig
 from linker_core.engine.engine import Engine, EngineBrokenError
 from linker_core.engine.messages import Command, EngineReady, Event, Shutdown
+from linker_core.lifeline import die_with_parent
 
 _log = logging.getLogger(__name__)
 
 IDLE_POLL_S = 0.1  # how long an idle loop sleeps before it beats again
-_PR_SET_PDEATHSIG = 1
 
 
 class Heartbeat:
@@ -105,7 +104,7 @@ def _follow_parent() -> None:
     """Leaves signals sent to the whole group to the parent, and dies when the parent dies."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent()
 
 
 if __name__ == "__main__":

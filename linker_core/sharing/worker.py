@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,10 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from linker_core.errors import LinkerError
+from linker_core.lifeline import die_with_parent
 from linker_core.pace import Pace
+from linker_core.sharing.report import ScanReport
 from linker_core.sharing.scan import check_finite, scan
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.fingerprint import fingerprint
+
+_log = logging.getLogger(__name__)
 
 _PROGRESS_INTERVAL_S = 0.1
 
@@ -63,6 +68,8 @@ def examine(
 ) -> dict[str, Any]:
     """Returns identities, fingerprints if `hashed` and, for a pair, the report, as JSON values.
 
+    A device that is full or cannot be used leaves the scan to the CPU.
+
     The identities say which files were read, so that they can be matched with those of another run.
     A file that is cut short meanwhile ends this process.
 
@@ -94,15 +101,22 @@ def examine(
                 donor, progress=_reporter("hashing"), pace=pace, mapped=True
             )
         if scanned:
-            result["report"] = scan(
-                donor,
-                variant,
-                progress=_reporter("scanning"),
-                pace=pace,
-                mapped=True,
-                device=device,
-            ).to_json()
+            result["report"] = _scan(donor, variant, device=device, pace=pace).to_json()
         return result
+
+
+def _scan(donor: Checkpoint, variant: Checkpoint, *, device: str, pace: Pace) -> ScanReport:
+    """Scans on the device, or on the CPU where that is full or cannot be used."""
+    try:
+        return scan(
+            donor, variant, progress=_reporter("scanning"), pace=pace, mapped=True, device=device
+        )
+    except (AssertionError, RuntimeError) as error:  # the first: torch built without the device
+        if device == "cpu":
+            raise
+        reason = str(error).partition("\n")[0]
+        _log.warning("the device %s cannot scan: %s; the CPU does", device, reason)
+    return _scan(donor, variant, device="cpu", pace=pace)
 
 
 def _reporter(stage: str) -> Callable[[int, int], None]:
@@ -125,4 +139,5 @@ def _emit(record: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    die_with_parent()
     sys.exit(main())

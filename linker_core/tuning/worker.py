@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from linker_core.errors import InsufficientCapacityError, LinkerError
+from linker_core.lifeline import die_with_parent
 from linker_core.pace import Pace
 from linker_core.tuning.request import TuneRequest
 from linker_core.tuning.tuner import Tuner
@@ -94,4 +95,5 @@ def _emit(record: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    die_with_parent()
     sys.exit(main())

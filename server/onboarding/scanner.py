@@ -29,13 +29,19 @@ class Scanner:
 
     Args:
         command: The worker's command line without its options.
+        device: Where sums over pairs are computed, if it has room.
         busy: Whether sequences run now; the worker holds back while they do.
     """
 
     def __init__(
-        self, command: Sequence[str] = SCAN_COMMAND, *, busy: Callable[[], bool] = never_busy
+        self,
+        command: Sequence[str] = SCAN_COMMAND,
+        *,
+        device: str = "cpu",
+        busy: Callable[[], bool] = never_busy,
     ) -> None:
         self._command = command
+        self._device = device
         self._busy = busy
 
     async def run(
@@ -60,6 +66,7 @@ class Scanner:
             *(() if donor is None else ("--donor", str(donor))),
             *(() if hashed else ("--no-hash",)),
             *(() if scanned else ("--no-scan",)),
+            *(() if self._device == "cpu" else ("--device", self._device)),
         )
         result = await run_worker(command, busy=self._busy, on_progress=on_progress)
         return ScanResult(

@@ -9,7 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from linker_core.pace import Pace
+from linker_core.sharing import worker
 from linker_core.sharing.report import ScanReport
+from linker_core.sharing.scan import scan
 from linker_core.weights.checkpoint import Checkpoint
 from tests.tiny import make_checkpoint, make_variant
 
@@ -48,6 +53,26 @@ def test_worker_that_shall_not_hash_says_which_files_it_scanned(tmp_path: Path) 
     for path, field in ((variant, "identity"), (donor, "donor_identity")):
         with Checkpoint.open(path) as checkpoint:
             assert result[field] == [list(file) for file in checkpoint.identity]
+    assert len(ScanReport.from_json(result["report"]).blocks) == 2
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("CUDA out of memory"), AssertionError("no CUDA")])
+def test_device_that_cannot_be_used_leaves_the_scan_to_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception
+) -> None:
+    donor = make_checkpoint(tmp_path / "d")
+    variant = make_variant(tmp_path / "v", donor, scale=0.01)
+    devices: list[str] = []
+
+    def scan_on(*pair: Checkpoint, device: str, **more: Any) -> ScanReport:
+        devices.append(device)
+        if device != "cpu":
+            raise fault
+        return scan(*pair, device=device, **more)
+
+    monkeypatch.setattr(worker, "scan", scan_on)
+    result = worker.examine(variant, donor, hashed=False, scanned=True, device="cuda", pace=Pace())
+    assert devices == ["cuda", "cpu"]
     assert len(ScanReport.from_json(result["report"]).blocks) == 2
 
 

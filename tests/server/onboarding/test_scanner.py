@@ -24,12 +24,13 @@ def ignore(_stage: str, _done: int, _total: int) -> None:
     pass
 
 
-def test_options_say_what_is_wanted() -> None:
-    scanner = Scanner((sys.executable, "-c", ECHO))
+@pytest.mark.parametrize(("device", "more"), [("cpu", []), ("cuda", ["--device", "cuda"])])
+def test_options_say_what_is_wanted(device: str, more: list[str]) -> None:
+    scanner = Scanner((sys.executable, "-c", ECHO), device=device)
     result = asyncio.run(
         scanner.run(Path("v"), donor=Path("d"), hashed=False, scanned=True, on_progress=ignore)
     )
-    expected = {"arguments": ["--variant", "v", "--donor", "d", "--no-hash"]}
+    expected = {"arguments": ["--variant", "v", "--donor", "d", "--no-hash", *more]}
     assert result == ScanResult(fingerprint=None, report=expected)
 
 
