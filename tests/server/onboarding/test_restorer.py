@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from server.bridge.supervisor import EngineState
 from server.onboarding.planner import Planner
 from tests.server.live import LiveServer, live_server
 from tests.server.onboarding.conftest import LIMITS
@@ -76,6 +80,23 @@ def test_variant_of_a_missing_donor_comes_back_with_it(
         assert server.onboard("base", models["base"]).status_code == 201
         server.until(lambda: server.chat("near").status_code == 200)
         assert server.client.get("/models/near").json()["state"] == "ready"
+
+
+def test_engine_that_stood_still_for_a_while_keeps_its_models(
+    tmp_path: Path, models: dict[str, Path]
+) -> None:
+    with live_server(tmp_path / "s", models=models, limits=replace(LIMITS, stall_s=0.2)) as server:
+        server.until_ready()
+        pid = server.services.engine.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGSTOP)
+        server.until(lambda: server.services.engine.state is EngineState.STALLED)
+        restorer = server.services.onboarder._restorer
+        assert server.call(restorer.engine()) is server.services.engine.client
+        os.kill(pid, signal.SIGCONT)
+        server.until_ready()
+        assert server.chat("near").status_code == 200
+    assert loads(models["near"]) == ["near"]
 
 
 def test_models_that_came_back_have_no_strikes(live: LiveServer) -> None:
