@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import itertools
 import json
 import logging
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from linker_core.errors import EngineFailureError, InsufficientCapacityError
 from linker_core.tuning.calibration import (
@@ -57,6 +66,11 @@ class EncodedText:
     nbytes: int  # the most that a tuner takes of its device
 
 
+class _Place(NamedTuple):
+    device: Device
+    lender: EngineClient | None  # whose end ends the tuner: the next engine takes the whole device
+
+
 class Tuner:
     """Starts tuning workers; `device` is the engine's.
 
@@ -86,6 +100,8 @@ class Tuner:
     ) -> Tuned:
         """Runs one worker on the device that has room. Cancelling the wait kills the worker.
 
+        A CUDA engine that ends takes the worker's memory with it: it starts over with the next one.
+
         Args:
             request: What to find; its device is chosen here.
             nbytes: The most that the worker takes of its device.
@@ -95,13 +111,16 @@ class Tuner:
             InsufficientCapacityError: There is no room for it.
             LinkerError: What the worker says, or that it died.
         """
-        async with self._reserved(nbytes) as device:
-            result = await run_worker(
-                self._command,
-                request=replace(request, device=device).to_json(),
-                busy=self._busy,
-                on_progress=on_progress,
-            )
+        result = None
+        while result is None:
+            async with self._reserved(nbytes) as place:
+                worker = run_worker(
+                    self._command,
+                    request=replace(request, device=place.device).to_json(),
+                    busy=self._busy,
+                    on_progress=on_progress,
+                )
+                result = await _unless_gone(worker, place.lender)
         return Tuned(
             result=TuneResult.from_json(result["tune"]),
             identity=tuple(tuple(entry) for entry in result["identity"]),
@@ -109,8 +128,8 @@ class Tuner:
         )
 
     @asynccontextmanager
-    async def _reserved(self, nbytes: int) -> AsyncIterator[Device]:
-        """Yields the device to tune on, its memory set aside as long as that engine lives."""
+    async def _reserved(self, nbytes: int) -> AsyncIterator[_Place]:
+        """Yields where to tune, its memory set aside as long as that engine lives."""
         name = f"tuner-{next(self._numbers)}"
         while True:
             client = await self._engine()
@@ -120,7 +139,7 @@ class Tuner:
             except InsufficientCapacityError as error:
                 if self.device != "cpu":
                     logger.info("no room for a tuner on %s; it runs on the CPU", self.device)
-                    yield "cpu"  # host memory is not the engine's to give
+                    yield _Place("cpu", None)  # host memory is not the engine's to give
                     return
                 raise InsufficientCapacityError(
                     f"Measuring what sharing costs takes {nbytes} bytes beside what is resident, "
@@ -131,9 +150,29 @@ class Tuner:
                 if not client.closed.is_set():
                     raise
         try:
-            yield self.device
+            yield _Place(self.device, None if self.device == "cpu" else client)
         finally:
             client.release(name)
+
+
+async def _unless_gone(
+    worker: Coroutine[Any, Any, Mapping[str, Any]], lender: EngineClient | None
+) -> Mapping[str, Any] | None:
+    """Returns a worker's result; None, and the worker is ended, if its lender goes before."""
+    if lender is None:
+        return await worker
+    work = asyncio.ensure_future(worker)
+    gone = asyncio.ensure_future(lender.closed.wait())
+    try:
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        logger.info("the engine ended, and with it the tuner's share of the device; tuning anew")
+        return None
+    finally:
+        gone.cancel()
+        work.cancel()
+        await asyncio.gather(gone, work, return_exceptions=True)
 
 
 def encode_text(

@@ -276,6 +276,26 @@ def test_engine_death_while_tuning_is_waited_out(
     assert priced.chat("near").status_code == 200
 
 
+def test_engine_death_while_tuning_on_its_gpu_starts_the_tuner_anew(
+    tmp_path: Path, models: dict[str, Path]
+) -> None:
+    settings: dict[str, dict[str, object]] = {**BUDGET, "engine": {"device": "cuda"}}
+    with live_server(
+        tmp_path / "s", models={"base": models["base"]}, root=tmp_path, limits=LIMITS,
+        settings=settings,
+    ) as server:  # fmt: skip
+        server.until_ready()
+        blocker = models["near"] / BLOCKER
+        blocker.touch()
+        job = server.onboard("near", models["near"], wait=False).json()
+        server.until(lambda: stage_of(server, job) == "tuning")
+        server.services.engine.kill()
+        server.until(lambda: len(tunings(models["near"])) == 2)
+        blocker.unlink()
+        until_job(server, job["id"], "succeeded")
+    assert [entry["device"] for entry in tunings(models["near"])] == ["cuda", "cuda"]
+
+
 @pytest.mark.parametrize("damage", ["'{'", "'{}'", '\'{"blocks": [{}], "chosen": 3}\''])
 def test_stored_scan_and_price_that_cannot_be_read_are_made_again(
     priced: LiveServer, models: dict[str, Path], damage: str
