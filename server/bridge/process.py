@@ -27,7 +27,7 @@ _ENVIRONMENT = {
 }
 
 
-ENGINE_COMMAND = (sys.executable, "-m", "linker_core.engine.worker")
+ENGINE_COMMAND = (sys.executable, "-P", "-m", "linker_core.engine.worker")
 _HEARTBEAT_BYTES = 8
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
