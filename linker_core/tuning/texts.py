@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from linker_core.pace import Pace
 from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer
 from linker_core.tuning.answers import own_answers
-from linker_core.tuning.calibration import (
-    MAX_PROMPT_TOKENS,
-    MAX_RESPONSE_TOKENS,
-    MAX_SEQUENCE_TOKENS,
-    CalibrationText,
-    encode,
-    prompts_only,
-    with_answers,
-)
-from linker_core.tuning.dialogues import load_dialogues
-from linker_core.tuning.memory import ANSWER_TOKENS
+from linker_core.tuning.calibration import MAX_RESPONSE_TOKENS, CalibrationText, with_answers
 from linker_core.tuning.reading import VariantReader
 from linker_core.tuning.request import SELF_CALIBRATION, Device
+from linker_core.tuning.sources import prompts_to_answer, written_text
 from linker_core.weights.checkpoint import Checkpoint
 
 
@@ -48,13 +37,10 @@ def calibration_text(
         vocab_size=variant.config.vocab_size,
     )
     context = variant.config.max_position_embeddings
-    longest = min(MAX_SEQUENCE_TOKENS, context)
-    if calibration == SELF_CALIBRATION:
-        longest_prompt = min(MAX_PROMPT_TOKENS, max(1, context - ANSWER_TOKENS))
-        prompts = prompts_only(load_dialogues(None), reader, max_prompt_tokens=longest_prompt)
-        answers = own_answers(
-            variant, prompts, enough_tokens=MAX_RESPONSE_TOKENS, device=device, pace=pace
-        )
-        return with_answers(prompts[: len(answers)], answers)
-    dialogues = load_dialogues(None if calibration is None else Path(calibration))
-    return encode(dialogues, reader, max_sequence_tokens=longest)
+    if calibration != SELF_CALIBRATION:
+        return written_text(calibration, reader, context=context)
+    prompts = prompts_to_answer(reader, context=context)
+    answers = own_answers(
+        variant, prompts, enough_tokens=MAX_RESPONSE_TOKENS, device=device, pace=pace
+    )
+    return with_answers(prompts[: len(answers)], answers)

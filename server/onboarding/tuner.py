@@ -8,27 +8,13 @@ import itertools
 import json
 import logging
 import sys
-from collections.abc import (
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Coroutine,
-    Mapping,
-    Sequence,
-)
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from linker_core.errors import EngineFailureError, InsufficientCapacityError
-from linker_core.tuning.calibration import (
-    MAX_PROMPT_TOKENS,
-    MAX_SEQUENCE_TOKENS,
-    encode,
-    prompts_only,
-)
-from linker_core.tuning.dialogues import load_dialogues
+from linker_core.tuning.calibration import MAX_PROMPT_TOKENS
 from linker_core.tuning.memory import (
     ANSWER_TOKENS,
     MAX_PLANS_AT_ONCE,
@@ -38,6 +24,7 @@ from linker_core.tuning.memory import (
 from linker_core.tuning.reading import VariantReader
 from linker_core.tuning.request import SELF_CALIBRATION, Device, TuneRequest
 from linker_core.tuning.result import TuneResult
+from linker_core.tuning.sources import prompts_to_answer, written_text
 from linker_core.weights.checkpoint import Identity
 from server.bridge.client import EngineClient
 from server.onboarding.catalog import TextSide
@@ -191,17 +178,14 @@ def encode_text(
     )
     context = variant.config.max_position_embeddings
     if calibration != SELF_CALIBRATION:
-        dialogues = load_dialogues(None if calibration is None else Path(calibration))
-        longest = min(MAX_SEQUENCE_TOKENS, context)
-        text = encode(dialogues, reader, max_sequence_tokens=longest)
+        text = written_text(calibration, reader, context=context)
         num_tokens = sum(len(sequence.token_ids) for sequence in text.sequences)
         return EncodedText(
             source_digest=text.digest,
             digest=text.digest,
             nbytes=_pass_bytes(donor, variant, num_tokens, device),
         )
-    longest_prompt = min(MAX_PROMPT_TOKENS, max(1, context - ANSWER_TOKENS))
-    prompts = prompts_only(load_dialogues(None), reader, max_prompt_tokens=longest_prompt)
+    prompts = prompts_to_answer(reader, context=context)
     num_tokens = sum(len(prompt.token_ids) + ANSWER_TOKENS for prompt in prompts)
     asked = [
         SELF_CALIBRATION,
