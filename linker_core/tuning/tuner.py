@@ -71,6 +71,10 @@ class Tuner:
         pace: Pace,
     ) -> None:
         request.goal.check()
+        if request.device == "cuda" and not torch.cuda.is_available():
+            raise InvalidRequestError(
+                "This installation of torch sees no CUDA device. Tune on the cpu.", param="device"
+            )
         self._started = time.monotonic()
         self._goal = request.goal
         self._donor_fingerprint = request.donor_fingerprint

@@ -201,7 +201,9 @@ def _print_plan(
     console: Console, plan: SharePlan, tuned: TuneResult | None, free_bytes: int | None
 ) -> None:
     if tuned is not None:
-        console.print(frontier_table(tuned, checkpoint_bytes=plan.checkpoint_bytes))
+        console.print(
+            frontier_table(tuned, checkpoint_bytes=plan.checkpoint_bytes, region=plan.region)
+        )
     thresholds = ""
     if plan.tau_cos is not None:
         thresholds = f" (τ_cos {plan.tau_cos}, τ_frob {plan.tau_frob}: {plan.threshold_source})"

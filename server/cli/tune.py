@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from linker_core.sharing.report import ScanReport
+from linker_core.sharing.report import Region, ScanReport
 from linker_core.tuning.request import (
     DEFAULT_BUDGET_KL,
     SELF_CALIBRATION,
@@ -81,7 +81,8 @@ def run(args: argparse.Namespace) -> int:
         print()
         return 0
     console = Console()
-    console.print(frontier_table(result, checkpoint_bytes=checkpoint_bytes))
+    table = frontier_table(result, checkpoint_bytes=checkpoint_bytes, region=report.region)
+    console.print(table)
     console.print(
         f"{result.reference_tokens} response tokens · {result.forward_passes:.1f} forward passes"
         f" of the variant in {result.seconds:.1f} s"
@@ -123,11 +124,13 @@ def tune_pair(
     return TuneResult.from_json(result["tune"])
 
 
-def frontier_table(result: TuneResult, *, checkpoint_bytes: int) -> Table:
+def frontier_table(result: TuneResult, *, checkpoint_bytes: int, region: Region) -> Table:
     """Returns every priced plan as a row, the choice marked; `saved` is of the checkpoint."""
     table = Table(
         "", "plan", "unique MiB", "saved", "KL (nats)", "KL at most", "top-1", "perplexity ratio"
     )
+    if region is Region.OUTSIDE and result.chosen.price.kl == 0.0:
+        table.caption = "an outside variant shares equal bytes alone under policy budget"
     for plan in result.frontier:
         chosen = plan == result.chosen
         mark, style = ("→", "bold") if chosen else ("", "")

@@ -57,8 +57,18 @@ class Startup:
                 await self._roster.save(interrupted_job(job))
         for name in (name for name in requests if name in again):
             await self._jobs.enqueue(requests[name], job=newest.get(name))
-        models = self._roster.models()
-        self._names_at_start = frozenset(r.name for r in models if r.state is not ModelState.FAILED)
+        # A model that was being onboarded when the server stopped is taken up again; it was not
+        # served before, so nobody waits for it now.
+        resumed = {
+            record.name
+            for record in stored
+            if record.state is ModelState.ONBOARDING and record.name not in self._requested
+        }
+        self._names_at_start = frozenset(
+            record.name
+            for record in self._roster.models()
+            if record.state is not ModelState.FAILED and record.name not in resumed
+        )
 
     def failures(self) -> list[str] | None:
         """Returns the start-up models that failed; None while some are still on their way."""

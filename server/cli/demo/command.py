@@ -171,10 +171,10 @@ def _report(rows: Sequence[Row], path: Path | None) -> None:
         console.print(f"  {name}: {question.text.strip()!r}", markup=False)
     console.print(
         "The models are tiny and learnt for a minute from Python's own documentation: expect its\n"
-        "words, not its sense. A variant whose blocks are all shared keeps its own embedding and\n"
-        "head; in everything else it is the base. What that costs was measured for "
-        f"{PRICED}: nats per\ntoken by which its answers move away from its own. Policy budget, "
-        "the server's default, spends\nat most 0.01."
+        "words, not its sense. They share by policy thresholds: a variant whose blocks are all\n"
+        "shared keeps its own embedding and head; in everything else it is the base. What that\n"
+        f"costs was measured for {PRICED}: nats per token by which its answers move away from its\n"
+        "own. Policy budget, the server's default, would share less and spend at most 0.01."
     )
     if path is not None:
         path.write_text(json.dumps([row.to_record() for row in rows], indent=1) + "\n")
