@@ -133,8 +133,7 @@ class Onboarder:
         Cancelling it ends what it has started.
 
         Raises:
-            LinkerError: Source, checkpoint, donor or options rule the model out, the price is
-                beyond the budget, or too many wait.
+            LinkerError: Source, checkpoint, donor or options rule the model out, or too many wait.
         """
         if request.name:
             check_name(request.name)
