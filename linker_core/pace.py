@@ -65,13 +65,14 @@ class Pace:
 
     @property
     def busy(self) -> bool:
-        """Whether sequences run now."""
-        return self._busy_since is not None
+        """Whether sequences run now; once it says so, every thread has given way."""
+        with self._state:
+            return self._busy_since is not None
 
     @busy.setter
     def busy(self, busy: bool) -> None:
         with self._state:
-            if busy == self.busy:
+            if busy == (self._busy_since is not None):
                 return
             now = self._clock()
             if self._busy_since is None:
