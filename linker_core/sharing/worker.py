@@ -8,11 +8,9 @@ maps, so a death without a result means that a file was cut short under its hand
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -22,12 +20,11 @@ from linker_core.lifeline import die_with_parent
 from linker_core.pace import Pace
 from linker_core.sharing.report import ScanReport
 from linker_core.sharing.scan import check_finite, scan
+from linker_core.speech import progress_of, say
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.fingerprint import fingerprint
 
 _log = logging.getLogger(__name__)
-
-_PROGRESS_INTERVAL_S = 0.1
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             pace=pace,
         )
     except LinkerError as error:
-        _emit({"error": error.to_record()})
+        say({"error": error.to_record()})
         return 1
-    _emit({"result": result})
+    say({"result": result})
     return 0
 
 
@@ -88,17 +85,17 @@ def examine(
         }
         if hashed:
             result["fingerprint"] = fingerprint(
-                variant, progress=_reporter("hashing"), pace=pace, mapped=True
+                variant, progress=progress_of("hashing"), pace=pace, mapped=True
             )
         if donor_path is None:
             if scanned:
-                check_finite(variant, progress=_reporter("scanning"), pace=pace, mapped=True)
+                check_finite(variant, progress=progress_of("scanning"), pace=pace, mapped=True)
             return result
         donor = stack.enter_context(Checkpoint.open(donor_path))
         result["donor_identity"] = donor.identity
         if hashed:
             result["donor_fingerprint"] = fingerprint(
-                donor, progress=_reporter("hashing"), pace=pace, mapped=True
+                donor, progress=progress_of("hashing"), pace=pace, mapped=True
             )
         if scanned:
             result["report"] = _scan(donor, variant, device=device, pace=pace).to_json()
@@ -109,7 +106,7 @@ def _scan(donor: Checkpoint, variant: Checkpoint, *, device: str, pace: Pace) ->
     """Scans on the device, or on the CPU where that is full or cannot be used."""
     try:
         return scan(
-            donor, variant, progress=_reporter("scanning"), pace=pace, mapped=True, device=device
+            donor, variant, progress=progress_of("scanning"), pace=pace, mapped=True, device=device
         )
     except (AssertionError, RuntimeError) as error:  # the first: torch built without the device
         if device == "cpu":
@@ -117,25 +114,6 @@ def _scan(donor: Checkpoint, variant: Checkpoint, *, device: str, pace: Pace) ->
         reason = str(error).partition("\n")[0]
         _log.warning("the device %s cannot scan: %s; the CPU does", device, reason)
     return _scan(donor, variant, device="cpu", pace=pace)
-
-
-def _reporter(stage: str) -> Callable[[int, int], None]:
-    """Returns a progress callback that prints at most ten lines a second and the last one."""
-    printed_at = 0.0
-
-    def report(done: int, total: int) -> None:
-        nonlocal printed_at
-        now = time.monotonic()
-        if done == total or now - printed_at >= _PROGRESS_INTERVAL_S:
-            printed_at = now
-            _emit({"stage": stage, "done_bytes": done, "total_bytes": total})
-
-    return report
-
-
-def _emit(record: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(record) + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

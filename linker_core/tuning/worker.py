@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +16,10 @@ import torch
 from linker_core.errors import InsufficientCapacityError, LinkerError
 from linker_core.lifeline import die_with_parent
 from linker_core.pace import Pace
+from linker_core.speech import progress_of, say
 from linker_core.tuning.request import TuneRequest
 from linker_core.tuning.tuner import Tuner
 from linker_core.weights.checkpoint import Checkpoint
-
-_PROGRESS_INTERVAL_S = 0.1
 
 
 def main() -> int:
@@ -33,7 +30,7 @@ def main() -> int:
     try:
         result = answer(request, pace)
     except LinkerError as error:
-        _emit({"error": error.to_record()})
+        say({"error": error.to_record()})
         return 1
     except (MemoryError, RuntimeError) as error:
         if not _is_lack_of_memory(error):
@@ -42,9 +39,9 @@ def main() -> int:
             "There is not enough memory to measure what sharing costs. Unload a model, or use "
             f"policy exact or thresholds. ({str(error).partition(chr(10))[0]:.300})"
         )
-        _emit({"error": short.to_record()})
+        say({"error": short.to_record()})
         return 1
-    _emit({"result": result})
+    say({"result": result})
     return 0
 
 
@@ -66,32 +63,13 @@ def answer(request: TuneRequest, pace: Pace) -> dict[str, Any]:
         Checkpoint.open(Path(request.donor)) as donor,
         Checkpoint.open(Path(request.variant)) as variant,
     ):
-        tuner = Tuner(request, donor, variant, progress=_reporter(), pace=pace)
+        tuner = Tuner(request, donor, variant, progress=progress_of("tuning"), pace=pace)
         result = tuner.run()
         return {
             "tune": result.to_json(),
             "identity": variant.identity,
             "donor_identity": donor.identity,
         }
-
-
-def _reporter() -> Callable[[int, int], None]:
-    """Returns a progress callback that prints at most ten lines a second and the last one."""
-    printed_at = 0.0
-
-    def report(done: int, total: int) -> None:
-        nonlocal printed_at
-        now = time.monotonic()
-        if done == total or now - printed_at >= _PROGRESS_INTERVAL_S:
-            printed_at = now
-            _emit({"stage": "tuning", "done_bytes": done, "total_bytes": total})
-
-    return report
-
-
-def _emit(record: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(record) + "\n")
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":

@@ -104,7 +104,7 @@ def reporter(stage):
         global peak
         peak = max(peak, private_bytes())
     return report
-worker._reporter = reporter
+worker.progress_of = reporter
 status = worker.main()
 print('{"peak": %d}' % max(peak, private_bytes()))
 sys.exit(status)
@@ -127,7 +127,7 @@ examine = worker.examine
 def examine_when_busy(*arguments, pace, **options):
     while not pace.busy:
         time.sleep(0.001)
-    worker._emit({"policy": os.sched_getscheduler(0)})
+    worker.say({"policy": os.sched_getscheduler(0)})
     return examine(*arguments, pace=pace, **options)
 worker.examine = examine_when_busy
 sys.exit(worker.main())
