@@ -39,7 +39,11 @@ class SamplingParams:
     min_tokens: int = 0  # stop ids cannot be chosen before
     # The model's own, unless ignore_eos, and the user's.
     stop_token_ids: frozenset[int] = frozenset()
+    bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that never become complete
+    allowed_token_ids: frozenset[int] | None = None  # None: all; never empty
+    grammar: str | None = None  # what llguidance compiles; the answer follows it
     logprobs: int | None = None  # how many alternatives to report; None reports nothing
+    prompt_logprobs: int | None = None  # the same for the prompt's tokens
 
 
 # --- server -> engine -------------------------------------------------------------------------
@@ -73,6 +77,8 @@ class Submit:
     model: str
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
+    priority: int = 0  # smaller is sooner
+    cache_salt: str = ""  # cached prefixes are found under the same salt alone
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +121,16 @@ class EngineReady:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PromptLogprob:
+    """How likely a token of the prompt was after those before it."""
+
+    token_id: int
+    logprob: float
+    rank: int  # 1 for the likeliest
+    top_logprobs: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TokenOutput:
     """One new token of one sequence."""
 
@@ -123,6 +139,9 @@ class TokenOutput:
     finish_reason: FinishReason | None = None
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
+    # With the first token only. The prompt's first token has no entry.
+    prompt_logprobs: tuple[PromptLogprob, ...] | None = None
+    num_cached_tokens: int | None = None  # of the prompt, found in the prefix cache
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -228,6 +247,8 @@ class Snapshot:
     reserved_bytes: int  # set aside for other processes, as long as those run
     kv_usage_ratio: float  # pages in use / pages, over all families
     num_preemptions: int  # since the start
+    prefix_queries: int = 0  # prompt tokens looked up in the prefix cache, since the start
+    prefix_hits: int = 0  # those found
 
     @property
     def unreserved_bytes(self) -> int:
