@@ -6,12 +6,8 @@ in as integers, and nothing here checks them: the caller keeps the memory alive 
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import hashlib
-import logging
 import os
-import stat
 import subprocess
 import sys
 import tempfile
@@ -20,16 +16,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import llvmlite
-import llvmlite.binding as llvm
-
 from linker_core.errors import LinkerError
-
-logger = logging.getLogger(__name__)
+from linker_core.machine_code import cached_code, host_features, load_code
 
 _BUILD_MODULE = "linker_core.sharing.kernel_build"
 _BUILD_SOURCE = Path(__file__).with_name("kernel_build.py")
-_DIGEST_BYTES = 32
 _EXPONENTS = {"BF16": 0x7F80, "F16": 0x7C00, "F32": 0x7F800000}  # all ones: not finite
 _ADDRESS = ctypes.c_void_p
 
@@ -40,12 +31,7 @@ class Kernels:
     """Compiled loops over raw words; every call lets other threads run."""
 
     def __init__(self, object_code: bytes) -> None:
-        llvm.initialize_native_target()
-        llvm.initialize_native_asmprinter()
-        machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine()
-        self._engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
-        self._engine.add_object_file(llvm.ObjectFileRef.from_data(object_code))
-        self._engine.finalize_object()
+        self._engine = load_code(object_code)
         counter = (ctypes.c_ssize_t, _ADDRESS, ctypes.c_ssize_t, ctypes.c_uint32)
         self._nonfinite = {
             dtype: self._bind("nonfinite_32" if dtype == "F32" else "nonfinite_16", *counter)
@@ -97,82 +83,28 @@ def load_kernels() -> Kernels:
     Raises:
         LinkerError: They could not be compiled here.
     """
+    sources = _BUILD_SOURCE.read_bytes()
+    return Kernels(cached_code("scan", sources=sources, build=_build))
+
+
+def _build() -> bytes:
     cpu, features = host_features()
-    digest = hashlib.sha256(_BUILD_SOURCE.read_bytes())
-    digest.update(f"{llvmlite.__version__} {cpu} {features}".encode())
-    name = f"scan-{digest.hexdigest()[:32]}.o"
-    folder = cache_directory()
-    with contextlib.suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    code = None
-    if _is_private(folder):  # what lies there is run
-        code = _read(folder / name)
-        if code is None and os.access(folder, os.W_OK):
-            code = _build(folder / name)
-    if code is None:
-        logger.warning("%s is not this user's alone: every scan compiles its loops", folder)
-        with tempfile.TemporaryDirectory() as passing:
-            code = _build(Path(passing) / name)
-    return Kernels(code)
-
-
-def cache_directory() -> Path:
-    """Returns where compiled loops are kept: linker/ under XDG_CACHE_HOME, else ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    if not base:
-        try:
-            base = str(Path("~/.cache").expanduser())
-        except RuntimeError:
-            base = os.devnull  # a user without a home has no cache
-    return Path(base) / "linker"
-
-
-def host_features() -> tuple[str, str]:
-    """Returns this CPU's name and features, with vectors as wide as it has."""
-    return llvm.get_host_cpu_name(), f"{llvm.get_host_cpu_features().flatten()},-prefer-256-bit"
-
-
-def seal(code: bytes) -> bytes:
-    """Returns object code behind its digest, so that a damaged file is noticed."""
-    return hashlib.sha256(code).digest() + code
-
-
-def _is_private(folder: Path) -> bool:
-    """Whether nobody else can have put files into a directory."""
-    try:
-        status = folder.stat()
-    except OSError:
-        return False
-    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-
-
-def _read(path: Path) -> bytes | None:
-    try:
-        sealed = path.read_bytes()
-    except OSError:
-        return None
-    code = sealed[_DIGEST_BYTES:]
-    return code if seal(code) == sealed else None
-
-
-def _build(path: Path) -> bytes:
-    command = [sys.executable, "-P", "-m", _BUILD_MODULE, str(path)]
-    cpu, features = host_features()
-    done = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        # numba reads these while it is imported; by itself it prefers vectors of half the width.
-        env=os.environ | {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features},
-        text=True,
-        check=False,
-    )
-    code = _read(path)
-    if done.returncode or code is None:
-        reason = done.stderr.strip().splitlines()
-        raise LinkerError(
-            f"The scan's loops could not be compiled: {reason[-1] if reason else 'no message'}. "
-            "Check the installation of numba."
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "code"
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", _BUILD_MODULE, str(path)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            # numba reads these while it is imported; else its vectors are half as wide.
+            env=os.environ | {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features},
+            text=True,
+            check=False,
         )
-    return code
+        if done.returncode == 0:
+            return path.read_bytes()
+    reason = done.stderr.strip().splitlines()
+    raise LinkerError(
+        f"The scan's loops could not be compiled: {reason[-1] if reason else 'no message'}. "
+        "Check the installation of numba."
+    )

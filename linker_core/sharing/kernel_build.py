@@ -8,9 +8,7 @@ Legend: a is the donor's tensor, b the variant's, both as flat words.
 
 from __future__ import annotations
 
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from linker_core.sharing.kernel import host_features, seal
+from linker_core.machine_code import host_features
 
 # Sums may be reordered, which is what lets them vectorise; NaN and infinities keep their meaning,
 # since they are how non-finite weights show.
@@ -31,13 +29,9 @@ _F16_SCALE = 2.0**112  # float32's exponent bias over float16's
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Writes the object file that `argv` names, all at once."""
+    """Writes the object file that `argv` names."""
     (target,) = sys.argv[1:] if argv is None else argv
-    path = Path(target)
-    descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(seal(_object_code()))
-    Path(unfinished).replace(path)
+    Path(target).write_bytes(_object_code())
     return 0
 
 

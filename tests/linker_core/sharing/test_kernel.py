@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from linker_core import machine_code
 from linker_core.errors import LinkerError
 from linker_core.sharing import kernel
 from linker_core.sharing.kernel import Kernels, load_kernels
@@ -168,7 +169,7 @@ def test_compiled_loops_are_kept_and_a_damaged_file_is_replaced(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     kernel.load_kernels.cache_clear()
     load_kernels()
-    (file,) = kernel.cache_directory().iterdir()
+    (file,) = machine_code.cache_directory().iterdir()
     kept = file.read_bytes()
     kernel.load_kernels.cache_clear()
     monkeypatch.setattr(sys, "executable", "/bin/false")  # nothing can be compiled now
@@ -179,7 +180,7 @@ def test_compiled_loops_are_kept_and_a_damaged_file_is_replaced(
     kernel.load_kernels.cache_clear()
     load_kernels()
     replaced = file.read_bytes()
-    assert replaced == kernel.seal(replaced[32:])
+    assert replaced == machine_code.seal(replaced[32:])
 
 
 def test_compiled_loops_work_where_nothing_can_be_kept(
@@ -189,7 +190,7 @@ def test_compiled_loops_work_where_nothing_can_be_kept(
     kernel.load_kernels.cache_clear()
     words = np.array([0x3F80] * 5, np.uint16)
     assert summed(load_kernels(), words, words, ("BF16", "BF16")) == (5.0, 5.0, 5.0, 0.0)
-    assert "every scan compiles" in caplog.text
+    assert "compiled at every start" in caplog.text
     kernel.load_kernels.cache_clear()
 
 
@@ -199,12 +200,12 @@ def test_loops_are_not_run_from_a_folder_that_others_can_write(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     kernel.load_kernels.__wrapped__()
     (kept,) = (tmp_path / "linker").iterdir()
-    planted = kernel.seal(b"not loops of ours")
+    planted = machine_code.seal(b"not loops of ours")
     kept.write_bytes(planted)
     kept.parent.chmod(0o777)
     kernel.load_kernels.__wrapped__()  # would fail to load what was planted
     assert kept.read_bytes() == planted
-    assert "every scan compiles" in caplog.text
+    assert "compiled at every start" in caplog.text
 
 
 def test_loops_that_cannot_be_compiled_say_so(
@@ -215,7 +216,7 @@ def test_loops_that_cannot_be_compiled_say_so(
     kernel.load_kernels.cache_clear()
     with pytest.raises(LinkerError, match="could not be compiled"):
         load_kernels()
-    assert list(kernel.cache_directory().iterdir()) == []
+    assert list(machine_code.cache_directory().iterdir()) == []
 
 
 def test_compiled_loops_load_without_numba_numpy_or_torch() -> None:

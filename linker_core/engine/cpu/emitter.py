@@ -1,0 +1,315 @@
+"""A thin layer over llvmlite's IR builder: loops, vectors and what the kernels compute with.
+
+Vectors are as wide as the kernel says; LLVM splits them into what the CPU has. No operation may be
+reordered: there are no fast-math flags, so a sum is taken in the order in which it is written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TypeAlias
+
+from llvmlite import ir
+
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
+F16, F32 = ir.HalfType(), ir.FloatType()
+POINTER = ir.PointerType()
+VOID = ir.VoidType()
+
+Index: TypeAlias = int | ir.Value
+
+
+def vector(element: ir.Type, lanes: int) -> ir.VectorType:
+    """Returns the type of `lanes` elements."""
+    return ir.VectorType(element, lanes)
+
+
+def i64(value: int) -> ir.Constant:
+    """Returns an integer constant."""
+    return ir.Constant(I64, value)
+
+
+def f32(value: float) -> ir.Constant:
+    """Returns a float32 constant."""
+    return ir.Constant(F32, value)
+
+
+def element_of(dtype: str) -> ir.Type:
+    """Returns what a weight's word of a checkpoint's type is loaded as."""
+    return {"BF16": I16, "F16": F16, "F32": F32}[dtype]
+
+
+class Variable:
+    """A place on the stack, which the compiler keeps in a register."""
+
+    def __init__(self, builder: ir.IRBuilder, place: ir.Value, kind: ir.Type) -> None:
+        self._builder, self._place, self._kind = builder, place, kind
+
+    def get(self) -> ir.Value:
+        """Reads it."""
+        return self._builder.load(self._place, typ=self._kind)
+
+    def set(self, value: ir.Value) -> None:
+        """Writes it."""
+        self._builder.store(value, self._place)
+
+
+class Emitter:
+    """Builds one function.
+
+    Args:
+        module: Where it goes.
+        name: Its symbol.
+        arguments: Types of its arguments; it returns nothing.
+        exported: Whether it is called from outside the module; inlined away otherwise.
+    """
+
+    def __init__(
+        self,
+        module: ir.Module,
+        name: str,
+        arguments: Sequence[ir.Type],
+        *,
+        exported: bool = True,
+    ) -> None:
+        self.module = module
+        self.function = ir.Function(module, ir.FunctionType(VOID, arguments), name)
+        if not exported:
+            self.function.linkage = "internal"
+        self.arguments: Sequence[ir.Value] = self.function.args
+        self._entry = self.function.append_basic_block("entry")
+        self.builder = ir.IRBuilder(self._entry)
+
+    def finish(self) -> ir.Function:
+        """Ends the function."""
+        self.builder.ret_void()
+        return self.function
+
+    # --- control ------------------------------------------------------------------------------
+
+    def variable(self, initial: ir.Value) -> Variable:
+        """Declares a variable; it takes its initial value here, each time this is reached."""
+        with self.builder.goto_entry_block():
+            place = self.builder.alloca(initial.type)
+        self.builder.store(initial, place)
+        return Variable(self.builder, place, initial.type)
+
+    @contextmanager
+    def loop(self, start: Index, stop: Index, step: Index = 1) -> Iterator[ir.Value]:
+        """Counts from `start` to below `stop`."""
+        first, last, stride = (self.index(value) for value in (start, stop, step))
+        b = self.builder
+        before = b.block
+        head, body, end = (b.append_basic_block(name) for name in ("head", "body", "end"))
+        b.branch(head)
+        b.position_at_end(head)
+        counter = b.phi(I64)
+        counter.add_incoming(first, before)
+        b.cbranch(b.icmp_signed("<", counter, last), body, end)
+        b.position_at_end(body)
+        yield counter
+        following = b.add(counter, stride)
+        counter.add_incoming(following, b.block)
+        b.branch(head)
+        b.position_at_end(end)
+
+    @contextmanager
+    def taken(self, counter: ir.Value, stop: ir.Value) -> Iterator[ir.Value]:
+        """Runs once for each number below `stop` that this thread is the first to take.
+
+        Args:
+            counter: Address of a 64-bit word that the threads share, 0 at first.
+            stop: How many numbers there are.
+        """
+        b = self.builder
+        head, body, end = (b.append_basic_block(name) for name in ("take", "taken", "none_left"))
+        b.branch(head)
+        b.position_at_end(head)
+        number = b.atomic_rmw("add", counter, i64(1), "monotonic")
+        b.cbranch(b.icmp_signed("<", number, stop), body, end)
+        b.position_at_end(body)
+        yield number
+        b.branch(head)
+        b.position_at_end(end)
+
+    def cases(self, value: ir.Value, last: int) -> Iterator[int]:
+        """Yields 1 to `last`; what is emitted meanwhile runs if `value` is that number."""
+        b = self.builder
+        end = b.append_basic_block("other")
+        switch = b.switch(value, end)
+        for number in range(1, last + 1):
+            block = b.append_basic_block(f"case_{number}")
+            switch.add_case(i64(number), block)
+            b.position_at_end(block)
+            yield number
+            b.branch(end)
+        b.position_at_end(end)
+
+    def thread_number(self) -> ir.Value:
+        """Returns this thread's number in its region."""
+        return self.builder.sext(self._external("omp_get_thread_num", I32), I64)
+
+    def num_threads(self) -> ir.Value:
+        """Returns how many threads are in the region."""
+        return self.builder.sext(self._external("omp_get_num_threads", I32), I64)
+
+    def barrier(self) -> None:
+        """Waits until every thread of the region is here."""
+        self._external("GOMP_barrier", VOID)
+
+    def round_down(self, value: ir.Value, step: int) -> ir.Value:
+        """Returns the largest multiple of `step` that is not above a non-negative number."""
+        return self.builder.sub(value, self.builder.urem(value, i64(step)))
+
+    def round_up(self, value: ir.Value, step: int) -> ir.Value:
+        """Returns the smallest multiple of `step` that is not below a non-negative number."""
+        return self.round_down(self.builder.add(value, i64(step - 1)), step)
+
+    def minimum(self, a: Index, b: Index) -> ir.Value:
+        """Returns the smaller of two integers."""
+        x, y = self.index(a), self.index(b)
+        return self.builder.select(self.builder.icmp_signed("<", x, y), x, y)
+
+    def index(self, value: Index) -> ir.Value:
+        """Returns an integer as a value."""
+        return i64(value) if isinstance(value, int) else value
+
+    def call(self, function: ir.Function, *arguments: Index) -> ir.Value:
+        """Calls a function with integers and pointers."""
+        values = [i64(value) if isinstance(value, int) else value for value in arguments]
+        return self.builder.call(function, values)
+
+    # --- memory -------------------------------------------------------------------------------
+
+    def at(self, base: ir.Value, offset: Index, element: ir.Type) -> ir.Value:
+        """Returns the address `offset` elements behind `base`."""
+        return self.builder.gep(base, [self.index(offset)], source_etype=element)
+
+    def load(self, address: ir.Value, kind: ir.Type) -> ir.Value:
+        """Reads a scalar, or a vector of whose address only the element's alignment is known."""
+        value = self.builder.load(address, typ=kind)
+        value.align = _element_bytes(kind)
+        return value
+
+    def store(self, value: ir.Value, address: ir.Value) -> None:
+        """Writes a scalar or a vector."""
+        self.builder.store(value, address).align = _element_bytes(value.type)
+
+    def field(self, record: ir.Value, number: Index, kind: ir.Type = I64) -> ir.Value:
+        """Reads a field of a record of 64-bit words."""
+        return self.load(self.at(record, number, I64), kind)
+
+    def prefetch(self, address: ir.Value) -> None:
+        """Asks for a cache line that will be read; any address will do."""
+        kind = ir.FunctionType(VOID, [POINTER, I32, I32, I32])
+        read, keep, data = (ir.Constant(I32, value) for value in (0, 3, 1))
+        self.builder.call(self._declared("llvm.prefetch.p0", kind), [address, read, keep, data])
+
+    def load_part(
+        self, address: ir.Value, element: ir.Type, count: ir.Value, lanes: int
+    ) -> ir.Value:
+        """Reads `count` elements, fewer than `lanes`, and no more; the other lanes are zero."""
+        kind = vector(element, lanes)
+        zero = ir.Constant(kind, [0] * lanes)
+        with self.builder.goto_entry_block():
+            buffer = self.builder.alloca(kind)
+        self.builder.store(zero, buffer)
+        with self.loop(0, count) as lane:
+            self.store(
+                self.load(self.at(address, lane, element), element), self.at(buffer, lane, element)
+            )
+        return self.builder.load(buffer, typ=kind)
+
+    # --- weights' words -----------------------------------------------------------------------
+
+    def load_widened(self, address: ir.Value, dtype: str, lanes: int) -> ir.Value:
+        """Reads words of a checkpoint's type as float32."""
+        return self._widened(self.load(address, vector(element_of(dtype), lanes)), dtype)
+
+    def load_part_widened(
+        self, address: ir.Value, dtype: str, count: ir.Value, lanes: int
+    ) -> ir.Value:
+        """Reads `count` words, fewer than `lanes`, and no more; the other lanes are zero."""
+        return self._widened(self.load_part(address, element_of(dtype), count, lanes), dtype)
+
+    def _widened(self, words: ir.Value, dtype: str) -> ir.Value:
+        """Every BF16 and F16 is a float32: nothing is rounded."""
+        b, lanes = self.builder, words.type.count
+        if dtype == "BF16":
+            wide = b.zext(words, vector(I32, lanes))
+            return b.bitcast(b.shl(wide, ir.Constant(wide.type, [16] * lanes)), vector(F32, lanes))
+        return b.fpext(words, vector(F32, lanes)) if dtype == "F16" else words
+
+    # --- vectors ------------------------------------------------------------------------------
+
+    def splat(self, value: ir.Value, lanes: int) -> ir.Value:
+        """Returns a vector whose lanes are all `value`."""
+        kind = vector(value.type, lanes)
+        undefined = ir.Constant(kind, ir.Undefined)
+        single = self.builder.insert_element(undefined, value, ir.Constant(I32, 0))
+        return self.builder.shuffle_vector(single, single, _lane_numbers([0] * lanes))
+
+    def constant(self, value: float, like: ir.Value) -> ir.Value:
+        """Returns a float32 constant, as a vector where `like` is one."""
+        if isinstance(like.type, ir.VectorType):
+            return ir.Constant(like.type, [value] * like.type.count)
+        return f32(value)
+
+    def zeros(self, lanes: int) -> ir.Value:
+        """Returns float32 zeros."""
+        return ir.Constant(vector(F32, lanes), [0.0] * lanes)
+
+    def fma(self, a: ir.Value, b: ir.Value, c: ir.Value) -> ir.Value:
+        """Returns a · b + c, rounded once."""
+        return self.intrinsic("fma", a, b, c)
+
+    def maximum(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """Returns the larger; a NaN in `b` is kept, one in `a` is not."""
+        return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)
+
+    def sums(self, vectors: Sequence[ir.Value]) -> list[ir.Value]:
+        """Returns the sum of each vector's lanes: halves are added until one lane is left.
+
+        The order within a vector does not depend on how many there are.
+        """
+        b = self.builder
+        width = vectors[0].type.count
+        results = list(vectors)
+        while width > 1:
+            width //= 2
+            low, high = _lane_numbers(range(width)), _lane_numbers(range(width, 2 * width))
+            results = [
+                b.fadd(b.shuffle_vector(v, v, low), b.shuffle_vector(v, v, high)) for v in results
+            ]
+        return [b.extract_element(v, ir.Constant(I32, 0)) for v in results]
+
+    def minimum_float(self, a: ir.Value, b: ir.Value) -> ir.Value:
+        """Returns the smaller; a NaN in `a` is kept."""
+        return self.builder.select(self.builder.fcmp_ordered(">", a, b), b, a)
+
+    def intrinsic(self, name: str, *operands: ir.Value) -> ir.Value:
+        """Calls one of LLVM's functions over float32, scalars or vectors."""
+        kind = operands[0].type
+        suffix = f"v{kind.count}f32" if isinstance(kind, ir.VectorType) else "f32"
+        function_type = ir.FunctionType(kind, [kind] * len(operands))
+        return self.builder.call(self._declared(f"llvm.{name}.{suffix}", function_type), operands)
+
+    def _external(self, symbol: str, result: ir.Type) -> ir.Value:
+        return self.builder.call(self._declared(symbol, ir.FunctionType(result, [])), [])
+
+    def _declared(self, symbol: str, kind: ir.FunctionType) -> ir.Function:
+        found = self.module.globals.get(symbol)
+        return ir.Function(self.module, kind, symbol) if found is None else found
+
+
+def _lane_numbers(lanes: Sequence[int] | range) -> ir.Constant:
+    numbers = list(lanes)
+    return ir.Constant(vector(I32, len(numbers)), numbers)
+
+
+def _element_bytes(kind: ir.Type) -> int:
+    element = kind.element if isinstance(kind, ir.VectorType) else kind
+    if isinstance(element, ir.IntType):
+        return max(1, int(element.width) // 8)
+    return {F16: 2, F32: 4}.get(element, 8)

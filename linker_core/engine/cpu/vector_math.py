@@ -1,0 +1,93 @@
+"""Emits elementary functions of float32, scalars or vectors, by series that need no library.
+
+Each function's result for a number is the same in every lane and whatever the other lanes hold.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from llvmlite import ir
+
+from linker_core.engine.cpu.emitter import I32, Emitter, vector
+
+_LOG2_E = 1.0 / math.log(2.0)
+# ln 2 in two parts. The first ends in zeros, so that n of them are exact in float32.
+_LN2_HIGH = 355.0 / 512.0
+_LN2_LOW = math.log(2.0) - _LN2_HIGH
+# 1.5 · 2**23: at this size float32 holds whole numbers only, so adding it rounds to one.
+_ROUNDER = 12582912.0
+# Where e**x leaves float32's normal range, with a little room.
+_EXP_MIN, _EXP_MAX = -87.3, 88.72
+# Taylor's series of (e**r - 1 - r) / r² on |r| <= ln 2 / 2: the first term left out is below 2**-27.
+_SERIES = tuple(1.0 / math.factorial(n) for n in range(7, 1, -1))
+
+
+class _Reduced(NamedTuple):
+    """x = n ln 2 + r with |r| <= ln 2 / 2."""
+
+    n: ir.Value  # whole numbers as float32
+    exponent: ir.Value  # n as an integer, where float32 keeps its exponent
+    tail: ir.Value  # e**r - 1
+
+
+def exponential(e: Emitter, x: ir.Value) -> ir.Value:
+    """Returns e**x to one unit in the last place.
+
+    0 where it would be subnormal, infinity above 88.72; a NaN stays one.
+    """
+    b = e.builder
+    lowest, highest = e.constant(_EXP_MIN, x), e.constant(_EXP_MAX, x)
+    parts = _reduced(e, e.minimum_float(e.maximum(lowest, x), highest))
+    power = b.fadd(parts.tail, e.constant(1.0, x))
+    integers = parts.exponent.type
+    scaled = b.bitcast(b.add(b.bitcast(power, integers), parts.exponent), x.type)
+    above = b.fcmp_ordered(">", x, highest)
+    scaled = b.select(above, e.constant(math.inf, x), scaled)
+    return b.select(b.fcmp_ordered("<", x, lowest), e.constant(0.0, x), scaled)
+
+
+def sigmoid(e: Emitter, x: ir.Value) -> ir.Value:
+    """Returns 1 / (1 + e**-x)."""
+    b = e.builder
+    one = e.constant(1.0, x)
+    return b.fdiv(one, b.fadd(one, exponential(e, b.fneg(x))))
+
+
+def tanh(e: Emitter, x: ir.Value) -> ir.Value:
+    """Returns the hyperbolic tangent to a few units in the last place.
+
+    tanh |x| = -u / (u + 2) with u = e**(-2 |x|) - 1, which loses nothing near 0.
+    """
+    b = e.builder
+    doubled = b.fmul(e.intrinsic("fabs", x), e.constant(-2.0, x))
+    u = _exponential_less_one(e, e.maximum(e.constant(_EXP_MIN, x), doubled))
+    size = b.fdiv(b.fneg(u), b.fadd(u, e.constant(2.0, x)))
+    return e.intrinsic("copysign", size, x)
+
+
+def _exponential_less_one(e: Emitter, x: ir.Value) -> ir.Value:
+    """Returns e**x - 1 for x from `_EXP_MIN` to 0."""
+    b = e.builder
+    parts = _reduced(e, x)
+    one = e.constant(1.0, x)
+    integers = parts.exponent.type
+    scale = b.bitcast(b.add(b.bitcast(one, integers), parts.exponent), x.type)
+    return e.fma(scale, parts.tail, b.fsub(scale, one))
+
+
+def _reduced(e: Emitter, x: ir.Value) -> _Reduced:
+    b = e.builder
+    rounded = e.fma(x, e.constant(_LOG2_E, x), e.constant(_ROUNDER, x))
+    n = b.fsub(rounded, e.constant(_ROUNDER, x))
+    r = e.fma(n, e.constant(-_LN2_HIGH, x), x)
+    r = e.fma(n, e.constant(-_LN2_LOW, x), r)
+    series = e.constant(_SERIES[0], x)
+    for term in _SERIES[1:]:
+        series = e.fma(series, r, e.constant(term, x))
+    tail = e.fma(b.fmul(series, r), r, r)
+    integers = vector(I32, x.type.count) if isinstance(x.type, ir.VectorType) else I32
+    shift = ir.Constant(integers, [23] * x.type.count) if integers is not I32 else ir.Constant(I32, 23)
+    # The last bits of `rounded` are n in two's complement; what stands above them is shifted out.
+    return _Reduced(n, b.shl(b.bitcast(rounded, integers), shift), tail)

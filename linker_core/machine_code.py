@@ -1,0 +1,131 @@
+"""Code compiled for this machine: made once, kept in the user's cache, loaded through llvmlite.
+
+What lies in the cache is run, so it is read only from a folder that nobody else can write, and
+behind a digest that shows a damaged file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import llvmlite.binding as llvm
+
+logger = logging.getLogger(__name__)
+
+_DIGEST_BYTES = 32
+
+
+def cached_code(name: str, *, sources: bytes, build: Callable[[], bytes]) -> bytes:
+    """Returns object code from the cache, or builds it and keeps it there if it can.
+
+    Args:
+        name: What it is, as a part of a file name.
+        sources: Whatever decides what is built, besides this machine and llvmlite.
+        build: Compiles it.
+    """
+    digest = hashlib.sha256(sources)
+    digest.update(f"{llvmlite.__version__} {host_features()}".encode())
+    folder = cache_directory()
+    path = folder / f"{name}-{digest.hexdigest()[:32]}.o"
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not _is_private(folder):
+        logger.warning("%s is not this user's alone: %s is compiled at every start", folder, name)
+        return build()
+    code = _read(path)
+    if code is None:
+        code = build()
+        with contextlib.suppress(OSError):  # a full disk, or a folder that is read only
+            _write(path, seal(code))
+    return code
+
+
+def load_code(code: bytes) -> Any:
+    """Returns llvmlite's engine over object code; addresses hold as long as it lives."""
+    _initialize()
+    machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine()
+    engine = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    engine.add_object_file(llvm.ObjectFileRef.from_data(code))
+    engine.finalize_object()
+    return engine
+
+
+def compile_module(text: str) -> bytes:
+    """Returns the object code of a module's text for this machine, optimised.
+
+    Nothing is reordered that the text does not allow to be.
+    """
+    _initialize()
+    cpu, features = host_features()
+    machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
+        cpu=cpu, features=features, opt=3, reloc="static", codemodel="jitdefault", jit=True
+    )
+    module = llvm.parse_assembly(text)
+    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
+    passes.getModulePassManager().run(module, passes)
+    code: bytes = machine.emit_object(module)
+    return code
+
+
+def cache_directory() -> Path:
+    """Returns where compiled code is kept: linker/ under XDG_CACHE_HOME, else ~/.cache."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    if not base:
+        try:
+            base = str(Path("~/.cache").expanduser())
+        except RuntimeError:
+            base = os.devnull  # a user without a home has no cache
+    return Path(base) / "linker"
+
+
+def host_features() -> tuple[str, str]:
+    """Returns this CPU's name and features, with vectors as wide as it has."""
+    return llvm.get_host_cpu_name(), f"{llvm.get_host_cpu_features().flatten()},-prefer-256-bit"
+
+
+def seal(code: bytes) -> bytes:
+    """Returns object code behind its digest, so that a damaged file is noticed."""
+    return hashlib.sha256(code).digest() + code
+
+
+def _initialize() -> None:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+
+
+def _is_private(folder: Path) -> bool:
+    """Whether nobody else can have put files into a directory."""
+    try:
+        status = folder.stat()
+    except OSError:
+        return False
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        sealed = path.read_bytes()
+    except OSError:
+        return None
+    code = sealed[_DIGEST_BYTES:]
+    return code if seal(code) == sealed else None
+
+
+def _write(path: Path, sealed: bytes) -> None:
+    descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(sealed)
+        Path(unfinished).replace(path)
+    except OSError:
+        Path(unfinished).unlink()
+        raise
