@@ -6,7 +6,7 @@ reordered: there are no fast-math flags, so a sum is taken in the order in which
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -200,6 +200,13 @@ class Emitter:
         """Reads a field of a record of 64-bit words."""
         return self.load(self.at(record, number, I64), kind)
 
+    def room(self, element: ir.Type, count: int) -> ir.Value:
+        """Returns the address of room on the stack, which the whole function shares."""
+        with self.builder.goto_entry_block():
+            place = self.builder.alloca(ir.ArrayType(element, count))
+        place.align = 64
+        return place
+
     def prefetch(self, address: ir.Value) -> None:
         """Asks for a cache line that will be read; any address will do."""
         kind = ir.FunctionType(VOID, [POINTER, I32, I32, I32])
@@ -210,16 +217,11 @@ class Emitter:
         self, address: ir.Value, element: ir.Type, count: ir.Value, lanes: int
     ) -> ir.Value:
         """Reads `count` elements, fewer than `lanes`, and no more; the other lanes are zero."""
-        kind = vector(element, lanes)
-        zero = ir.Constant(kind, [0] * lanes)
-        with self.builder.goto_entry_block():
-            buffer = self.builder.alloca(kind)
-        self.builder.store(zero, buffer)
+        words = self.variable(ir.Constant(vector(element, lanes), [0] * lanes))
         with self.loop(0, count) as lane:
-            self.store(
-                self.load(self.at(address, lane, element), element), self.at(buffer, lane, element)
-            )
-        return self.builder.load(buffer, typ=kind)
+            word = self.load(self.at(address, lane, element), element)
+            words.set(self.builder.insert_element(words.get(), word, lane))
+        return words.get()
 
     # --- weights' words -----------------------------------------------------------------------
 
@@ -273,16 +275,56 @@ class Emitter:
 
         The order within a vector does not depend on how many there are.
         """
-        b = self.builder
-        width = vectors[0].type.count
-        results = list(vectors)
+        totals = self.folded(vectors, self.builder.fadd)
+        return [self.lane(totals, number) for number in range(len(vectors))]
+
+    def folded(
+        self, vectors: Sequence[ir.Value], combine: Callable[[ir.Value, ir.Value], ir.Value]
+    ) -> ir.Value:
+        """Returns one lane for each vector, in which all of that vector's lanes are combined.
+
+        Halves are combined until one lane is left; while there are several vectors, the halves of
+        two of them share one.
+
+        Args:
+            vectors: All of one type, whose lanes are a power of two.
+            combine: Of two vectors, lane by lane.
+
+        Returns:
+            A vector with a power of two of lanes; those behind the last vector's mean nothing.
+        """
+        b, parts = self.builder, list(vectors)
+        parts += [parts[-1]] * ((1 << (len(parts) - 1).bit_length()) - len(parts))
+        lanes = width = parts[0].type.count  # each part holds lanes / width vectors' lanes
         while width > 1:
             width //= 2
-            low, high = _lane_numbers(range(width)), _lane_numbers(range(width, 2 * width))
-            results = [
-                b.fadd(b.shuffle_vector(v, v, low), b.shuffle_vector(v, v, high)) for v in results
+            other = lanes if len(parts) > 1 else None  # where the second of two parts begins
+            starts = [
+                start
+                for first in ((0,) if other is None else (0, other))
+                for start in range(first, first + lanes, 2 * width)
             ]
-        return [b.extract_element(v, ir.Constant(I32, 0)) for v in results]
+            low, high = (
+                _lane_numbers([start + half + i for start in starts for i in range(width)])
+                for half in (0, width)
+            )
+            seconds = parts if other is None else parts[1::2]
+            firsts = parts if other is None else parts[::2]
+            parts = [
+                combine(b.shuffle_vector(x, y, low), b.shuffle_vector(x, y, high))
+                for x, y in zip(firsts, seconds, strict=True)
+            ]
+            lanes = parts[0].type.count
+        while len(parts) > 1:
+            lanes *= 2
+            every = _lane_numbers(range(lanes))
+            pairs = zip(parts[::2], parts[1::2], strict=True)
+            parts = [b.shuffle_vector(x, y, every) for x, y in pairs]
+        return parts[0]
+
+    def lane(self, value: ir.Value, number: int) -> ir.Value:
+        """Returns one lane of a vector."""
+        return self.builder.extract_element(value, ir.Constant(I32, number))
 
     def minimum_float(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """Returns the smaller; a NaN in `a` is kept."""

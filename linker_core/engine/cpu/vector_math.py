@@ -20,20 +20,20 @@ _LN2_LOW = math.log(2.0) - _LN2_HIGH
 _ROUNDER = 12582912.0
 # Where e**x leaves float32's normal range, with a little room.
 _EXP_MIN, _EXP_MAX = -87.3, 88.72
-# Taylor's series of (e**r - 1 - r) / r² on |r| <= ln 2 / 2: the first term left out is below 2**-27.
+# Taylor's series of (e**r - 1 - r) / r²; the first term left out, of e**r, is below 2**-27
+# where |r| <= ln 2 / 2.
 _SERIES = tuple(1.0 / math.factorial(n) for n in range(7, 1, -1))
 
 
 class _Reduced(NamedTuple):
     """x = n ln 2 + r with |r| <= ln 2 / 2."""
 
-    n: ir.Value  # whole numbers as float32
-    exponent: ir.Value  # n as an integer, where float32 keeps its exponent
+    exponent: ir.Value  # n, at the bits where float32 keeps its exponent
     tail: ir.Value  # e**r - 1
 
 
 def exponential(e: Emitter, x: ir.Value) -> ir.Value:
-    """Returns e**x to one unit in the last place.
+    """Returns e**x to about one unit in the last place.
 
     0 where it would be subnormal, infinity above 88.72; a NaN stays one.
     """
@@ -87,7 +87,8 @@ def _reduced(e: Emitter, x: ir.Value) -> _Reduced:
     for term in _SERIES[1:]:
         series = e.fma(series, r, e.constant(term, x))
     tail = e.fma(b.fmul(series, r), r, r)
-    integers = vector(I32, x.type.count) if isinstance(x.type, ir.VectorType) else I32
-    shift = ir.Constant(integers, [23] * x.type.count) if integers is not I32 else ir.Constant(I32, 23)
+    shift = ir.Constant(I32, 23)
+    if isinstance(x.type, ir.VectorType):
+        shift = ir.Constant(vector(I32, x.type.count), [23] * x.type.count)
     # The last bits of `rounded` are n in two's complement; what stands above them is shifted out.
-    return _Reduced(n, b.shl(b.bitcast(rounded, integers), shift), tail)
+    return _Reduced(b.shl(b.bitcast(rounded, shift.type), shift), tail)
