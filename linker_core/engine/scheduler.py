@@ -1,177 +1,196 @@
 """Continuous batching of one family: which tokens of which sequences the next step computes.
 
-Decodes come first, then prefill chunks, then waiting sequences in their order. When pages run out
-the newest sequence gives its pages back and is recomputed later. Knows no tensor.
+Every decoding sequence gets its token; what is left of the step goes to prompts, running ones and
+waiting ones alike, by priority and then to the variant that was served least. When pages run out a
+sequence gives its own back and is recomputed later. Knows no tensor.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import NamedTuple
-
+from linker_core.engine.fair_share import FairShare, Lane
 from linker_core.engine.kv_cache import KVCache
+from linker_core.engine.occupancy import Occupancy
+from linker_core.engine.schedule import Budget, Failed
+from linker_core.engine.schedule import Schedule as Schedule
+from linker_core.engine.schedule import Scheduled as Scheduled
 from linker_core.engine.sequence import SequenceState
 from linker_core.errors import InsufficientCapacityError, LinkerError
 
-
-class Scheduled(NamedTuple):
-    """The next `num_tokens` uncomputed tokens of a sequence."""
-
-    sequence: SequenceState
-    num_tokens: int
-
-    @property
-    def wants_token(self) -> bool:
-        """Whether the step completes what is needed to choose the next token."""
-        return self.num_tokens == self.sequence.num_missing
-
-
-class Failed(NamedTuple):
-    """A sequence that can never run; it is no longer scheduled."""
-
-    sequence: SequenceState
-    error: LinkerError
-
-
-@dataclass(slots=True)
-class Schedule:
-    """What one step does; `chunks` keep the rows of one slot together."""
-
-    chunks: list[Scheduled] = field(default_factory=list)
-    failed: list[Failed] = field(default_factory=list)
+_Prompts = dict[Lane, list[SequenceState]]  # running, to be computed further; most urgent last
 
 
 class Scheduler:
     """Plans the steps of one family.
 
     Args:
-        cache: The family's pages; grown and released here and nowhere else.
+        cache: The family's pages; grown, shared and released here and nowhere else.
         max_batch_tokens: Rows of a step, at least 1.
-        max_num_seqs: Sequences running at once, at least 1.
+        max_num_seqs: Sequences running at once and rows of logits of a step, at least 1.
     """
 
     def __init__(self, cache: KVCache, *, max_batch_tokens: int, max_num_seqs: int) -> None:
         self.cache = cache
-        self.waiting: deque[SequenceState] = deque()
-        self.running: list[SequenceState] = []  # by arrival
-        self.num_preemptions = 0
-        self._max_batch_tokens = max_batch_tokens
         # Every running sequence decodes in every step, so more than the rows of one cannot run.
         self._max_num_seqs = min(max_num_seqs, max_batch_tokens)
+        self._max_batch_tokens = max_batch_tokens
+        self._lanes = FairShare()
+        self._occupancy = Occupancy(self._lanes, cache, max_num_seqs=self._max_num_seqs)
+
+    @property
+    def running(self) -> list[SequenceState]:
+        """The sequences that hold pages, those of one slot together."""
+        return self._lanes.running()
+
+    @property
+    def waiting(self) -> list[SequenceState]:
+        """The sequences that hold none, in no order."""
+        return [sequence for lane in self._lanes for sequence in lane.waiting()]
+
+    @property
+    def num_preemptions(self) -> int:
+        """Sequences put back to make room."""
+        return self._occupancy.num_preemptions
+
+    @property
+    def prefix_queries(self) -> int:
+        """Prompt tokens looked up in the cache, each sequence's once."""
+        return self._occupancy.prefix_queries
+
+    @property
+    def prefix_hits(self) -> int:
+        """Prompt tokens found there."""
+        return self._occupancy.prefix_hits
 
     def add(self, sequence: SequenceState) -> None:
-        """Queues a sequence behind those that are waiting."""
-        self.waiting.append(sequence)
-
-    def sequences(self) -> Iterator[SequenceState]:
-        """Yields every sequence, running or waiting."""
-        yield from self.running
-        yield from self.waiting
+        """Queues a new sequence."""
+        # Hashed one by one as they come, so that no step has to hash for thousands.
+        self._occupancy.keys(sequence)
+        self._lanes.add(sequence)
 
     def remove(self, sequence: SequenceState) -> None:
         """Forgets a finished, failed or aborted sequence and frees its pages."""
-        self.cache.release(sequence.table)
-        if sequence in self.running:
-            self.running.remove(sequence)
+        lane = self._lanes[sequence.slot]
+        if sequence in lane.running:
+            self._occupancy.stop(lane, sequence)
+        elif sequence in lane.queue:
+            lane.queue.discard(sequence)
         else:
-            self.waiting.remove(sequence)
+            lane.turns.discard(sequence)
+        self._lanes.drop_if_empty(lane)
 
     def schedule(self) -> Schedule:
         """Plans one step; every chunk has pages for all its positions."""
         plan = Schedule()
-        preempted = self._plan_decodes(plan)
-        self._plan_prefills(plan)
-        # What was just given back belongs to the older sequences, not to who gave it.
-        if not preempted:
-            self._admit(plan)
-        plan.chunks.sort(key=lambda chunk: chunk.sequence.slot)
+        budget = Budget(num_rows=self._max_batch_tokens, num_logits=self._max_num_seqs)
+        # What is given back here belongs to those that run, not to who gave it.
+        may_admit = not self._grow_decodes()
+        prompts = self._plan_decodes(budget)
+        self._plan_prompts(plan, budget, prompts, may_admit=may_admit)
+        plan.chunks = budget.chunks(self._lanes.running())
         return plan
 
     def advance(self, chunk: Scheduled) -> None:
         """Records that a chunk was computed."""
         chunk.sequence.num_computed += chunk.num_tokens
 
+    def commit(self, sequence: SequenceState) -> None:
+        """Lets others use the full pages of a running sequence; all its rows so far are finite."""
+        self._occupancy.commit(self._lanes[sequence.slot], sequence)
+
     def check_integrity(self) -> None:
         """Asserts that sequences, pages and limits agree."""
         self.cache.check_integrity()
+        self._lanes.check_integrity()
         assert len(self.running) <= self._max_num_seqs
-        assert [s.arrival for s in self.running] == sorted(s.arrival for s in self.running)
-        assert not set(self.running) & set(self.waiting)
-        assert all(not s.table.pages and s.num_computed == 0 for s in self.waiting)
+        assert all(len(s.table) == s.num_computed == s.num_committed == 0 for s in self.waiting)
         for sequence in self.running:
             assert sequence.num_missing >= 1
-            pages = self.cache.pages_for(sequence.num_computed)
-            assert len(sequence.table.pages) >= pages
-        held = sum(len(sequence.table.pages) for sequence in self.running)
-        assert held == self.cache.num_used_pages
+            assert len(sequence.table) >= self.cache.pages_for(sequence.num_computed)
+            self.cache.check_writable(sequence.table, sequence.num_computed)
+        held = {page for sequence in self.running for page in sequence.table.pages.tolist()}
+        assert len(held) == self.cache.num_used_pages
 
-    def _plan_decodes(self, plan: Schedule) -> bool:
-        """Plans one token for every decoding sequence; returns whether any had to be preempted."""
-        preempted = False
-        for sequence in list(self.running):
-            if sequence.num_missing != 1:
+    def _grow_decodes(self) -> bool:
+        """Gives every decoding sequence room for its token; returns whether any was preempted."""
+        page_tokens = self.cache.shape.page_tokens
+        # Whoever computes its prompt has had its pages since it was admitted.
+        growing = [s for s in self.running if len(s.tokens) > len(s.table) * page_tokens]
+        preempted: list[SequenceState] = []
+        for sequence in growing:
+            if sequence not in preempted:
+                preempted += self._occupancy.grow(sequence)
+        return bool(preempted)
+
+    def _plan_decodes(self, budget: Budget) -> _Prompts:
+        """Plans the decodes; returns who still computes its prompt."""
+        prompts: _Prompts = {}
+        for lane in self._lanes:
+            decodes = [sequence for sequence in lane.running if sequence.num_missing == 1]
+            budget.take_one_each(decodes)
+            lane.service += len(decodes)
+            if len(decodes) < len(lane.running):
+                unfinished = [s for s in lane.running if s.num_missing > 1]
+                prompts[lane] = sorted(unfinished, key=_urgency, reverse=True)
+        return prompts
+
+    def _plan_prompts(
+        self, plan: Schedule, budget: Budget, prompts: _Prompts, *, may_admit: bool
+    ) -> None:
+        while budget.num_rows > 0:
+            sequence = self._next(prompts, may_admit)
+            if sequence is None:
+                return
+            lane = self._lanes[sequence.slot]
+            self._lanes.turn(lane)
+            if sequence in lane.running:
+                prompts[lane].pop()
+            elif self._set_aside(lane, sequence, plan):
                 continue
-            # The newest goes first: the one that asks or one that is yet to be planned, never one
-            # that is planned, since those are older.
-            while sequence in self.running and not self._grow(sequence):
-                self._preempt(self.running[-1])
-                preempted = True
-            if sequence in self.running:
-                plan.chunks.append(Scheduled(sequence, 1))
-        return preempted
-
-    def _plan_prefills(self, plan: Schedule) -> None:
-        for sequence in self.running:
-            budget = self._budget(plan)
-            if budget == 0:
-                return
-            if sequence.num_missing > 1:
-                # Its pages were claimed whole when it was admitted.
-                plan.chunks.append(Scheduled(sequence, min(budget, sequence.num_missing)))
-
-    def _admit(self, plan: Schedule) -> None:
-        while self.waiting and len(self.running) < self._max_num_seqs:
-            budget = self._budget(plan)
-            if budget == 0:
-                return
-            sequence = self.waiting[0]
-            needed = self.cache.pages_for(len(sequence.tokens))
-            if needed > self.cache.shape.num_pages:
-                self.waiting.popleft()
-                plan.failed.append(Failed(sequence, self._too_long(sequence)))
+            elif not self._admit(lane, sequence, budget, prompts):
+                # Nobody goes past it, so that room comes together for it.
+                may_admit = False
                 continue
-            # A page for each that runs, so that admission does not preempt at once.
-            if needed + len(self.running) > self.cache.num_free_pages and self.running:
-                return
-            grown = self._grow(sequence)
-            assert grown
-            self.waiting.popleft()
-            self._insert_running(sequence)
-            plan.chunks.append(Scheduled(sequence, min(budget, sequence.num_missing)))
+            lane.service += budget.take(sequence)
 
-    def _insert_running(self, sequence: SequenceState) -> None:
-        self.running.append(sequence)
-        # A preempted sequence is older than those that were submitted behind it.
-        self.running.sort(key=lambda other: other.arrival)
+    def _next(self, prompts: _Prompts, may_admit: bool) -> SequenceState | None:
+        """Returns whose prompt is to be computed next, running or waiting."""
+        best: SequenceState | None = None
+        best_rank: tuple[int, int, int] | None = None
+        for lane in self._lanes:
+            candidates = [prompts[lane][-1]] if prompts.get(lane) else []
+            head = lane.queue.head() if may_admit else None
+            if head is not None:
+                candidates.append(head)
+            for candidate in candidates:
+                rank = (candidate.priority, lane.service, candidate.arrival)
+                if best_rank is None or rank < best_rank:
+                    best, best_rank = candidate, rank
+        return best
 
-    def _budget(self, plan: Schedule) -> int:
-        return self._max_batch_tokens - sum(chunk.num_tokens for chunk in plan.chunks)
+    def _set_aside(self, lane: Lane, sequence: SequenceState, plan: Schedule) -> bool:
+        """Takes the first of a queue out of it if it cannot run at all, or had better wait."""
+        if self._occupancy.can_ever_hold(sequence):
+            return self._occupancy.hold_back(lane, sequence)
+        self.remove(sequence)
+        plan.failed.append(Failed(sequence, self._too_long(sequence)))
+        return True
 
-    def _grow(self, sequence: SequenceState) -> bool:
-        return self.cache.grow(sequence.table, len(sequence.tokens))
-
-    def _preempt(self, sequence: SequenceState) -> None:
-        """Takes the pages of a running sequence; it will be recomputed, its tokens so far kept."""
-        self.running.remove(sequence)
-        self.cache.release(sequence.table)
-        sequence.num_computed = 0
-        self.waiting.appendleft(sequence)
-        self.num_preemptions += 1
+    def _admit(
+        self, lane: Lane, sequence: SequenceState, budget: Budget, prompts: _Prompts
+    ) -> bool:
+        for victim in self._occupancy.make_room(sequence):
+            victims_lane = self._lanes[victim.slot]
+            victims_lane.service -= budget.withdraw(victim)
+            if victim in prompts.get(victims_lane, ()):
+                prompts[victims_lane].remove(victim)
+        return self._occupancy.admit(lane, sequence)
 
     def _too_long(self, sequence: SequenceState) -> LinkerError:
         return InsufficientCapacityError(
             f"The sequence needs {len(sequence.tokens)} token slots of the KV cache, which has "
             f"{self.cache.shape.num_tokens} in all. Shorten the prompt or raise kv_cache_tokens."
         )
+
+
+def _urgency(sequence: SequenceState) -> tuple[int, int]:
+    return sequence.urgency

@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from linker_core.engine.kv_cache import PageTable
 from linker_core.engine.messages import FinishReason, SamplingParams
+from linker_core.engine.page_table import PageTable
+from linker_core.engine.prefix import PageKeys
 
 
 @dataclass(slots=True, eq=False)
@@ -22,11 +23,17 @@ class SequenceState:
     num_prompt: int  # >= 1
     sampling: SamplingParams
     arrival: int  # order of submission; smaller is older
+    priority: int = 0  # smaller is sooner
+    key_root: bytes | None = None  # of its pages' keys; None: its pages are its own
     generator: torch.Generator = field(default_factory=torch.Generator)
     num_computed: int = 0  # positions whose keys and values lie in the cache; < len(tokens)
+    num_committed: int = 0  # pages of the table that others may read
+    num_cached: int | None = None  # prompt tokens found in the cache when it was first admitted
     table: PageTable = field(default_factory=PageTable)
+    page_keys: PageKeys = field(init=False)
 
     def __post_init__(self) -> None:
+        self.page_keys = PageKeys(self.key_root)
         seed = self.sampling.seed
         if seed is None:
             self.generator.seed()
@@ -42,6 +49,16 @@ class SequenceState:
     def num_missing(self) -> int:
         """Positions still to be computed before the next token; 1 for a decode."""
         return len(self.tokens) - self.num_computed
+
+    @property
+    def urgency(self) -> tuple[int, int]:
+        """Smaller goes first; no two sequences have the same."""
+        return self.priority, self.arrival
+
+    @property
+    def wants_prompt_rows(self) -> bool:
+        """Whether the logits of every row are needed, as long as no token was chosen."""
+        return self.sampling.prompt_logprobs is not None and self.num_output == 0
 
     def append(self, token_id: int) -> FinishReason | None:
         """Takes a chosen token and says whether it is the last one."""

@@ -1,0 +1,112 @@
+"""Whose turn it is: the variant that was served least, so that none starves under another's flood.
+
+Start-time fair queueing: every variant has a clock of tokens computed for it, and what is left of a
+step goes to the one whose clock is furthest behind. A variant that comes back from a pause sets its
+clock to that of whoever was served last, so that nobody saves up turns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from linker_core.engine.prefix_turns import PrefixTurns
+from linker_core.engine.sequence import SequenceState
+from linker_core.engine.waiting import WaitingQueue
+
+
+class Lane:
+    """The sequences of one variant.
+
+    Args:
+        slot: The variant's.
+        service: What its clock says.
+    """
+
+    def __init__(self, slot: int, service: int) -> None:
+        self.slot = slot
+        self.service = service  # tokens
+        self.running: dict[SequenceState, None] = {}
+        self.queue = WaitingQueue()
+        self.turns = PrefixTurns()  # holds those that wait for a page of one that runs
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has no sequences. Whoever is held back waits for one that runs."""
+        return not self.running and not self.queue
+
+    @property
+    def num_pages(self) -> int:
+        """Pages that its sequences hold, shared ones as often as they are held."""
+        return sum(len(sequence.table) for sequence in self.running)
+
+    def waiting(self) -> Iterator[SequenceState]:
+        """Yields its waiting sequences in no order."""
+        yield from self.queue
+        yield from self.turns.waiting()
+
+
+class FairShare:
+    """The lanes of all variants that have sequences."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[int, Lane] = {}  # by slot, ascending
+        self._past: dict[int, int] = {}  # the clocks of lanes that are gone
+        self._clock = 0  # of the lane that was served last, never set back
+
+    def __iter__(self) -> Iterator[Lane]:
+        """Yields the lanes in the order of their slots."""
+        return iter(self._lanes.values())
+
+    def __getitem__(self, slot: int) -> Lane:
+        return self._lanes[slot]
+
+    def add(self, sequence: SequenceState) -> None:
+        """Queues a new sequence."""
+        slot = sequence.slot
+        lane = self._lanes.get(slot)
+        if lane is None:
+            lane = Lane(slot, self._past.pop(slot, 0))
+            self._lanes[slot] = lane
+            self._lanes = dict(sorted(self._lanes.items()))
+        if not lane.queue:
+            lane.service = max(lane.service, self._clock_at(sequence.priority))
+        lane.queue.push(sequence)
+
+    def drop_if_empty(self, lane: Lane) -> None:
+        """Forgets a lane without sequences, but not how far ahead of the others it is."""
+        if not lane.is_empty:
+            return
+        del self._lanes[lane.slot]
+        if self._lanes:
+            self._past[lane.slot] = lane.service
+        else:
+            self._past.clear()  # nobody is left to be ahead of
+            self._clock = 0
+
+    @property
+    def num_running(self) -> int:
+        """Running sequences of all lanes."""
+        return sum(len(lane.running) for lane in self._lanes.values())
+
+    def turn(self, lane: Lane) -> None:
+        """Notes that it is a lane's turn to compute prompts."""
+        self._clock = max(self._clock, lane.service)
+
+    def running(self) -> list[SequenceState]:
+        """Returns the running sequences, lane by lane."""
+        return [sequence for lane in self._lanes.values() for sequence in lane.running]
+
+    def check_integrity(self) -> None:
+        """Asserts that every sequence is in one place."""
+        assert list(self._lanes) == sorted(self._lanes)
+        for lane in self:
+            assert not lane.is_empty
+            lane.turns.check_integrity(lane.running)
+            waiting = list(lane.waiting())
+            assert len(waiting) == len({*waiting} - lane.running.keys()), "a sequence is twice"
+
+    def _clock_at(self, priority: int) -> int:
+        """Returns how far they are that wait at a priority; better ones may be far ahead."""
+        heads = [(lane.service, lane.queue.head()) for lane in self._lanes.values()]
+        equals = [service for service, head in heads if head and head.priority == priority]
+        return min(equals, default=self._clock)
