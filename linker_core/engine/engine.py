@@ -14,6 +14,7 @@ import torch
 
 from linker_core.config import EngineConfig
 from linker_core.engine.family import FamilyOutput
+from linker_core.engine.grammar_builds import GrammarBuilds
 from linker_core.engine.loading import LoadQueue
 from linker_core.engine.messages import (
     Abort,
@@ -34,6 +35,7 @@ from linker_core.engine.messages import (
     UnloadFailed,
     UnloadModel,
 )
+from linker_core.engine.prefix import key_root
 from linker_core.engine.requests import check_submit
 from linker_core.engine.residents import ResidentModel, Residents
 from linker_core.engine.sequence import SequenceState
@@ -45,6 +47,7 @@ _log = logging.getLogger(__name__)
 SNAPSHOT_INTERVAL_S = 0.5
 # How long loading may hold the loop: short beside a decode step while sequences run.
 BUSY_SLICE_S, IDLE_SLICE_S = 0.02, 0.1
+GRAMMAR_WAIT_S = 0.01  # for a grammar, while there is nothing else to do
 MAX_CRASHED_STEPS = 3  # in a row; then the process is to be replaced
 
 
@@ -68,6 +71,7 @@ class Engine:
         self._clock = clock
         self._loading = LoadQueue(self.residents, clock=clock)
         self._sequences: dict[str, tuple[ResidentModel, SequenceState]] = {}
+        self._grammars = GrammarBuilds()
         self._arrivals = itertools.count()
         self._events: list[Event] = []
         self._crashed_steps = 0
@@ -109,6 +113,7 @@ class Engine:
             EngineBrokenError: Several steps in a row failed.
         """
         self._advance_loading()
+        self._admit_constrained()
         self._step_families()
         self._finish_unloading()
         self._report_snapshot()
@@ -120,9 +125,7 @@ class Engine:
         try:
             served = check_submit(command, served)
         except LinkerError as error:
-            self._events.append(
-                RequestFailed(request_id=command.request_id, error=error.to_record())
-            )
+            self._refuse(command.request_id, error)
             return
         assert command.request_id not in self._sequences
         sequence = SequenceState(
@@ -134,15 +137,25 @@ class Engine:
             num_prompt=len(command.prompt_ids),
             sampling=command.sampling,
             arrival=next(self._arrivals),
+            priority=command.priority,
+            key_root=key_root(
+                plan_fingerprint=served.plan_fingerprint,
+                slot=served.slot,
+                salt=command.cache_salt,
+            ),
         )
         self._sequences[command.request_id] = (served, sequence)
-        served.family.scheduler.add(sequence)
+        if command.sampling.grammar is None:
+            served.family.add(sequence)
+        else:
+            self._grammars.start(sequence, served.directory)
 
     def _abort(self, request_id: str) -> None:
         found = self._sequences.pop(request_id, None)
         if found is not None:
             served, sequence = found
-            served.family.scheduler.remove(sequence)
+            if not self._grammars.cancel(sequence):
+                served.family.remove(sequence)
 
     def _unload(self, name: str) -> None:
         self._events.extend(self._loading.cancel(name))
@@ -175,6 +188,21 @@ class Engine:
         if any(not isinstance(event, LoadProgress) for event in events):
             self._snapshot_now()
 
+    def _admit_constrained(self) -> None:
+        """Queues the sequences whose grammars have been compiled meanwhile."""
+        others = len(self._sequences) - self._grammars.num_pending
+        timeout_s = 0.0 if others or self._loading.busy else GRAMMAR_WAIT_S
+        for sequence, matcher in self._grammars.finished(timeout_s):
+            if isinstance(matcher, LinkerError):
+                del self._sequences[sequence.request_id]
+                self._refuse(sequence.request_id, matcher)
+            else:
+                served, _ = self._sequences[sequence.request_id]
+                served.family.add(sequence, matcher)
+
+    def _refuse(self, request_id: str, error: LinkerError) -> None:
+        self._events.append(RequestFailed(request_id=request_id, error=error.to_record()))
+
     def _step_families(self) -> None:
         tokens: list[TokenOutput] = []
         for family in list(self.residents.families.values()):
@@ -201,6 +229,7 @@ class Engine:
             if any(user is served for user, _ in self._sequences.values()):
                 continue
             self.residents.unload(served)
+            self._grammars.forget_model(served.slot)
             self._events.append(ModelUnloaded(model=served.name))
             self._snapshot_now()
 

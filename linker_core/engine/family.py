@@ -1,29 +1,30 @@
 """One family at work: schedule, run, postprocess.
 
 Owns the family's runner, pages and sequences. Knows nothing of loading or of messages in.
+
+Legend: R rows of logits, A sequences that ask for a token, V columns.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
 
 from linker_core.config import EngineConfig
 from linker_core.engine.attention import ATTENTION_NAME
+from linker_core.engine.grammar import Matcher
 from linker_core.engine.kv_cache import KVCache, KVShape
-from linker_core.engine.messages import RequestFailed, TokenOutput
-from linker_core.engine.runner import Chunk, Runner
-from linker_core.engine.sampling import Sampled, sample
-from linker_core.engine.scheduler import Scheduled, Scheduler
+from linker_core.engine.messages import FinishReason, RequestFailed, TokenOutput
+from linker_core.engine.prompt_logprobs import PromptLogprobs
+from linker_core.engine.runner import Runner
+from linker_core.engine.sampling.sampler import Sampled, Sampler, not_finite
+from linker_core.engine.scheduler import Scheduler
 from linker_core.engine.sequence import SequenceState
+from linker_core.engine.step import Computed, compute
 from linker_core.errors import EngineFailureError, LinkerError
 from linker_core.residency.skeleton import build_skeleton
 from linker_core.weights.architecture import ModelConfig
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -33,7 +34,7 @@ class FamilyOutput:
     tokens: list[TokenOutput] = field(default_factory=list)
     failed: list[RequestFailed] = field(default_factory=list)
     ended: list[SequenceState] = field(default_factory=list)  # finished or failed
-    crashed: bool = False  # the forward pass itself failed
+    crashed: bool = False  # nothing of the step could be computed
 
 
 def kv_shape(model: ModelConfig, config: EngineConfig, *, dtype: torch.dtype) -> KVShape:
@@ -80,55 +81,86 @@ class Family:
             max_batch_tokens=config.max_batch_tokens,
             max_num_seqs=config.max_num_seqs,
         )
+        self._sampler = Sampler()
+        self._prompt_logprobs: dict[SequenceState, PromptLogprobs] = {}
+
+    def add(self, sequence: SequenceState, matcher: Matcher | None = None) -> None:
+        """Queues a new sequence; its answer follows the matcher, if there is one."""
+        if matcher is not None:
+            self._sampler.constrain(sequence, matcher)
+        if sequence.sampling.prompt_logprobs is not None:
+            self._prompt_logprobs[sequence] = PromptLogprobs(sequence)
+        self.scheduler.add(sequence)
+
+    def remove(self, sequence: SequenceState) -> None:
+        """Forgets a finished, failed or aborted sequence and frees its pages."""
+        self.scheduler.remove(sequence)
+        self._forget(sequence)
 
     def step(self) -> FamilyOutput:
         """Computes one batch: schedule, run, postprocess."""
         output = FamilyOutput()
         plan = self.scheduler.schedule()
         for sequence, error in plan.failed:
-            self._record_failure(sequence, error, output)
+            self._forget(sequence)
+            _record_failure(sequence, error, output)
         if plan.chunks:
-            asking = [chunk.sequence for chunk in plan.chunks if chunk.wants_token]
-            results = self._run(plan.chunks, asking, output)
-            if results is not None:
-                self._postprocess(plan.chunks, zip(asking, results, strict=True), output)
+            run = compute(self.runner, plan.chunks)
+            output.crashed = not run.computed
+            for chunk in run.failed:
+                self._fail(chunk.sequence, _not_computed(), output)
+            for part in run.computed:
+                self._postprocess(part, output)
         return output
 
-    def _run(
-        self, chunks: list[Scheduled], asking: list[SequenceState], output: FamilyOutput
-    ) -> list[Sampled | LinkerError] | None:
-        """Computes the chunks and chooses a token for each sequence that asks for one."""
-        try:
-            logits_RV = self.runner.forward([_as_chunk(chunk) for chunk in chunks])
-            return sample(logits_RV, asking) if asking else []
-        except Exception:  # noqa: BLE001 - no row can be blamed; the engine itself goes on
-            _log.exception("a step of family %s failed", self.name)
-            error = EngineFailureError(
-                "The engine failed while computing this request's batch. Send the request again."
-            )
-            for chunk in chunks:
-                self._fail(chunk.sequence, error, output)
-            output.crashed = True
-            return None
-
-    def _postprocess(
-        self,
-        chunks: list[Scheduled],
-        results: Iterable[tuple[SequenceState, Sampled | LinkerError]],
-        output: FamilyOutput,
-    ) -> None:
-        for chunk in chunks:
-            self.scheduler.advance(chunk)
-        for sequence, result in results:
+    def _postprocess(self, part: Computed, output: FamilyOutput) -> None:
+        """Moves the sequences of a part on, and gives those a token that want one."""
+        asking, rows_A = self._advance(part, output)
+        if not asking:
+            return
+        logits_AV = part.logits
+        if len(rows_A) < len(logits_AV):
+            logits_AV = logits_AV[rows_A]
+        results = self._sampler.sample(logits_AV, asking)
+        for sequence, result in zip(asking, results, strict=True):
             if isinstance(result, LinkerError):
                 self._fail(sequence, result, output)
             else:
+                self.scheduler.commit(sequence)
                 self._take(sequence, result, output)
 
+    def _advance(
+        self, part: Computed, output: FamilyOutput
+    ) -> tuple[list[SequenceState], list[int]]:
+        """Returns the sequences that want a token, and the row of the logits of each."""
+        asking: list[SequenceState] = []
+        rows: list[int] = []
+        end = 0
+        for chunk, finite in zip(part.chunks, part.finite, strict=True):
+            sequence, first = chunk.sequence, end
+            end += chunk.num_logits
+            if not finite:
+                self._fail(sequence, not_finite(sequence.model), output)
+                continue
+            if sequence.wants_prompt_rows:
+                prompt = self._prompt_logprobs[sequence]
+                prompt.take(sequence.num_computed, part.logits[first:end])
+            if wants_token := chunk.wants_token:
+                asking.append(sequence)
+                rows.append(end - 1)
+            self.scheduler.advance(chunk)
+            if not wants_token:
+                self.scheduler.commit(sequence)
+        return asking, rows
+
     def _take(self, sequence: SequenceState, sampled: Sampled, output: FamilyOutput) -> None:
+        is_first = sequence.num_output == 0
+        prompt = self._prompt_logprobs.pop(sequence, None)
         reason = sequence.append(sampled.token_id)
+        if sampled.ends_answer:
+            reason = FinishReason.STOP
         if reason is not None:
-            self.scheduler.remove(sequence)
+            self.remove(sequence)
             output.ended.append(sequence)
         output.tokens.append(
             TokenOutput(
@@ -137,27 +169,27 @@ class Family:
                 finish_reason=reason,
                 logprob=sampled.logprob,
                 top_logprobs=sampled.top_logprobs,
+                prompt_logprobs=None if prompt is None else prompt.records(),
+                num_cached_tokens=sequence.num_cached if is_first else None,
             )
         )
 
     def _fail(self, sequence: SequenceState, error: LinkerError, output: FamilyOutput) -> None:
-        self.scheduler.remove(sequence)
-        self._record_failure(sequence, error, output)
+        self.remove(sequence)
+        _record_failure(sequence, error, output)
 
-    def _record_failure(
-        self, sequence: SequenceState, error: LinkerError, output: FamilyOutput
-    ) -> None:
-        output.ended.append(sequence)
-        output.failed.append(RequestFailed(request_id=sequence.request_id, error=error.to_record()))
+    def _forget(self, sequence: SequenceState) -> None:
+        self._sampler.forget(sequence)
+        self._prompt_logprobs.pop(sequence, None)
 
 
-def _as_chunk(scheduled: Scheduled) -> Chunk:
-    sequence, num_tokens = scheduled
-    start = sequence.num_computed
-    return Chunk(
-        slot=sequence.slot,
-        token_ids=sequence.tokens[start : start + num_tokens],
-        start=start,
-        table=sequence.table,
-        wants_token=scheduled.wants_token,
+def _record_failure(sequence: SequenceState, error: LinkerError, output: FamilyOutput) -> None:
+    output.ended.append(sequence)
+    output.failed.append(RequestFailed(request_id=sequence.request_id, error=error.to_record()))
+
+
+def _not_computed() -> EngineFailureError:
+    return EngineFailureError(
+        "The engine failed while computing this request. Send it again, and tell the operator "
+        "if it fails again."
     )

@@ -5,7 +5,9 @@ Loading is a generator: the engine advances it in slices between steps, so that 
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from linker_core.engine.messages import LoadModel, ModelBytes
 from linker_core.errors import BadCheckpointError, ConflictError, ModelNotFoundError
 from linker_core.residency.pool import Pool
 from linker_core.sharing.family import check_same_family
+from linker_core.sharing.plan import SharePlan
 from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.checkpoint import Checkpoint
 
@@ -33,6 +36,8 @@ class ResidentModel:
     slot: int
     vocab_size: int
     max_model_len: int
+    directory: Path  # of the checkpoint
+    plan_fingerprint: str  # of what is stored for it and where it comes from
     unloading: bool = False  # leaves when its last sequence has ended
 
 
@@ -156,9 +161,18 @@ class Residents:
             slot=slot,
             vocab_size=model.vocab_size,
             max_model_len=min(limits),
+            directory=Path(message.path),
+            plan_fingerprint=_fingerprint(message.plan),
         )
         self.served[message.model] = served
         return served
+
+
+def _fingerprint(plan: SharePlan) -> str:
+    """Returns a digest of all that decides the weights which a plan's variant is served with."""
+    rungs = sorted((name, rung.value) for name, rung in plan.rungs.items())
+    record = json.dumps([plan.donor_fingerprint, plan.variant_fingerprint, rungs])
+    return hashlib.sha256(record.encode()).hexdigest()
 
 
 def _check_unchanged(message: LoadModel, checkpoint: Checkpoint) -> None:

@@ -4,40 +4,26 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linker_core.engine.messages import FinishReason, SamplingParams
-from linker_core.engine.sampling import Sampled, sample
+from linker_core.engine.messages import FinishReason
+from linker_core.engine.sampling.sampler import Result, Sampled, Sampler
 from linker_core.engine.sequence import SequenceState
-from linker_core.errors import EngineFailureError, NumericalError
+from linker_core.errors import EngineFailureError, InvalidRequestError, NumericalError
+from tests.linker_core.engine.sampling.rows import sequence
 
 # Probabilities 0.5, 0.25, 0.15, 0.1 at temperature 1.
 LOGITS = torch.log(torch.tensor([0.5, 0.25, 0.15, 0.1]))
 
 
-def sequence(
-    *,
-    prompt: tuple[int, ...] = (0,),
-    output: tuple[int, ...] = (),
-    vocab_size: int = 4,
-    max_tokens: int = 100,
-    temperature: float = 1.0,
-    **params: object,
-) -> SequenceState:
-    return SequenceState(
-        request_id="r",
-        model="m",
-        slot=0,
-        vocab_size=vocab_size,
-        tokens=[*prompt, *output],
-        num_prompt=len(prompt),
-        sampling=SamplingParams(max_tokens=max_tokens, temperature=temperature, **params),  # type: ignore[arg-type]
-        arrival=0,
-    )
+def sample(logits: torch.Tensor, states: Sequence[SequenceState]) -> list[Result]:
+    return Sampler().sample(logits, states)
 
 
 def one(logits: torch.Tensor, state: SequenceState) -> Sampled:
@@ -47,24 +33,30 @@ def one(logits: torch.Tensor, state: SequenceState) -> Sampled:
 
 
 def frequencies(state: SequenceState, *, draws: int = 2000) -> dict[int, float]:
-    state.generator.manual_seed(1)
-    counts = Counter(one(LOGITS, state).token_id for _ in range(draws))
+    sampler = Sampler()
+    counts: Counter[int] = Counter()
+    for _ in range(draws):
+        (result,) = sampler.sample(LOGITS.unsqueeze(0), [state])
+        assert isinstance(result, Sampled)
+        counts[result.token_id] += 1
+        # A token's number follows from its place in the answer.
+        state.tokens.append(0)
     return {token: count / draws for token, count in counts.items()}
 
 
-def greedy(logits: list[float], **params: object) -> int:
-    return one(torch.tensor(logits), sequence(temperature=0.0, **params)).token_id  # type: ignore[arg-type]
+def greedy(logits: list[float], **params: Any) -> int:
+    return one(torch.tensor(logits), sequence(temperature=0.0, **params)).token_id
 
 
 def test_sample_without_limits_draws_from_the_softmax() -> None:
-    seen = frequencies(sequence())
+    seen = frequencies(sequence(seed=1))
     for token, want in enumerate([0.5, 0.25, 0.15, 0.1]):
         # Four standard deviations of a proportion over 2,000 draws.
         assert abs(seen[token] - want) < 4 * math.sqrt(want * (1 - want) / 2000)
 
 
 def test_sample_temperature_sharpens_as_a_power() -> None:
-    seen = frequencies(sequence(temperature=0.5))
+    seen = frequencies(sequence(seed=1, temperature=0.5))
     want = 0.25 / (0.25 + 0.0625 + 0.0225 + 0.01)
     assert abs(seen[0] - want) < 4 * math.sqrt(want * (1 - want) / 2000)
 
@@ -89,13 +81,13 @@ def test_sample_temperature_sharpens_as_a_power() -> None:
     ],
 )
 def test_sample_limits_keep_exactly_the_allowed_tokens(
-    params: dict[str, float], allowed: set[int]
+    params: dict[str, Any], allowed: set[int]
 ) -> None:
-    assert set(frequencies(sequence(**params), draws=400)) == allowed  # type: ignore[arg-type]
+    assert set(frequencies(sequence(seed=1, **params), draws=400)) == allowed
 
 
 def test_sample_limits_renormalise_what_is_left() -> None:
-    seen = frequencies(sequence(top_k=2))
+    seen = frequencies(sequence(seed=1, top_k=2))
     assert abs(seen[0] - 2 / 3) < 4 * math.sqrt(2 / 9 / 2000)
 
 
@@ -122,6 +114,13 @@ def test_sample_temperature_zero_and_tiny_take_the_largest() -> None:
         ([2.0, 1.5, 0.0], {"output": (1,), "presence_penalty": -0.6}, 1),
         ([2.0, 1.5, 0.0], {"logit_bias": {2: 2.5}}, 2),
         ([2.0, 1.5, 0.0], {"logit_bias": {0: -100.0}}, 1),
+        ([2.0, 1.5, 0.0], {"allowed_token_ids": frozenset({1, 2})}, 1),
+        ([2.0, 1.5, 0.0], {"allowed_token_ids": frozenset({2}), "logit_bias": {0: 9.0}}, 2),
+        # Bad words: whole, or what would complete one within the answer.
+        ([2.0, 1.5, 0.0], {"bad_words": ((0,), (1,))}, 2),
+        ([2.0, 1.5, 0.0], {"output": (2, 1), "bad_words": ((2, 1, 0),)}, 1),
+        ([2.0, 1.5, 0.0], {"output": (1,), "bad_words": ((2, 1, 0),)}, 0),
+        ([2.0, 1.5, 0.0], {"prompt": (1,), "bad_words": ((1, 0),)}, 0),
         # Stop ids are hidden until the minimum is reached; ids beyond the width do not matter.
         ([2.0, 1.5, 0.0], {"min_tokens": 1, "stop_token_ids": frozenset({0, 7})}, 1),
         ([2.0, 1.5, 0.0], {"min_tokens": 1, "stop_token_ids": frozenset()}, 0),
@@ -133,9 +132,39 @@ def test_sample_temperature_zero_and_tiny_take_the_largest() -> None:
     ],
 )
 def test_sample_bias_penalties_and_minimum_move_the_greedy_choice(
-    logits: list[float], params: dict[str, object], want: int
+    logits: list[float], params: dict[str, Any], want: int
 ) -> None:
     assert greedy(logits, vocab_size=3, **params) == want
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("params", "param"),
+    [
+        ({"allowed_token_ids": frozenset({1}), "bad_words": ((1,),)}, "allowed_token_ids"),
+        ({"bad_words": ((0,), (1,), (2,), (3,))}, "bad_words"),
+    ],
+)
+def test_sample_row_with_no_token_left_fails_alone(
+    params: dict[str, Any], param: str, temperature: float
+) -> None:
+    states = [
+        sequence(temperature=temperature, **params),
+        sequence(temperature=temperature, seed=1),
+    ]
+    dead, alive = sample(LOGITS.repeat(2, 1), states)
+    assert isinstance(dead, InvalidRequestError)
+    assert dead.param == param
+    assert alive == one(LOGITS, states[1])
+
+
+def test_sampler_forgets_a_sequence_that_has_ended() -> None:
+    sampler, state = Sampler(), sequence()
+    sampler.sample(LOGITS.unsqueeze(0), [state])
+    assert list(sampler._states) == [state]
+    sampler.forget(state)
+    sampler.forget(state)
+    assert not sampler._states
 
 
 def test_sample_leaves_the_raw_logits_alone() -> None:

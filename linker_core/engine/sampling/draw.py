@@ -1,0 +1,156 @@
+"""Drawing tokens at a temperature, within min-p, top-k and top-p, for many rows at once.
+
+No row is ever sorted whole if its largest scores suffice, and no sum of a row depends on how many
+rows there are or on how wide the others are: a row alone draws what it draws in any batch.
+
+Legend: G rows, V columns, C candidates, B runs of columns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from linker_core.engine.messages import SamplingParams
+from linker_core.engine.sampling.largest import largest
+
+RUN_COLUMNS = 64  # scores have whole runs; a draw sums runs first, then looks into one
+_FIRST_CANDIDATES = 64  # holds the mass of most distributions; then 16 times as many, then all
+
+
+def draw(
+    scores_GV: torch.Tensor, params: Sequence[SamplingParams], uniform_G: torch.Tensor
+) -> torch.Tensor:
+    """Draws one token per row.
+
+    Args:
+        scores_GV: float32, -inf where a token cannot be chosen, not everywhere in a row; V is a
+            multiple of `RUN_COLUMNS`. Overwritten.
+        params: Of each row; temperatures are above 0.
+        uniform_G: One number of [0, 1) for each row, float64.
+
+    Returns:
+        Token ids [G].
+    """
+    device = scores_GV.device
+    temperature_G = torch.tensor([p.temperature for p in params], device=device)
+    scores_GV -= scores_GV.amax(dim=1, keepdim=True)
+    scores_GV /= temperature_G.unsqueeze(1)
+    if any(p.min_p > 0.0 for p in params):
+        # p >= min_p * max p, in logarithms; the largest score is 0.
+        floor = [math.log(p.min_p) if p.min_p > 0.0 else -math.inf for p in params]
+        floor_G1 = torch.tensor(floor, device=device).unsqueeze(1)
+        scores_GV.masked_fill_(scores_GV < floor_G1, -torch.inf)
+    is_ranked = [p.top_k is not None or p.top_p < 1.0 for p in params]
+    if all(is_ranked):
+        return _draw_ranked(scores_GV, params, uniform_G)
+    if not any(is_ranked):
+        return _draw_unranked(scores_GV, uniform_G)
+    ranked_G = torch.tensor(is_ranked, device=device)
+    few = [p for p, ranked in zip(params, is_ranked, strict=True) if ranked]
+    tokens_G = torch.empty(len(params), dtype=torch.long, device=device)
+    tokens_G[ranked_G] = _draw_ranked(scores_GV[ranked_G], few, uniform_G[ranked_G])
+    tokens_G[~ranked_G] = _draw_unranked(scores_GV[~ranked_G], uniform_G[~ranked_G])
+    return tokens_G
+
+
+def _draw_unranked(scores_GV: torch.Tensor, uniform_G: torch.Tensor) -> torch.Tensor:
+    """Draws from all columns, in the order of their ids."""
+    weights_GV = scores_GV.exp_()
+    masses_GB = _run_masses(weights_GV)
+    cumulated_GB = masses_GB.cumsum(dim=1)
+    target_G1 = uniform_G.unsqueeze(1) * cumulated_GB[:, -1:]
+    run_G1 = _position(masses_GB, cumulated_GB, target_G1)
+    before_G1 = F.pad(cumulated_GB, (1, 0)).gather(1, run_G1)
+    rows = torch.arange(len(scores_GV), device=scores_GV.device)
+    run_GC = _runs(weights_GV)[rows, run_G1[:, 0]].double()
+    inside_G1 = _position(run_GC, run_GC.cumsum(dim=1), target_G1 - before_G1)
+    return (run_G1 * RUN_COLUMNS + inside_G1)[:, 0]
+
+
+class _Limits(NamedTuple):
+    """What bounds the draw of each row, as columns of one table, each [G, 1]."""
+
+    top_k: torch.Tensor
+    top_p: torch.Tensor
+    mass: torch.Tensor  # of all columns; infinite where top-k bounds them
+    uniform: torch.Tensor
+
+
+def _draw_ranked(
+    scores_GV: torch.Tensor, params: Sequence[SamplingParams], uniform_G: torch.Tensor
+) -> torch.Tensor:
+    """Draws from the largest scores of each row."""
+    device, num_columns = scores_GV.device, scores_GV.shape[1]
+    limits = _limits(scores_GV, params, uniform_G)
+    width = max(_FIRST_CANDIDATES, *(p.top_k or 0 for p in params))
+    tokens_G = torch.empty(len(params), dtype=torch.long, device=device)
+    left = torch.arange(len(params), device=device)
+    while len(left):
+        among = _Limits(*(column[left] for column in limits))
+        found, is_enough = _draw_among(scores_GV[left], width, among)
+        tokens_G[left] = found
+        left = left[:0] if width >= num_columns else left[~is_enough]
+        width *= 16
+    return tokens_G
+
+
+def _limits(
+    scores_GV: torch.Tensor, params: Sequence[SamplingParams], uniform_G: torch.Tensor
+) -> _Limits:
+    device, num_columns = scores_GV.device, scores_GV.shape[1]
+    top_k = [num_columns if p.top_k is None else p.top_k for p in params]
+    top_p = torch.tensor([p.top_p for p in params], dtype=torch.float64, device=device)
+    mass = torch.full_like(uniform_G, torch.inf).unsqueeze(1)
+    whole = [g for g, p in enumerate(params) if p.top_k is None]
+    if whole:
+        mass[whole] = _run_masses(scores_GV[whole].exp_()).cumsum(dim=1)[:, -1:]
+    return _Limits(
+        top_k=torch.tensor(top_k, device=device).unsqueeze(1),
+        top_p=top_p.unsqueeze(1),
+        mass=mass,
+        uniform=uniform_G.unsqueeze(1),
+    )
+
+
+def _draw_among(
+    scores_GV: torch.Tensor, width: int, limits: _Limits
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draws from `width` candidates; says for which rows these hold every token of top-p."""
+    candidates = largest(scores_GV, width)
+    weights_GC = candidates.values.double().exp_()
+    ranks_C = torch.arange(weights_GC.shape[1], device=scores_GV.device)
+    weights_GC.masked_fill_(ranks_C >= limits.top_k, 0.0)
+    cumulated_GC = weights_GC.cumsum(dim=1)
+    mass = torch.where(torch.isinf(limits.mass), cumulated_GC[:, -1:], limits.mass)
+    wanted_G1 = limits.top_p * mass
+    is_enough_G = (cumulated_GC[:, -1:] >= wanted_G1)[:, 0]
+    # The fewest tokens whose mass reaches top_p: those before which it is not reached yet.
+    before_GC = F.pad(cumulated_GC[:, :-1], (1, 0))
+    weights_GC.masked_fill_((before_GC >= wanted_G1) & (limits.top_p < 1.0), 0.0)
+    cumulated_GC = weights_GC.cumsum(dim=1)
+    rank_G1 = _position(weights_GC, cumulated_GC, limits.uniform * cumulated_GC[:, -1:])
+    return candidates.ids.gather(1, rank_G1)[:, 0], is_enough_G
+
+
+def _position(
+    weights_GC: torch.Tensor, cumulated_GC: torch.Tensor, target_G1: torch.Tensor
+) -> torch.Tensor:
+    """Returns where the cumulated weights pass the target, [G, 1]; a weight there is never 0."""
+    found_G1 = torch.searchsorted(cumulated_GC, target_G1, right=True)
+    # Rounding may put the target on the total itself: then the last with any weight is meant.
+    columns_C = torch.arange(weights_GC.shape[1], device=weights_GC.device)
+    last_G1 = torch.where(weights_GC > 0, columns_C, 0).amax(dim=1, keepdim=True)
+    return torch.minimum(found_G1, last_G1)
+
+
+def _runs(weights_GV: torch.Tensor) -> torch.Tensor:
+    return weights_GV.view(len(weights_GV), -1, RUN_COLUMNS)
+
+
+def _run_masses(weights_GV: torch.Tensor) -> torch.Tensor:
+    return _runs(weights_GV).sum(dim=2).double()

@@ -1,0 +1,85 @@
+"""The forward pass of one step, with what cannot be computed set apart from what can.
+
+Computing a chunk again writes the same keys and values to the same pages, so a batch that fails is
+simply halved until the chunks are found that fail alone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+
+from linker_core.engine.runner import Chunk, Runner
+from linker_core.engine.schedule import Scheduled
+
+_log = logging.getLogger(__name__)
+
+
+class Computed(NamedTuple):
+    """Chunks that were computed together."""
+
+    chunks: Sequence[Scheduled]
+    logits: torch.Tensor  # `num_logits` rows of each chunk, in their order
+    finite: Sequence[bool]  # whether every row of a chunk came out finite
+
+
+@dataclass(slots=True)
+class StepRun:
+    """What became of a step's chunks."""
+
+    computed: list[Computed] = field(default_factory=list)
+    failed: list[Scheduled] = field(default_factory=list)
+
+
+def compute(runner: Runner, chunks: Sequence[Scheduled]) -> StepRun:
+    """Computes the chunks, together if possible.
+
+    Args:
+        runner: Of the family.
+        chunks: Not empty, not advanced over yet.
+
+    Returns:
+        Every chunk, once: computed, or failed although it was tried alone.
+    """
+    run = StepRun()
+    _compute(runner, chunks, run)
+    if run.failed:
+        _log.error("%d of %d chunks of a step failed", len(run.failed), len(chunks))
+    return run
+
+
+def _compute(runner: Runner, chunks: Sequence[Scheduled], run: StepRun) -> None:
+    try:
+        run.computed.append(_forward(runner, chunks))
+    except Exception:  # noqa: BLE001 - whatever failed, it must end no more than its own chunks
+        _log.exception("a forward pass of %d chunks failed", len(chunks))
+        if len(chunks) == 1:
+            run.failed.append(chunks[0])
+            return
+        # Outside this clause the exception would hold on to the tensors of the failed pass.
+        middle = len(chunks) // 2
+    else:
+        return
+    _compute(runner, chunks[:middle], run)
+    _compute(runner, chunks[middle:], run)
+
+
+def _forward(runner: Runner, chunks: Sequence[Scheduled]) -> Computed:
+    logits_RV = runner.forward([_as_chunk(chunk) for chunk in chunks])
+    return Computed(chunks, logits_RV, [True] * len(chunks))
+
+
+def _as_chunk(scheduled: Scheduled) -> Chunk:
+    sequence, num_tokens = scheduled
+    start = sequence.num_computed
+    return Chunk(
+        slot=sequence.slot,
+        token_ids=sequence.tokens[start : start + num_tokens],
+        start=start,
+        table=sequence.table,
+        wants_token=scheduled.wants_token,
+    )
