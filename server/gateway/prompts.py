@@ -174,7 +174,8 @@ def _sampling(
     stop_ids = frozenset(request.stop_token_ids or ())
     _check_token_ids(stop_ids, model, param="stop_token_ids")
     if not request.ignore_eos:
-        stop_ids |= model.text.eos_token_ids
+        width = model.text.config.vocab_size
+        stop_ids |= {token for token in model.text.eos_token_ids if token < width}
     return SamplingParams(
         max_tokens=1,
         temperature=temperature if temperature >= _GREEDY_BELOW else 0.0,
