@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
-
 from linker_core.engine.messages import FinishReason, SamplingParams
 from linker_core.engine.page_table import PageTable
 from linker_core.engine.prefix import PageKeys
@@ -25,7 +23,6 @@ class SequenceState:
     arrival: int  # order of submission; smaller is older
     priority: int = 0  # smaller is sooner
     key_root: bytes | None = None  # of its pages' keys; None: its pages are its own
-    generator: torch.Generator = field(default_factory=torch.Generator)
     num_computed: int = 0  # positions whose keys and values lie in the cache; < len(tokens)
     num_committed: int = 0  # pages of the table that others may read
     num_cached: int | None = None  # prompt tokens found in the cache when it was first admitted
@@ -34,11 +31,6 @@ class SequenceState:
 
     def __post_init__(self) -> None:
         self.page_keys = PageKeys(self.key_root)
-        seed = self.sampling.seed
-        if seed is None:
-            self.generator.seed()
-        else:
-            self.generator.manual_seed(seed % 2**64)
 
     @property
     def num_output(self) -> int:

@@ -1,0 +1,189 @@
+"""Answers that follow a grammar, through an engine with real tokenizers."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llguidance import LLMatcher
+
+from linker_core.engine.messages import Abort, FinishReason, SamplingParams, UnloadModel
+from linker_core.text.tokenizer import Tokenizer
+from tests.linker_core.engine.driving import GREEDY, SMALL, Driver
+from tests.linker_core.engine.serving import PROMPT, Served, serve_three
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 6},
+        "even": {"type": "boolean"},
+        "digits": {"type": "array", "items": {"enum": [1, 2, 3]}, "minItems": 2, "maxItems": 3},
+    },
+    "required": ["name", "even", "digits"],
+    "additionalProperties": False,
+}
+END = 2  # of every model here
+
+
+def regex(pattern: str) -> str:
+    return LLMatcher.grammar_from_regex(pattern)
+
+
+def json_schema(schema: dict[str, Any]) -> str:
+    return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
+
+
+def constrained(grammar: str, **params: Any) -> SamplingParams:
+    params = {"max_tokens": 100, "temperature": 1.0, "stop_token_ids": frozenset({END})} | params
+    return SamplingParams(grammar=grammar, **params)
+
+
+def text(served: Served, model: str, tokens: list[int]) -> str:
+    return Tokenizer.load(served.paths[model]).decode(tokens)
+
+
+def error(driver: Driver, request_id: str) -> tuple[str | None, str | None]:
+    driver.run()
+    found = driver.errors[request_id]
+    return found["code"], found["param"]
+
+
+def test_answers_follow_their_own_grammars_in_one_batch(served: Served) -> None:
+    patterns = {"base": "[ab]{3}c", "own": "(yes|no)!", "half": "x+y{2,4}"}
+    asked = [
+        (
+            model,
+            pattern,
+            served.driver.submit(model, PROMPT, constrained(regex(pattern), seed=seed)),
+        )
+        for model, pattern in patterns.items()
+        for seed in range(4)
+    ]
+    free = served.driver.submit("own", PROMPT)
+    served.driver.run()
+    for model, pattern, request_id in asked:
+        tokens = served.driver.tokens(request_id)
+        assert served.driver.reason(request_id) is FinishReason.STOP
+        assert tokens[-1] == END
+        assert re.fullmatch(pattern, text(served, model, tokens))
+    assert served.driver.tokens(free) == served.driver.generate("own", PROMPT)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.5])
+def test_answers_in_a_json_schema_are_valid_json(served: Served, temperature: float) -> None:
+    params = constrained(json_schema(SCHEMA), temperature=temperature, max_tokens=200)
+    ids = {
+        seed: served.driver.submit("own", PROMPT, replace(params, seed=seed)) for seed in range(3)
+    }
+    served.driver.run()
+    for request_id in ids.values():
+        answer = json.loads(text(served, "own", served.driver.tokens(request_id)))
+        assert set(answer) == {"name", "even", "digits"}
+        assert isinstance(answer["even"], bool)
+        assert len(answer["name"]) <= 6
+        assert set(answer["digits"]) <= {1, 2, 3}
+
+
+def test_answers_with_a_grammar_are_the_same_alone_and_among_others(served: Served) -> None:
+    params = constrained(json_schema(SCHEMA), seed=5)
+    alone = served.driver.generate("own", PROMPT, params)
+    others = [served.driver.submit("half", PROMPT, replace(params, seed=n)) for n in range(4)]
+    again = served.driver.submit("own", PROMPT, params)
+    served.driver.run()
+    assert served.driver.tokens(again) == alone
+    assert not served.driver.errors
+    assert len(others) == 4
+
+
+def test_answers_with_a_grammar_survive_preemption(tmp_path: Path) -> None:
+    served = serve_three(tmp_path, "qwen2", replace(SMALL, kv_cache_tokens=68))
+    params = constrained(regex("[a-z]{20}"), max_tokens=22)
+    ids = [served.driver.submit("own", PROMPT, replace(params, seed=seed)) for seed in range(4)]
+    served.driver.run()
+    assert served.driver.engine.residents.families["base"].scheduler.num_preemptions > 0
+    for seed, request_id in enumerate(ids):
+        tokens = served.driver.tokens(request_id)
+        assert re.fullmatch("[a-z]{20}", text(served, "own", tokens))
+        assert served.driver.generate("own", PROMPT, replace(params, seed=seed)) == tokens
+
+
+def test_the_end_comes_when_the_grammar_is_complete_and_not_before(served: Served) -> None:
+    eager = constrained(regex("ab?"), logit_bias={END: 100.0}, temperature=0.0)
+    assert text(served, "base", served.driver.generate("base", PROMPT, eager)) == "a"
+    # Nothing can follow: the end comes although it is ignored, and too early for min_tokens.
+    ignored = replace(eager, stop_token_ids=frozenset(), grammar=regex("ab"))
+    for params in (ignored, replace(ignored, stop_token_ids=frozenset({END}), min_tokens=50)):
+        request_id = served.driver.submit("base", PROMPT, params)
+        served.driver.run()
+        assert served.driver.tokens(request_id)[-1] == END
+        assert served.driver.reason(request_id) is FinishReason.STOP
+        assert text(served, "base", served.driver.tokens(request_id)) == "ab"
+
+
+def test_an_ignored_end_does_not_end_what_can_go_on(served: Served) -> None:
+    params = constrained(regex("a+"), stop_token_ids=frozenset(), logit_bias={END: 100.0})
+    request_id = served.driver.submit("base", PROMPT, replace(params, max_tokens=9))
+    served.driver.run()
+    assert served.driver.reason(request_id) is FinishReason.LENGTH
+    assert set(text(served, "base", served.driver.tokens(request_id))) == {"a"}
+
+
+@pytest.mark.parametrize(
+    "grammar", ["garbage {", regex("(a"), '{"grammars": [{}]}', "", "start: " + "(" * 9000]
+)
+def test_a_grammar_that_is_none_fails_its_request_alone(served: Served, grammar: str) -> None:
+    bad = served.driver.submit("base", PROMPT, constrained(grammar))
+    good = served.driver.submit("base", PROMPT)
+    assert error(served.driver, bad) == ("invalid_request_error", "structured_outputs")
+    assert len(served.driver.tokens(good)) == GREEDY.max_tokens
+    assert not served.driver.tokens(bad)
+
+
+def test_a_dead_end_fails_its_request_alone(served: Served) -> None:
+    forbidden = frozenset(range(3, 60))
+    bad = served.driver.submit(
+        "base", PROMPT, constrained(regex("[ab]{9}"), allowed_token_ids=forbidden)
+    )
+    good = served.driver.submit("base", PROMPT)
+    assert error(served.driver, bad) == ("invalid_request_error", "structured_outputs")
+    assert len(served.driver.tokens(good)) == GREEDY.max_tokens
+
+
+def test_a_grammar_beyond_the_limit_is_refused_before_it_is_compiled(served: Served) -> None:
+    grammar = regex("a" * (64 << 10))
+    request_id = served.driver.submit("base", PROMPT, constrained(grammar))
+    assert error(served.driver, request_id) == ("invalid_request_error", "structured_outputs")
+    assert served.driver.engine._grammars._executor is None
+
+
+def test_a_model_without_a_usable_tokenizer_refuses_grammars_alone(served: Served) -> None:
+    (served.paths["half"] / "tokenizer.json").write_text("{}")
+    bad = served.driver.submit("half", PROMPT, constrained(regex("a")))
+    plain = served.driver.submit("half", PROMPT)
+    assert error(served.driver, bad) == ("invalid_request_error", "structured_outputs")
+    assert len(served.driver.tokens(plain)) == GREEDY.max_tokens
+
+
+def test_a_sequence_that_waits_for_its_grammar_can_be_aborted(served: Served) -> None:
+    engine = served.driver.engine
+    request_id = served.driver.submit("base", PROMPT, constrained(regex("a+")))
+    assert engine._grammars.num_pending == 1
+    engine.handle(Abort(request_id=request_id))
+    served.driver.run()
+    assert not served.driver.outputs[request_id]
+    assert not served.driver.errors
+    assert engine._grammars.num_pending == 0
+
+
+def test_a_model_that_leaves_takes_its_prepared_tokenizer_along(served: Served) -> None:
+    engine = served.driver.engine
+    request_id = served.driver.submit("own", PROMPT, constrained(regex("a{3}")))
+    engine.handle(UnloadModel(model="own"))  # waits for the sequence, grammar and all
+    served.driver.run()
+    assert text(served, "own", served.driver.tokens(request_id)) == "aaa"
+    assert "own" not in engine.residents.served
+    assert not engine._grammars._tokenizers
