@@ -171,6 +171,11 @@ class Emitter:
         x, y = self.index(a), self.index(b)
         return self.builder.select(self.builder.icmp_signed("<", x, y), x, y)
 
+    def larger(self, a: Index, b: Index) -> ir.Value:
+        """Returns the larger of two integers."""
+        x, y = self.index(a), self.index(b)
+        return self.builder.select(self.builder.icmp_signed(">", x, y), x, y)
+
     def index(self, value: Index) -> ir.Value:
         """Returns an integer as a value."""
         return i64(value) if isinstance(value, int) else value
@@ -205,12 +210,13 @@ class Emitter:
         with self.builder.goto_entry_block():
             place = self.builder.alloca(ir.ArrayType(element, count))
         place.align = 64
+        place.type = POINTER  # llvmlite's own says what it points to, which LLVM no longer does
         return place
 
     def prefetch(self, address: ir.Value) -> None:
         """Asks for a cache line that will be read; any address will do."""
         kind = ir.FunctionType(VOID, [POINTER, I32, I32, I32])
-        read, keep, data = (ir.Constant(I32, value) for value in (0, 3, 1))
+        read, keep, data = (ir.Constant(I32, value) for value in (0, 2, 1))
         self.builder.call(self._declared("llvm.prefetch.p0", kind), [address, read, keep, data])
 
     def load_part(
@@ -234,6 +240,21 @@ class Emitter:
     ) -> ir.Value:
         """Reads `count` words, fewer than `lanes`, and no more; the other lanes are zero."""
         return self._widened(self.load_part(address, element_of(dtype), count, lanes), dtype)
+
+    def add_widened(
+        self, target: ir.Value, words: ir.Value, dtype: str, count: ir.Value, lanes: int
+    ) -> None:
+        """Adds `count` words to float32 in memory."""
+        whole = self.round_down(count, lanes)
+        with self.loop(0, whole, lanes) as k:
+            address = self.at(target, k, F32)
+            addend = self.load_widened(self.at(words, k, element_of(dtype)), dtype, lanes)
+            self.store(self.builder.fadd(self.load(address, addend.type), addend), address)
+        with self.loop(whole, count) as k:
+            address = self.at(target, k, F32)
+            word = self.load(self.at(words, k, element_of(dtype)), vector(element_of(dtype), 1))
+            addend = self.builder.extract_element(self._widened(word, dtype), ir.Constant(I32, 0))
+            self.store(self.builder.fadd(self.load(address, F32), addend), address)
 
     def _widened(self, words: ir.Value, dtype: str) -> ir.Value:
         """Every BF16 and F16 is a float32: nothing is rounded."""
@@ -336,6 +357,11 @@ class Emitter:
         suffix = f"v{kind.count}f32" if isinstance(kind, ir.VectorType) else "f32"
         function_type = ir.FunctionType(kind, [kind] * len(operands))
         return self.builder.call(self._declared(f"llvm.{name}.{suffix}", function_type), operands)
+
+    def call_named(self, symbol: str, *operands: ir.Value) -> ir.Value:
+        """Calls one of LLVM's functions whose result is of its first operand's type."""
+        kind = ir.FunctionType(operands[0].type, [operand.type for operand in operands])
+        return self.builder.call(self._declared(symbol, kind), operands)
 
     def _external(self, symbol: str, result: ir.Type) -> ir.Value:
         return self.builder.call(self._declared(symbol, ir.FunctionType(result, [])), [])
