@@ -54,7 +54,10 @@ class Residents:
         self.pool = Pool(device=device, budget_bytes=config.memory_budget_bytes)
         self.families: dict[str, Family] = {}
         self.served: dict[str, ResidentModel] = {}
-        self.past_preemptions = 0  # of families that have gone
+        # Counted by families that have gone.
+        self.past_preemptions = 0
+        self.past_prefix_queries = 0
+        self.past_prefix_hits = 0
         self._config = config
         self._device = device
         # Slots are never used twice, so nothing can be mistaken for a model that has gone.
@@ -147,6 +150,8 @@ class Residents:
     def _drop(self, family: Family) -> None:
         del self.families[family.name]
         self.past_preemptions += family.scheduler.num_preemptions
+        self.past_prefix_queries += family.scheduler.prefix_queries
+        self.past_prefix_hits += family.scheduler.prefix_hits
         self.pool.release_kv(family.name)
 
     def _serve(

@@ -31,4 +31,8 @@ def take_snapshot(residents: Residents, device: torch.device) -> Snapshot:
         kv_usage_ratio=num_used / num_pages if num_pages else 0.0,
         num_preemptions=residents.past_preemptions
         + sum(family.scheduler.num_preemptions for family in families),
+        prefix_queries=residents.past_prefix_queries
+        + sum(family.scheduler.prefix_queries for family in families),
+        prefix_hits=residents.past_prefix_hits
+        + sum(family.scheduler.prefix_hits for family in families),
     )

@@ -102,8 +102,23 @@ def _load(models: Sequence[ModelRecord], snapshot: Snapshot | None) -> Iterator[
         "KV pages in use, of all.",
         value=0.0 if snapshot is None else snapshot.kv_usage_ratio,
     )
+    yield from _totals(snapshot)
+
+
+def _totals(snapshot: Snapshot | None) -> Iterator[Metric]:
+    """Yields what the engine has counted since its start."""
     yield CounterMetricFamily(
         "linker_num_preemptions",
         "Sequences put back to make room since the engine's start.",
         value=0.0 if snapshot is None else snapshot.num_preemptions,
+    )
+    yield CounterMetricFamily(
+        "linker_prefix_cache_queries",
+        "Prompt tokens looked up in the prefix cache since the engine's start.",
+        value=0.0 if snapshot is None else snapshot.prefix_queries,
+    )
+    yield CounterMetricFamily(
+        "linker_prefix_cache_hits",
+        "Prompt tokens found in the prefix cache since the engine's start.",
+        value=0.0 if snapshot is None else snapshot.prefix_hits,
     )

@@ -243,6 +243,8 @@ class FakeEngine:
                 reserved_bytes=sum(self.reserved.values()),
                 kv_usage_ratio=0.25,
                 num_preemptions=3,
+                prefix_queries=48,
+                prefix_hits=32,
             )
         )
 

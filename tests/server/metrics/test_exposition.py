@@ -58,6 +58,8 @@ def test_histograms_have_the_documented_buckets(server: LiveServer) -> None:
 
 def test_engine_totals_are_exposed(server: LiveServer) -> None:
     assert server.metric("linker_num_preemptions_total") == 3
+    assert server.metric("linker_prefix_cache_queries_total") == 48
+    assert server.metric("linker_prefix_cache_hits_total") == 32
     assert server.metric("linker_kv_cache_usage_ratio") == 0.25
 
 
