@@ -216,8 +216,10 @@ class Emitter:
     def prefetch(self, address: ir.Value) -> None:
         """Asks for a cache line that will be read; any address will do."""
         kind = ir.FunctionType(VOID, [POINTER, I32, I32, I32])
-        read, keep, data = (ir.Constant(I32, value) for value in (0, 2, 1))
-        self.builder.call(self._declared("llvm.prefetch.p0", kind), [address, read, keep, data])
+        read, second_level, data = (ir.Constant(I32, value) for value in (0, 2, 1))
+        self.builder.call(
+            self._declared("llvm.prefetch.p0", kind), [address, read, second_level, data]
+        )
 
     def load_part(
         self, address: ir.Value, element: ir.Type, count: ir.Value, lanes: int

@@ -1,0 +1,112 @@
+"""Regions: compiled functions that every thread of torch's own OpenMP pool runs on one record.
+
+A second pool beside torch's would fight it for the cores, so the kernels ask for torch's.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import llvmlite.binding as llvm
+import torch
+from llvmlite import ir
+
+from linker_core.errors import LinkerError
+from linker_core.machine_code import cached_code, compile_module, load_code
+
+_EXTERNALS = ("omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier")
+_OWN_SOURCES = tuple(sorted(Path(__file__).parent.glob("*.py")))
+
+
+class Region:
+    """One compiled function."""
+
+    def __init__(self, code: Code, name: str) -> None:
+        self._code = code  # keeps the function in memory
+        self._address = code.address(name)
+        self._parallel = _openmp().parallel
+
+    def run(self, record: Sequence[int], *, num_threads: int) -> None:
+        """Runs it to its end on a record of 64-bit words; other Python threads may go on.
+
+        Args:
+            record: Numbers and addresses. What lies behind these stays alive by the caller.
+            num_threads: How many threads run it.
+        """
+        words = (ctypes.c_int64 * len(record))(*record)
+        self._parallel(self._address, ctypes.addressof(words), num_threads, 0)
+
+
+class Code:
+    """Regions compiled together."""
+
+    def __init__(self, object_code: bytes) -> None:
+        self._engine = load_code(object_code)
+
+    def address(self, name: str) -> int:
+        """Returns where a function lies."""
+        address: int = self._engine.get_function_address(name)
+        assert address, name
+        return address
+
+
+def compile_regions(name: str, emit: Callable[[ir.Module], None]) -> Code:
+    """Returns what `emit` adds to a module, compiled at most once per machine.
+
+    Args:
+        name: Tells it from everything else of these sources, parameters included.
+        emit: Adds functions.
+
+    Raises:
+        LinkerError: torch here runs on another OpenMP than GNU's.
+    """
+    _openmp()
+
+    def build() -> bytes:
+        module = ir.Module(name)
+        module.triple = llvm.get_process_triple()
+        emit(module)
+        return compile_module(str(module))
+
+    sources = b"".join(path.read_bytes() for path in _OWN_SOURCES)
+    return Code(cached_code(f"engine-{name}", sources=sources, build=build))
+
+
+class _OpenMP:
+    """What the regions need of libgomp."""
+
+    def __init__(self, path: str) -> None:
+        library = ctypes.CDLL(path)
+        for name in _EXTERNALS:
+            llvm.add_symbol(name, _address_of(library, name))
+        prototype = ctypes.CFUNCTYPE(
+            None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint
+        )
+        self.parallel = prototype(_address_of(library, "GOMP_parallel"))
+
+
+@cache
+def _openmp() -> _OpenMP:
+    """Finds the library that torch has loaded.
+
+    Raises:
+        LinkerError: There is none.
+    """
+    assert torch.get_num_threads()  # its pool is torch's to size
+    for line in Path("/proc/self/maps").read_text("ascii").splitlines():
+        path = line.split(maxsplit=5)[-1]
+        if Path(path).name.startswith("libgomp"):
+            return _OpenMP(path)
+    raise LinkerError(
+        "torch runs without GNU's OpenMP here, which the engine's kernels need. "
+        "Install torch from its own Linux wheels."
+    )
+
+
+def _address_of(library: ctypes.CDLL, name: str) -> int:
+    address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+    assert address
+    return address
