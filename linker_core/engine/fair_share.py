@@ -1,12 +1,14 @@
 """Whose turn it is: the variant that was served least, so that none starves under another's flood.
 
-Start-time fair queueing: every variant has a clock of tokens computed for it, and what is left of a
-step goes to the one whose clock is furthest behind. A variant that comes back from a pause sets its
-clock to that of whoever was served last, so that nobody saves up turns.
+Fair queueing by virtual time: every variant has a clock of tokens computed for it, and what is left
+of a step goes to the one whose clock is furthest behind. Who comes back from a pause has its clock
+set to that of those who stayed, so that nobody saves up turns; and nobody's clock may be behind the
+foremost by more than a bound, so that nobody waits long for what others had before.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from linker_core.engine.prefix_turns import PrefixTurns
@@ -25,6 +27,7 @@ class Lane:
     def __init__(self, slot: int, service: int) -> None:
         self.slot = slot
         self.service = service  # tokens
+        self.last_turn = 0  # larger is later; 0 for none
         self.running: dict[SequenceState, None] = {}
         self.queue = WaitingQueue()
         self.turns = PrefixTurns()  # holds those that wait for a page of one that runs
@@ -46,12 +49,17 @@ class Lane:
 
 
 class FairShare:
-    """The lanes of all variants that have sequences."""
+    """The lanes of all variants that have sequences.
 
-    def __init__(self) -> None:
+    Args:
+        max_lag: Tokens that a lane can be behind the foremost.
+    """
+
+    def __init__(self, max_lag: int) -> None:
+        self._max_lag = max_lag
         self._lanes: dict[int, Lane] = {}  # by slot, ascending
         self._past: dict[int, int] = {}  # the clocks of lanes that are gone
-        self._clock = 0  # of the lane that was served last, never set back
+        self._turns = itertools.count(1)
 
     def __iter__(self) -> Iterator[Lane]:
         """Yields the lanes in the order of their slots."""
@@ -60,16 +68,26 @@ class FairShare:
     def __getitem__(self, slot: int) -> Lane:
         return self._lanes[slot]
 
+    @property
+    def num_running(self) -> int:
+        """Running sequences of all lanes."""
+        return sum(len(lane.running) for lane in self._lanes.values())
+
+    def running(self) -> list[SequenceState]:
+        """Returns the running sequences, lane by lane."""
+        return [sequence for lane in self._lanes.values() for sequence in lane.running]
+
     def add(self, sequence: SequenceState) -> None:
         """Queues a new sequence."""
         slot = sequence.slot
+        clock = self._clock_at(sequence.priority)
         lane = self._lanes.get(slot)
         if lane is None:
             lane = Lane(slot, self._past.pop(slot, 0))
             self._lanes[slot] = lane
             self._lanes = dict(sorted(self._lanes.items()))
         if not lane.queue:
-            lane.service = max(lane.service, self._clock_at(sequence.priority))
+            lane.service = max(lane.service, clock)
         lane.queue.push(sequence)
 
     def drop_if_empty(self, lane: Lane) -> None:
@@ -81,20 +99,16 @@ class FairShare:
             self._past[lane.slot] = lane.service
         else:
             self._past.clear()  # nobody is left to be ahead of
-            self._clock = 0
 
-    @property
-    def num_running(self) -> int:
-        """Running sequences of all lanes."""
-        return sum(len(lane.running) for lane in self._lanes.values())
+    def forgive(self) -> None:
+        """Sets the clocks forward that are too far behind."""
+        earliest = max((lane.service for lane in self), default=0) - self._max_lag
+        for lane in self:
+            lane.service = max(lane.service, earliest)
 
-    def turn(self, lane: Lane) -> None:
-        """Notes that it is a lane's turn to compute prompts."""
-        self._clock = max(self._clock, lane.service)
-
-    def running(self) -> list[SequenceState]:
-        """Returns the running sequences, lane by lane."""
-        return [sequence for lane in self._lanes.values() for sequence in lane.running]
+    def take_turn(self, lane: Lane) -> None:
+        """Notes that it was a lane's turn: among equal clocks it is the last to have another."""
+        lane.last_turn = next(self._turns)
 
     def check_integrity(self) -> None:
         """Asserts that every sequence is in one place."""
@@ -106,7 +120,10 @@ class FairShare:
             assert len(waiting) == len({*waiting} - lane.running.keys()), "a sequence is twice"
 
     def _clock_at(self, priority: int) -> int:
-        """Returns how far they are that wait at a priority; better ones may be far ahead."""
-        heads = [(lane.service, lane.queue.head()) for lane in self._lanes.values()]
+        """Returns the clock of whoever waits at a priority, or the foremost if nobody does.
+
+        Those that wait at a better priority may be far ahead, and are no measure.
+        """
+        heads = [(lane.service, lane.queue.head()) for lane in self]
         equals = [service for service, head in heads if head and head.priority == priority]
-        return min(equals, default=self._clock)
+        return min(equals) if equals else max((service for service, _ in heads), default=0)

@@ -16,6 +16,8 @@ from linker_core.engine.schedule import Scheduled as Scheduled
 from linker_core.engine.sequence import SequenceState
 from linker_core.errors import InsufficientCapacityError, LinkerError
 
+_MAX_LAG_STEPS = 8  # what a variant may be behind others, in steps of its own
+
 _Prompts = dict[Lane, list[SequenceState]]  # running, to be computed further; most urgent last
 
 
@@ -33,7 +35,7 @@ class Scheduler:
         # Every running sequence decodes in every step, so more than the rows of one cannot run.
         self._max_num_seqs = min(max_num_seqs, max_batch_tokens)
         self._max_batch_tokens = max_batch_tokens
-        self._lanes = FairShare()
+        self._lanes = FairShare(_MAX_LAG_STEPS * max_batch_tokens)
         self._occupancy = Occupancy(self._lanes, cache, max_num_seqs=self._max_num_seqs)
 
     @property
@@ -82,6 +84,7 @@ class Scheduler:
         """Plans one step; every chunk has pages for all its positions."""
         plan = Schedule()
         budget = Budget(num_rows=self._max_batch_tokens, num_logits=self._max_num_seqs)
+        self._lanes.forgive()
         # What is given back here belongs to those that run, not to who gave it.
         may_admit = not self._grow_decodes()
         prompts = self._plan_decodes(budget)
@@ -141,7 +144,7 @@ class Scheduler:
             if sequence is None:
                 return
             lane = self._lanes[sequence.slot]
-            self._lanes.turn(lane)
+            self._lanes.take_turn(lane)
             if sequence in lane.running:
                 prompts[lane].pop()
             elif self._set_aside(lane, sequence, plan):
@@ -155,15 +158,15 @@ class Scheduler:
     def _next(self, prompts: _Prompts, may_admit: bool) -> SequenceState | None:
         """Returns whose prompt is to be computed next, running or waiting."""
         best: SequenceState | None = None
-        best_rank: tuple[int, int, int] | None = None
+        best_rank: tuple[int, ...] = ()
         for lane in self._lanes:
             candidates = [prompts[lane][-1]] if prompts.get(lane) else []
             head = lane.queue.head() if may_admit else None
             if head is not None:
                 candidates.append(head)
             for candidate in candidates:
-                rank = (candidate.priority, lane.service, candidate.arrival)
-                if best_rank is None or rank < best_rank:
+                rank = (candidate.priority, lane.service, lane.last_turn, candidate.arrival)
+                if best is None or rank < best_rank:
                     best, best_rank = candidate, rank
         return best
 

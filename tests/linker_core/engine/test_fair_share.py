@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.linker_core.engine.scheduling import Simulation
+from linker_core.engine.fair_share import FairShare
+from tests.linker_core.engine.scheduling import Simulation, make_sequence
 
 
 @pytest.mark.parametrize("num_pages", [40, 400])
@@ -71,3 +72,70 @@ def test_fair_share_a_newcomer_does_not_wait_for_what_the_urgent_used() -> None:
     for _ in range(4):
         model.step()
     assert late in model.finished
+
+
+def test_fair_share_long_answers_of_before_do_not_keep_a_variant_waiting() -> None:
+    model = Simulation(num_pages=2000, rows=16, num_seqs=12)
+    for _ in range(4):
+        model.submit(2, slot=0, max_tokens=500)
+    for _ in range(200):  # alone, so at nobody's cost
+        model.step()
+    for _ in range(300):
+        model.submit(16, slot=1, max_tokens=1)
+    model.step()
+    late = model.submit(8, slot=0, max_tokens=1)
+    steps = 0
+    while late not in model.finished:
+        model.step()
+        steps += 1
+    # 8 steps' tokens are what it may have to wait for; it goes on being served 4 of 16 meanwhile.
+    assert steps <= 8 * 16 / (12 - 4) + 2
+    assert model.scheduler.waiting
+
+
+def test_fair_share_lanes_that_are_equally_far_behind_take_turns() -> None:
+    model = Simulation(num_pages=400, rows=8, num_seqs=4)
+    for slot, number in ((1, 30), (2, 3)):
+        for _ in range(number):
+            model.submit(2, slot=slot, max_tokens=1)
+    for _ in range(30):
+        # One row a step is left to the others, less than it takes to catch up.
+        model.submit(7, slot=0, priority=-1, max_tokens=1)
+        model.step()
+    done = [sequence.slot for sequence in model.finished if sequence.slot != 0]
+    assert done.count(2) == 3
+    assert done.count(1) >= 3
+
+
+def test_forgive_bounds_how_far_behind_anyone_is() -> None:
+    lanes = FairShare(max_lag=10)
+    for slot, service in ((3, 5), (1, 995), (2, 1000)):
+        lanes.add(make_sequence(slot=slot))
+        lanes[slot].service = service
+    lanes.forgive()
+    assert [(lane.slot, lane.service) for lane in lanes] == [(1, 995), (2, 1000), (3, 990)]
+
+
+def test_add_sets_the_clock_by_those_who_wait_at_the_same_priority() -> None:
+    lanes = FairShare(max_lag=10_000)
+    for slot, priority, service in ((1, 0, 1000), (2, 1, 300), (3, 1, 200)):
+        lanes.add(make_sequence(slot=slot, priority=priority))
+        lanes[slot].service = service
+    for slot, priority in ((4, 0), (5, 1), (6, 2)):
+        lanes.add(make_sequence(slot=slot, priority=priority))
+    assert [lanes[slot].service for slot in (4, 5, 6)] == [1000, 200, 1000]
+
+
+def test_drop_if_empty_remembers_the_clock_while_others_are_there() -> None:
+    lanes = FairShare(max_lag=10_000)
+    first, second = make_sequence(slot=0), make_sequence(slot=1)
+    for sequence in (first, second):
+        lanes.add(sequence)
+    lanes[0].service = 700
+    lanes.drop_if_empty(lanes[0])
+    assert 0 in [lane.slot for lane in lanes]
+    lanes[0].queue.discard(first)
+    lanes.drop_if_empty(lanes[0])
+    assert [lane.slot for lane in lanes] == [1]
+    lanes.add(first)
+    assert lanes[0].service == 700

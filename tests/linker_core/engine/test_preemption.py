@@ -48,3 +48,41 @@ def test_fair_share_takes_room_from_the_variant_that_holds_most() -> None:
     lone = model.submit(2, slot=2, max_tokens=40)
     model.step()
     assert model.scheduler.running == [*few, *many[:2], lone]
+
+
+def test_pages_are_taken_from_the_variant_that_holds_most_of_them() -> None:
+    model = Simulation(num_pages=16, rows=64, num_seqs=8)
+    small = [model.submit(3, slot=0, max_tokens=40) for _ in range(3)]
+    large = [model.submit(12, slot=1, max_tokens=40) for _ in range(2)]
+    newest = model.submit(3, slot=2, max_tokens=40)
+    while model.scheduler.num_preemptions == 0:
+        model.step()
+    assert model.scheduler.waiting == [large[1]]
+    assert model.scheduler.running == [*small, large[0], newest]
+
+
+def test_the_oldest_gives_nothing_back_to_its_equals() -> None:
+    model = Simulation(num_pages=8, rows=64, num_seqs=8)
+    oldest = model.submit(16, slot=0, max_tokens=16)
+    others = [model.submit(2, slot=1, max_tokens=16) for _ in range(2)]
+    steps = 0
+    while oldest not in model.finished:
+        assert oldest not in model.scheduler.waiting or steps == 0
+        model.step()
+        steps += 1
+    assert steps == 16
+    assert model.scheduler.num_preemptions > 0
+    model.run()
+    assert {*model.finished} == {oldest, *others}
+
+
+def test_nobody_is_preempted_where_that_would_not_be_enough() -> None:
+    model = Simulation(num_pages=12, rows=64, num_seqs=8)
+    oldest = model.submit(24, slot=0, max_tokens=8)
+    other = model.submit(3, slot=0, max_tokens=30)
+    model.step()
+    lone = model.submit(24, slot=1, max_tokens=1)
+    while oldest not in model.finished:
+        model.step()
+    assert model.scheduler.num_preemptions == 0
+    assert model.step() == {other: 1, lone: 24}
