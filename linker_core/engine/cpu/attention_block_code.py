@@ -22,6 +22,7 @@ from llvmlite import ir
 from linker_core.engine.cpu.attention_spec import (
     AttentionSpec,
     Block,
+    Pages,
     View,
     head_pages,
     span_field,
@@ -56,13 +57,14 @@ def emit_block(module: ir.Module, spec: AttentionSpec, block: Block) -> ir.Funct
     views = code.views(b.add(span_field(e, span, "start"), row), task_field(e, task, "window"))
     pages = span_field(e, span, "pages", POINTER)
     tokens = i64(spec.page_tokens)
-    stop = b.add(b.udiv(b.sub(views[-1].end, i64(1)), tokens), i64(1))
-    with e.loop(b.udiv(views[0].first, tokens), stop) as number:
-        page = b.sext(e.load(e.at(pages, number, I32), I32), I64)
+    last = b.udiv(b.sub(views[-1].end, i64(1)), tokens)
+    with e.loop(b.udiv(views[0].first, tokens), b.add(last, i64(1))) as number:
         start = b.mul(number, tokens)
         here = [View(b.sub(view.first, start), b.sub(view.end, start)) for view in views]
+        numbers = (number, e.minimum(b.add(number, i64(1)), last))
         keys, values = (
-            head_pages(e, spec, task, which, page, kv_head) for which in ("keys", "values")
+            Pages(*(code.place_of_page(task, which, pages, n, kv_head) for n in numbers))
+            for which in ("keys", "values")
         )
         scores = code.scores(state, keys, here)
         code.take(state, scores)
@@ -102,6 +104,14 @@ class _BlockCode:
                 e.store(e.zeros(lanes), e.at(state.outputs, k, F32))
         return state
 
+    def place_of_page(
+        self, task: ir.Value, which: str, pages: ir.Value, number: ir.Value, kv_head: ir.Value
+    ) -> ir.Value:
+        """Returns where one head's keys or values lie in a sequence's page."""
+        e = self._e
+        page = e.builder.sext(e.load(e.at(pages, number, I32), I32), I64)
+        return head_pages(e, self._spec, task, which, page, kv_head)
+
     def views(self, position: ir.Value, window: ir.Value) -> list[View]:
         """Returns what each row sees; the first is at `position`."""
         b = self._e.builder
@@ -111,13 +121,13 @@ class _BlockCode:
             views.append(View(self._e.larger(b.sub(end, window), 0), end))
         return views
 
-    def scores(self, state: _State, keys: ir.Value, views: list[View]) -> list[list[ir.Value]]:
+    def scores(self, state: _State, keys: Pages, views: list[View]) -> list[list[ir.Value]]:
         """Returns each vector's scores of a page, minus infinity where its row does not see."""
         parts = [self._part_scores(state, keys, views, start) for start in self._token_starts]
         return [list(of_vector) for of_vector in zip(*parts, strict=True)]
 
     def _part_scores(
-        self, state: _State, keys: ir.Value, views: list[View], start: int
+        self, state: _State, keys: Pages, views: list[View], start: int
     ) -> list[ir.Value]:
         """Returns each vector's scores of `token_lanes` tokens from the `start`-th of a page."""
         e, spec, b = self._e, self._spec, self._e.builder
@@ -127,8 +137,9 @@ class _BlockCode:
         with e.loop(0, spec.head_dim, chains) as first:
             for chain in range(chains):
                 d = b.add(first, i64(chain))
-                address = e.at(keys, b.add(b.mul(d, i64(spec.page_tokens)), i64(start)), F32)
-                key = e.load(address, vector(F32, lanes))
+                offset = b.add(b.mul(d, i64(spec.page_tokens)), i64(start))
+                e.prefetch(e.at(keys.following, offset, F32))
+                key = e.load(e.at(keys.here, offset, F32), vector(F32, lanes))
                 for number in vectors:
                     place = e.at(state.queries, b.add(d, i64(number * spec.head_dim)), F32)
                     total = sums[number][chain]

@@ -124,6 +124,13 @@ class Block:
         return self.num_rows * self.num_heads
 
 
+class Pages(NamedTuple):
+    """Addresses of one head's keys or values in two pages."""
+
+    here: ir.Value
+    following: ir.Value  # of the page that is read next: asked for while this one is computed
+
+
 class View(NamedTuple):
     """What a row sees: tokens `first` to `end - 1`."""
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from llvmlite import ir
 
-from linker_core.engine.cpu.attention_spec import AttentionSpec, Block, View
+from linker_core.engine.cpu.attention_spec import AttentionSpec, Block, Pages, View
 from linker_core.engine.cpu.emitter import F32, I64, POINTER, Emitter, i64, vector
 
 
@@ -34,14 +34,14 @@ class Weighing:
             self._of_row = _emit_weigh(module, spec, block.num_heads, f"{name}_weigh_row")
 
     def call(
-        self, e: Emitter, numbers: Sequence[ir.Value], values: ir.Value, views: Sequence[View]
+        self, e: Emitter, numbers: Sequence[ir.Value], values: Pages, views: Sequence[View]
     ) -> None:
         """Weighs one page.
 
         Args:
             e: Builds the caller.
             numbers: Addresses of p [vectors, P], a [vectors] and o [vectors, D].
-            values: The page's [P, D].
+            values: Of the page, [P, D].
             views: Which tokens each row sees, counted from the page's first.
         """
         b, tokens = e.builder, self._spec.page_tokens
@@ -55,7 +55,7 @@ class Weighing:
         )
         with b.if_else(whole) as (together, apart):
             with together:
-                e.call(self._of_block, *numbers, values, 0, tokens)
+                e.call(self._of_block, *numbers, *values, 0, tokens)
             with apart:
                 for row in range(len(views)):
                     self._call_row(e, numbers, values, views, row)
@@ -64,7 +64,7 @@ class Weighing:
         self,
         e: Emitter,
         numbers: Sequence[ir.Value],
-        values: ir.Value,
+        values: Pages,
         views: Sequence[View],
         row: int,
     ) -> None:
@@ -73,14 +73,14 @@ class Weighing:
         first_vector = row * self._block.num_heads
         own = [e.at(n, first_vector * size, F32) for n, size in zip(numbers, sizes, strict=True)]
         first, end = e.larger(views[row].first, 0), e.minimum(views[row].end, spec.page_tokens)
-        e.call(self._of_row, *own, values, first, end)
+        e.call(self._of_row, *own, *values, first, end)
 
 
 def _emit_weigh(module: ir.Module, spec: AttentionSpec, num_vectors: int, name: str) -> ir.Function:
-    """(p, a, o, values, first, end): weighs a page's tokens `first` to `end - 1`."""
-    kinds = [POINTER, POINTER, POINTER, POINTER, I64, I64]
+    """(p, a, o, values, following, first, end): weighs a page's tokens `first` to `end - 1`."""
+    kinds = [POINTER, POINTER, POINTER, POINTER, POINTER, I64, I64]
     e = Emitter(module, name, kinds, exported=False)
-    b, (weights, scales, outputs, values, first, end) = e.builder, e.arguments
+    b, (weights, scales, outputs, values, following, first, end) = e.builder, e.arguments
     dim, lanes, vectors = spec.head_dim, spec.dim_lanes, range(num_vectors)
     kind = vector(F32, lanes)
     columns = range(spec.weigh_columns(num_vectors))
@@ -95,7 +95,10 @@ def _emit_weigh(module: ir.Module, spec: AttentionSpec, num_vectors: int, name: 
             before = [e.load(place(number, k, column), kind) for column in columns]
             sums.append([e.variable(b.fmul(part, scale)) for part in before])
         with e.loop(first, end) as token:
-            row = e.at(values, b.add(b.mul(token, i64(dim)), k), F32)
+            offset = b.add(b.mul(token, i64(dim)), k)
+            row = e.at(values, offset, F32)
+            for column in columns:
+                e.prefetch(e.at(following, b.add(offset, i64(column * lanes)), F32))
             parts = [e.load(e.at(row, column * lanes, F32), kind) for column in columns]
             for number in vectors:
                 address = e.at(weights, b.add(token, i64(number * spec.page_tokens)), F32)

@@ -87,9 +87,12 @@ def _mixed_batches(
     return [torch.cat(parts) for parts in outs]
 
 
+@pytest.mark.parametrize("window", [None, 9])
 @pytest.mark.parametrize("name", ["one head each", "seven heads a group", "capped"])
-def test_what_is_not_a_number_reaches_no_other_sequence_and_no_earlier_row(name: str) -> None:
-    clean, faulty = (PagedLayer(_SPECS[name]) for _ in range(2))
+def test_what_is_not_a_number_reaches_no_row_that_does_not_see_it(
+    name: str, window: int | None
+) -> None:
+    clean, faulty = (PagedLayer(_SPECS[name], window=window) for _ in range(2))
     outs = []
     for layer, fault in ((clean, False), (faulty, True)):
         sequences = [layer.sequence(40, seed) for seed in range(3)]
@@ -99,8 +102,10 @@ def test_what_is_not_a_number_reaches_no_other_sequence_and_no_earlier_row(name:
     (first, middle, last), (same, bad, other) = outs
     assert torch.equal(same, first)
     assert torch.equal(other, last)
+    end = 40 if window is None else 22 + window
     assert torch.equal(bad[:22], middle[:22])
-    assert bad[22:].isnan().all()
+    assert bad[22:end].isnan().all()
+    assert torch.equal(bad[end:], middle[end:])
 
 
 def test_keys_and_queries_are_rotated_as_transformers_does_and_written_to_their_slots() -> None:
