@@ -31,7 +31,8 @@ TASK = (
     "num_rows",
     "num_parts",  # vectors in a row, one behind the other
     "width",  # elements of a vector
-    "weight",
+    "weights",  # where the weight of each of the task's rows lies
+    "weight_step",  # 1, or 0 if all rows have the first one
     "eps",  # a float32's bits
 )
 _TASK = {name: number for number, name in enumerate(TASK)}
@@ -62,9 +63,10 @@ def emit_norm(module: ir.Module, spec: NormSpec) -> None:
     one_vector = _emit_vector(module, spec)
     e = Emitter(module, spec.symbol, [POINTER])
     b, (task,) = e.builder, e.arguments
-    x, out, rows, weight = (
-        e.field(task, _TASK[key], POINTER) for key in ("x", "out", "rows", "weight")
+    x, out, rows, weights = (
+        e.field(task, _TASK[key], POINTER) for key in ("x", "out", "rows", "weights")
     )
+    weight_step = e.field(task, _TASK["weight_step"])
     x_stride, out_stride, num_parts, width = (
         e.field(task, _TASK[key]) for key in ("x_stride", "out_stride", "num_parts", "width")
     )
@@ -74,7 +76,8 @@ def emit_norm(module: ir.Module, spec: NormSpec) -> None:
     first = b.sdiv(b.mul(num_vectors, thread), num_threads)
     stop = b.sdiv(b.mul(num_vectors, b.add(thread, i64(1))), num_threads)
     with e.loop(first, stop) as number:
-        row = e.field(rows, b.sdiv(number, num_parts))
+        place = b.sdiv(number, num_parts)
+        row, weight = e.field(rows, place), e.field(weights, b.mul(place, weight_step), POINTER)
         start = b.mul(b.srem(number, num_parts), width)
         source = e.at(x, b.add(b.mul(row, x_stride), start), F32)
         target = e.at(out, b.add(b.mul(row, out_stride), start), F32)

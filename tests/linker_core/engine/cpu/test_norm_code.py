@@ -32,7 +32,7 @@ def _code(spec: NormSpec) -> Code:
 
 def _normalise(
     x_TI: torch.Tensor,
-    weight: torch.Tensor,
+    weight: torch.Tensor | Sequence[torch.Tensor],
     *,
     spec: NormSpec,
     rows: Sequence[int] | None = None,
@@ -40,7 +40,12 @@ def _normalise(
     out_TI: torch.Tensor | None = None,
     num_threads: int = 1,
 ) -> torch.Tensor:
-    """Runs the kernel; rows that are not named keep what `out_TI` holds."""
+    """Runs the kernel; rows that are not named keep what `out_TI` holds.
+
+    `weight` is that of all rows, or one for each that is named.
+    """
+    weights = [weight] if isinstance(weight, torch.Tensor) else list(weight)
+    addresses = np.array([w.data_ptr() for w in weights], dtype=np.int64)
     out_TI = torch.zeros_like(x_TI) if out_TI is None else out_TI
     numbers = np.array(range(len(x_TI)) if rows is None else rows, dtype=np.int64)
     task = record(
@@ -52,8 +57,9 @@ def _normalise(
         rows=numbers.ctypes.data,
         num_rows=len(numbers),
         num_parts=num_parts,
-        width=len(weight),
-        weight=weight.data_ptr(),
+        width=len(weights[0]),
+        weights=addresses.ctypes.data,
+        weight_step=int(len(weights) > 1),
         eps=_EPS,
     )
     run(_code(spec), spec.symbol, task, num_threads=num_threads)
@@ -107,6 +113,17 @@ def test_parts_of_a_row_are_normalised_alone_and_in_place() -> None:
     assert torch.equal(heads.reshape(15, 24), expected)
     assert torch.equal(buffer[:, :8], before[:, :8])
     assert torch.equal(buffer[:, 80:], before[:, 80:])
+
+
+def test_each_named_row_takes_its_own_weight() -> None:
+    torch.manual_seed(0)
+    x_TI, weights = torch.randn(6, 36), list(torch.randn(3, 36))
+    found = _normalise(x_TI, weights, spec=_spec(), rows=[5, 0, 2], num_parts=1, num_threads=2)
+    halves = _normalise(x_TI, [w[:18] for w in weights], spec=_spec(), rows=[5, 0, 2], num_parts=2)
+    for row, weight in zip((5, 0, 2), weights, strict=True):
+        assert torch.equal(found[row], _normalise(x_TI, weight, spec=_spec())[row])
+        parts = _normalise(x_TI[row].view(2, 18), weight[:18], spec=_spec())
+        assert torch.equal(halves[row], parts.flatten())
 
 
 @pytest.mark.parametrize("num_threads", [1, 2, 3])
