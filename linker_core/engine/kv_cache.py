@@ -3,7 +3,7 @@
 A page is `page_tokens` consecutive token slots; the pages of a sequence lie anywhere. Full pages
 whose content is known to be good can be held by several sequences. Knows nothing of scheduling.
 
-Legend: L layers, K key/value heads, S token slots, D head size.
+Legend: L layers, N pages, K key/value heads, P token slots of a page, D head size.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from linker_core.engine.page_pool import PagePool
@@ -43,9 +42,16 @@ class KVCache:
 
     def __init__(self, shape: KVShape, *, device: torch.device) -> None:
         self.shape = shape
-        size = (shape.num_layers, shape.num_kv_heads, shape.num_tokens, shape.head_dim)
-        self.keys_LKSD = torch.empty(size, dtype=shape.dtype, device=device)
-        self.values_LKSD = torch.empty(size, dtype=shape.dtype, device=device)
+        pages, heads = (shape.num_layers, shape.num_pages), shape.num_kv_heads
+        tokens, head_dim = shape.page_tokens, shape.head_dim
+        # Inside a page a head's keys lie by dimension, so that a score is made for several tokens
+        # at once; its values lie by token.
+        self.keys_LNKDP = torch.empty(
+            (*pages, heads, head_dim, tokens), dtype=shape.dtype, device=device
+        )
+        self.values_LNKPD = torch.empty(
+            (*pages, heads, tokens, head_dim), dtype=shape.dtype, device=device
+        )
         self._pool = PagePool(shape.num_pages)
         self._tables: set[PageTable] = set()
 
@@ -58,6 +64,12 @@ class KVCache:
     def num_used_pages(self) -> int:
         """Pages that a sequence holds."""
         return self._pool.num_held
+
+    def repeat_layer(self, num_layers: int) -> None:
+        """Lets `num_layers` layers use the memory of the only one, each when the last is done."""
+        assert self.shape.num_layers == 1
+        self.keys_LNKDP = self.keys_LNKDP.expand(num_layers, -1, -1, -1, -1)
+        self.values_LNKPD = self.values_LNKPD.expand(num_layers, -1, -1, -1, -1)
 
     def pages_for(self, num_tokens: int) -> int:
         """Returns how many pages `num_tokens` token slots take."""
@@ -115,10 +127,3 @@ class KVCache:
         tables = [table.pages.tolist() for table in self._tables]
         assert all(len(pages) == len(set(pages)) for pages in tables), "a table holds a page twice"
         self._pool.check_integrity(tables)
-
-    def token_slots(self, table: PageTable, first: int, end: int) -> np.ndarray:
-        """Returns the token slots of positions `first` to `end - 1` of a sequence, int64."""
-        positions = np.arange(first, end)
-        page_tokens = self.shape.page_tokens
-        pages = table.pages.astype(np.int64)
-        return pages[positions // page_tokens] * page_tokens + positions % page_tokens

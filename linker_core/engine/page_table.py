@@ -43,8 +43,3 @@ class PageTable:
     def clear(self) -> None:
         """Forgets every page."""
         self.pages = self._buffer[:0]
-
-    @property
-    def contiguous(self) -> bool:
-        """Whether the pages are one run of consecutive numbers."""
-        return bool((np.diff(self.pages) == 1).all())

@@ -16,9 +16,10 @@ from typing import Any
 import torch
 
 from linker_core.engine.attention import ATTENTION_NAME, AttentionBatch, Span, register_attention
-from linker_core.engine.kv_cache import KVCache, KVShape, PageTable
+from linker_core.engine.kv_cache import KVCache, KVShape
 from linker_core.engine.leaf import RoutedLeaf
 from linker_core.engine.linear import LinearProduct
+from linker_core.engine.page_table import PageTable
 from linker_core.engine.routing import RoutedLinear, route_model
 from linker_core.engine.rows import RowMap, StepContext
 from linker_core.pace import Pace
@@ -214,7 +215,7 @@ class Walk:
         page = 0
         for p in batch:
             num_pages = self._cache.pages_for(p.num_tokens)
-            table = PageTable(pages=list(range(page, page + num_pages)))
+            table = PageTable(range(page, page + num_pages))
             spans.append(Span(0, p.num_tokens, table))
             page += num_pages
         return spans
@@ -234,8 +235,7 @@ class Walk:
             ),
             device=self.device,
         )
-        cache.keys_LKSD = cache.keys_LKSD.expand(self.config.num_layers, -1, -1, -1)
-        cache.values_LKSD = cache.values_LKSD.expand(self.config.num_layers, -1, -1, -1)
+        cache.repeat_layer(self.config.num_layers)
         return cache
 
 

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
 
+import pytest
+import torch
+
+from linker_core.engine.kv_cache import KVCache
 from linker_core.engine.page_table import PageTable
 from tests.linker_core.engine.scheduling import make_cache
 
 KEYS = [b"first", b"second"]
 
 
-def test_kv_shape_has_a_slot_for_every_token_of_its_pages() -> None:
-    assert make_cache(7).shape.num_tokens == 28
+def test_keys_lie_transposed_inside_a_page() -> None:
+    cache = make_cache(7, page_tokens=4)
+    assert cache.shape.num_tokens == 28
+    assert cache.keys_LNKDP.shape == (2, 7, 3, 5, 4)
+    assert cache.values_LNKPD.shape == (2, 7, 3, 4, 5)
+
+
+def test_repeat_layer_shares_one_layers_memory() -> None:
+    shape = replace(make_cache(7).shape, num_layers=1)
+    cache = KVCache(shape, device=torch.device("cpu"))
+    held = cache.keys_LNKDP.untyped_storage().nbytes()
+    cache.repeat_layer(6)
+    assert len(cache.keys_LNKDP) == len(cache.values_LNKPD) == 6
+    cache.values_LNKPD[5, 3] = 2.0
+    assert cache.values_LNKPD[0, 3].eq(2.0).all()
+    assert cache.keys_LNKDP.untyped_storage().nbytes() == held
 
 
 def test_grow_beyond_what_is_free_changes_nothing() -> None:

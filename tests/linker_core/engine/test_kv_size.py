@@ -21,5 +21,5 @@ def test_predicted_bytes_are_those_of_the_cache(tmp_path: Path, tokens: int) -> 
     cuda = EngineConfig(device="cuda", kv_cache_tokens=tokens)
     for config, dtype in ((cpu, torch.float32), (cuda, torch.bfloat16)):
         cache = KVCache(kv_shape(model, config, dtype=dtype), device=torch.device("cpu"))
-        held = cache.keys_LKSD.nbytes + cache.values_LKSD.nbytes
+        held = cache.keys_LNKDP.nbytes + cache.values_LNKPD.nbytes
         assert kv_cache_bytes(model, config) == held
