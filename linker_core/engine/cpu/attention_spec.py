@@ -68,7 +68,7 @@ class AttentionSpec:
     @property
     def symbol(self) -> str:
         """The name of its region."""
-        cap = "" if self.softcap is None else f"_cap{self.softcap:g}"
+        cap = "" if self.softcap is None else f"_cap{self.softcap!r}"
         return f"attention_d{self.head_dim}_g{self.group}_p{self.page_tokens}{cap}"
 
     @property
