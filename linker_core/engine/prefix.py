@@ -17,7 +17,8 @@ def key_root(*, plan_fingerprint: str, slot: int, salt: str) -> bytes:
 
     Args:
         plan_fingerprint: Of the plan that the variant is served with.
-        slot: The variant's slot, which no later variant gets again.
+        slot: The variant's slot, which no later variant gets again. Pages of one that is gone are
+            therefore found by nobody, and reclaimed like any that are long unused.
         salt: The tenant's; sequences of another salt find nothing of this one.
     """
     digest = hashlib.sha256(struct.pack("<Q", slot))

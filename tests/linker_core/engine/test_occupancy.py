@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from linker_core.engine.prefix import PageKeys
 from linker_core.engine.sequence import SequenceState
-from tests.linker_core.engine.scheduling import Simulation, answer
+from tests.linker_core.engine.scheduling import Simulation, answer, make_sequence
 
 PROMPT = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]  # two pages and a half
 
@@ -154,3 +155,15 @@ def test_cached_pages_are_used_only_as_long_as_nobody_needs_the_room() -> None:
     crowd = model.submit([50] * 15, max_tokens=1)
     assert cost(model, crowd) == 15
     assert cost(model, model.submit(PROMPT, max_tokens=1)) == 10
+
+
+def test_sequences_without_a_root_share_nothing() -> None:
+    model = Simulation()
+    for _ in range(2):
+        sequence = make_sequence(PROMPT)
+        sequence.page_keys = PageKeys(None)
+        model.scheduler.add(sequence)
+        while sequence not in model.finished:
+            model.step()
+        assert sequence.num_cached == 0
+    assert model.cache.find(PageKeys(sequence.key_root).first(2, PROMPT, 4)) == []
