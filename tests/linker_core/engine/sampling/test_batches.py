@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from linker_core.engine.sampling import sampler as sampler_module
@@ -68,6 +68,7 @@ def uniform(state: SequenceState) -> float:
     return float(uniforms([state.sampling.seed or 0], [state.num_output])[0])
 
 
+@settings(deadline=None)
 @given(states=st.lists(sequences(), min_size=1, max_size=5), seed=st.integers(0, 1000))
 def test_sample_chooses_what_the_plain_path_chooses(states: list[SequenceState], seed: int) -> None:
     logits = logits_of(states, seed)
@@ -92,6 +93,7 @@ def plain_choices(logits: list[float], state: SequenceState) -> set[int]:
     return choices
 
 
+@settings(deadline=None)
 @given(
     states=st.lists(sequences(), min_size=2, max_size=6),
     seed=st.integers(0, 1000),
@@ -141,6 +143,7 @@ def test_sample_of_equal_scores_takes_the_lower_ids_first() -> None:
     assert [token for token, _ in listed.top_logprobs] == [0, 1, 2]
 
 
+@settings(deadline=None)
 @given(
     states=st.lists(sequences(), min_size=2, max_size=5),
     seed=st.integers(0, 1000),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from linker_core.engine.messages import FinishReason
@@ -224,6 +224,7 @@ def test_sample_fault_of_one_row_fails_alone(caplog: pytest.LogCaptureFixture) -
     assert "sampling failed for request r" in caplog.text
 
 
+@settings(deadline=None)
 @given(seed=st.integers(min_value=-(2**63), max_value=2**64 - 1), mates=st.integers(0, 5))
 def test_sample_seed_decides_whatever_the_batch_mates(seed: int, mates: int) -> None:
     logits = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
@@ -244,6 +245,7 @@ def test_sample_without_a_seed_differs_between_sequences() -> None:
     assert len(draws) == 8
 
 
+@settings(deadline=None)
 @given(
     weights=st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=20),
     temperature=st.floats(1e-4, 2.0),
