@@ -19,7 +19,7 @@ from linker_core.config import EngineConfig
 
 logger = logging.getLogger(__name__)
 
-_ENVIRONMENT = {
+ENGINE_ENVIRONMENT = {
     # Freed weights go back to the system at once (glibc would keep a third of them).
     "MALLOC_MMAP_THRESHOLD_": "131072",
     # Spinning OpenMP threads slow a step tenfold and more as soon as anything else wants a core.
@@ -83,7 +83,7 @@ class EngineProcess:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=2,  # the server's stdout is its own
                     pass_fds=(theirs.fileno(), memory_fd),
-                    env=_ENVIRONMENT | os.environ,
+                    env=ENGINE_ENVIRONMENT | os.environ,
                 )
         except BaseException:
             ours.close()

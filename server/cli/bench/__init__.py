@@ -1,7 +1,8 @@
-"""What `linker bench` measures on this machine, a module each with `measure` and `SHAPE`.
+"""What `linker bench` measures on this machine, a module each.
 
-A benchmark compares within one run; `measure(donor, variant)` returns plain JSON values. Where no
-checkpoints are given, a pair of the shape is made up and deleted again.
+A benchmark compares within one run. Those of a pair of checkpoints have `measure(donor, variant)`,
+which returns plain JSON values, and the `SHAPE` of a pair that is made up where none is given;
+those of engines and servers have `SCENARIOS`, each of which measures by itself.
 """
 
 from __future__ import annotations
@@ -21,29 +22,55 @@ from rich.table import Table
 
 from linker_core.errors import InvalidRequestError
 
-BENCHMARKS = {
+PAIRS = {
     "scan": "sums and digests beside a streaming read of the same files",
     "admission": "scan and load beside from_pretrained, stage by stage",
     "tune": "sensitivities and prices, in forward passes of the variant",
 }
+RACES = {
+    "decode": "tokens a second of the engine beside vLLM and transformers",
+    "serve": "the same over HTTP, beside the servers of both",
+}
+BENCHMARKS = PAIRS | RACES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    what = "; ".join(f"{name}: {text}" for name, text in BENCHMARKS.items())
-    parser.add_argument("benchmark", choices=tuple(BENCHMARKS), help=what)
-    made_up = "(default: a made-up pair)"
-    parser.add_argument("donor", type=Path, nargs="?", help=f"the donor's directory {made_up}")
-    parser.add_argument("variant", type=Path, nargs="?", help="the variant's directory")
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    benchmarks = parser.add_subparsers(dest="benchmark", required=True, metavar="BENCHMARK")
+    for name, text in BENCHMARKS.items():
+        benchmark = benchmarks.add_parser(name, help=text, description=text, allow_abbrev=False)
+        benchmark.add_argument("--json", action="store_true", help="print JSON")
+        if name in RACES:
+            _add_race_arguments(benchmark)
+            continue
+        made_up = "(default: a made-up pair)"
+        benchmark.add_argument("donor", type=Path, nargs="?", help=f"the donor's path {made_up}")
+        benchmark.add_argument("variant", type=Path, nargs="?", help="the variant's path")
+
+
+def _add_race_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--only", nargs="+", metavar="SCENARIO", help="not all of them")
+    add("--rounds", type=int, default=5, help="turns of each contender (%(default)s)")
+    add("--tokens", type=int, default=64, help="of an answer (%(default)s)")
+    add("--dtype", nargs="+", choices=("float32", "bfloat16"), help="of the peers (both)")
+    add("--models", type=Path, help="where made-up models are kept (~/.cache/linker/bench)")
+    add("--peers", type=Path, help="the peers' environments (~/.cache/linker/peers)")
+    add("--alone", action="store_true", help="without peers")
+    add("--results", type=Path, help="a JSON file that takes each scenario once it is measured")
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints; stdout holds one JSON document under --json."""
     # Only the benchmark asked for is imported: most of them bring torch along.
     module = importlib.import_module(f"{__name__}.{args.benchmark}")
-    with _pair(args, module.SHAPE) as (donor, variant):
-        figures: Mapping[str, Any] = module.measure(donor, variant)
+    figures: Mapping[str, Any]
+    if args.benchmark in RACES:
+        scenario = importlib.import_module(f"{__name__}.scenario")
+        figures = scenario.run_scenarios(module.SCENARIOS, args)
+    else:
+        with _pair(args, module.SHAPE) as (donor, variant):
+            figures = module.measure(donor, variant)
     if args.json:
         json.dump(figures, sys.stdout, indent=1)
         print()

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from linker_core.errors import InvalidRequestError
 from server.cli import bench
+from server.cli.bench import decode
+from server.cli.bench.scenario import Settings
 from server.cli.main import main
 
 FIGURES = {"ratio": 0.123456, "seconds": {"read": 2.0, "files": 3}}
@@ -58,3 +61,40 @@ def test_unknown_benchmark_is_refused(capfd: pytest.CaptureFixture[str]) -> None
         main(["bench", "everything", "/d", "/v"])
     assert caught.value.code == 2
     assert "scan" in capfd.readouterr().err
+
+
+def test_race_measures_the_scenarios_asked_for_and_keeps_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[Settings] = []
+
+    def measure(settings: Settings) -> dict[str, Any]:
+        asked.append(settings)
+        return FIGURES
+
+    monkeypatch.setattr(decode, "SCENARIOS", {"single": measure, "kin": measure})
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({"decode single": {}, "serve single": {}}))
+    arguments = ("--alone", "--rounds", "2", "--results", str(results), "--models", str(tmp_path))
+    assert run("decode", "--only", "kin", "--json", *arguments) == 0
+    (settings,) = asked
+    assert (settings.peers, settings.rounds, settings.models) == (None, 2, tmp_path)
+    found = json.loads(capfd.readouterr().out)["kin"]
+    assert found["ratio"] == FIGURES["ratio"]
+    assert found["machine"]["cores"] >= 1
+    assert json.loads(results.read_text()) == {
+        "decode single": {}, "serve single": {}, "decode kin": found
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("--only", "kim"), "kin"),
+        (("--rounds", "0"), "at least 1"),
+        (("--tokens", "1"), "at least 2"),
+    ],
+)
+def test_race_refuses_what_it_cannot_measure(arguments: tuple[str, ...], complaint: str) -> None:
+    with pytest.raises(InvalidRequestError, match=complaint):
+        run("decode", *arguments)
