@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from linker_core.config import EngineConfig
-from linker_core.engine.attention import ATTENTION_NAME
+from linker_core.engine.devices import arithmetic_for
 from linker_core.engine.grammar import Matcher
 from linker_core.engine.kv_cache import KVCache, KVShape
 from linker_core.engine.messages import FinishReason, RequestFailed, TokenOutput
@@ -23,7 +23,6 @@ from linker_core.engine.scheduler import Scheduler
 from linker_core.engine.sequence import SequenceState
 from linker_core.engine.step import Computed, compute
 from linker_core.errors import EngineFailureError, LinkerError
-from linker_core.residency.skeleton import build_skeleton
 from linker_core.weights.architecture import ModelConfig
 
 
@@ -72,10 +71,7 @@ class Family:
         self.name = name
         self.model = model
         self.cache = KVCache(shape, device=device)
-        skeleton = build_skeleton(
-            model, device=device, dtype=shape.dtype, attn_implementation=ATTENTION_NAME
-        )
-        self.runner = Runner(skeleton, self.cache, device=device)
+        self.runner = Runner(model, self.cache, arithmetic_for(device), device=device)
         self.scheduler = Scheduler(
             self.cache,
             max_batch_tokens=config.max_batch_tokens,

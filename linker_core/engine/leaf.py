@@ -6,13 +6,24 @@ It knows, per slot, what is stored for it. Nothing else in the model knows of va
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
+import torch
 from torch import nn
 
-from linker_core.engine.rows import RowMap, StepContext, partition
+from linker_core.engine.rows import Labels, RowMap, StepContext, partition
 from linker_core.residency.ledger import Stored, StoredTensor
 
 Tensors = Mapping[str, Stored]
+
+_MAX_PARTITIONS = 64  # of sets of slots that meet in a batch; then they are worked out anew
+
+
+class Partition(NamedTuple):
+    """Which of a few storages serves each slot of a batch."""
+
+    labels: Labels
+    tensors: tuple[torch.Tensor, ...]  # by label
 
 
 class RoutedLeaf(nn.Module):
@@ -30,6 +41,7 @@ class RoutedLeaf(nn.Module):
         self.context = context
         self.parameter_names = tuple(key for key, _ in original.named_parameters(recurse=False))
         self.stored: dict[int, dict[str, StoredTensor]] = {}
+        self._partitions: dict[tuple[str, tuple[int, ...]], Partition] = {}
 
     def bind(self, slot: int, tensors: Tensors) -> None:
         """Lets `slot` be served by its storages among `tensors` (by checkpoint name)."""
@@ -40,14 +52,23 @@ class RoutedLeaf(nn.Module):
             assert isinstance(entry, StoredTensor), "only tables of tokens are held by rows"
             found[key] = entry
         self.stored[slot] = found
+        self._partitions.clear()
 
     def unbind(self, slot: int) -> None:
         """Forgets `slot` and every storage that only it used."""
         del self.stored[slot]
+        self._partitions.clear()
 
-    def partition(self, rows: RowMap, key: str) -> tuple[tuple[int, ...], list[StoredTensor]]:
-        """Returns each distinct slot's group by its storage of `key`, and each group's storage."""
-        return partition(self.stored[slot][key] for slot in rows.distinct)
+    def partition(self, rows: RowMap, key: str) -> Partition:
+        """Returns each distinct slot's group by its storage of `key`, and each group's tensor."""
+        found = self._partitions.get((key, rows.distinct))
+        if found is None:
+            labels, entries = partition(self.stored[slot][key] for slot in rows.distinct)
+            found = Partition(labels, tuple(entry.tensor for entry in entries))
+            if len(self._partitions) >= _MAX_PARTITIONS:
+                self._partitions.clear()
+            self._partitions[key, rows.distinct] = found
+        return found
 
     def _body(self) -> RowMap:
         assert self.context.body is not None, "a routed model runs only inside a step"

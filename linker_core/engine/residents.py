@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from linker_core.config import EngineConfig
-from linker_core.engine.attention import register_attention
+from linker_core.engine.devices import activation_dtype
 from linker_core.engine.family import Family, kv_shape
 from linker_core.engine.kv_size import kv_cache_bytes
 from linker_core.engine.messages import LoadModel, ModelBytes
@@ -50,7 +50,6 @@ class Residents:
     """
 
     def __init__(self, config: EngineConfig, *, device: torch.device) -> None:
-        register_attention()
         self.pool = Pool(device=device, budget_bytes=config.memory_budget_bytes)
         self.families: dict[str, Family] = {}
         self.served: dict[str, ResidentModel] = {}
@@ -62,8 +61,7 @@ class Residents:
         self._device = device
         # Slots are never used twice, so nothing can be mistaken for a model that has gone.
         self._slots = itertools.count()
-        # float32 over the checkpoint's words on the CPU, which has no bfloat16 units worth using.
-        self._dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        self._dtype = activation_dtype(device)
 
     def load(self, message: LoadModel) -> Generator[int, None, ResidentModel]:
         """Makes a model resident; all or nothing, also when the generator is closed early.

@@ -1,22 +1,24 @@
-"""One family's model and its forward pass over a ragged batch of all variants.
+"""One family's forward pass over a ragged batch of all its variants.
 
-The skeleton is the Hugging Face model with routed leaves; a step is one call of it.
+Legend: T rows of the batch, R rows that want logits, V widest vocabulary among them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from transformers import PreTrainedModel
 
-from linker_core.engine.attention import AttentionBatch, Span
-from linker_core.engine.kv_cache import KVCache, PageTable
+from linker_core.engine.arithmetic import Arithmetic, Span
+from linker_core.engine.kv_cache import KVCache
 from linker_core.engine.leaf import RoutedLeaf
-from linker_core.engine.routing import route_model
+from linker_core.engine.page_table import PageTable
+from linker_core.engine.routed_model import RoutedModel
 from linker_core.engine.rows import RowMap, StepContext
 from linker_core.residency.ledger import Stored
+from linker_core.weights.architecture import ModelConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,25 +29,38 @@ class Chunk:
     token_ids: Sequence[int]  # positions start to start + len - 1
     start: int
     table: PageTable  # holds room for every position of the chunk
-    wants_token: bool  # whether the logits after its last token are needed
+    num_logits: int  # how many of its last rows want logits, 0 to len(token_ids)
+
+
+class StepResult(NamedTuple):
+    """What a step gave."""
+
+    logits_RV: torch.Tensor  # a row is valid up to its own variant's width and zero beyond
+    finite: list[bool]  # of each chunk: whether all its last hidden states are
 
 
 class Runner:
     """Runs one family.
 
     Args:
-        skeleton: The family's model, built with `attn_implementation` "linker"; its leaves are
-            replaced.
+        config: The family's shape.
         cache: The family's KV cache; its dtype is the dtype of the activations.
+        arithmetic: Computes what the blocks ask for.
         device: Where everything lies.
     """
 
-    def __init__(self, skeleton: PreTrainedModel, cache: KVCache, *, device: torch.device) -> None:
-        self.model = skeleton
+    def __init__(
+        self,
+        config: ModelConfig,
+        cache: KVCache,
+        arithmetic: Arithmetic,
+        *,
+        device: torch.device,
+    ) -> None:
         self.cache = cache
-        self.context = StepContext()
+        self.context = StepContext(arithmetic)
+        self.model = RoutedModel(config, self.context, device=device, dtype=cache.shape.dtype)
         self._device = device
-        self._leaves = route_model(skeleton, self.context, dtype=cache.shape.dtype)
 
     def bind(self, slot: int, tensors: Mapping[str, Stored]) -> None:
         """Lets rows of `slot` be served by `tensors`, named as in the checkpoint.
@@ -55,7 +70,7 @@ class Runner:
         """
         bound: list[RoutedLeaf] = []
         try:
-            for leaf in self._leaves:
+            for leaf in self.model.leaves:
                 leaf.bind(slot, tensors)
                 bound.append(leaf)
         except BaseException:
@@ -65,54 +80,67 @@ class Runner:
 
     def unbind(self, slot: int) -> None:
         """Forgets `slot` and every storage that no other slot uses."""
-        for leaf in self._leaves:
+        for leaf in self.model.leaves:
             leaf.unbind(slot)
 
     @torch.inference_mode()
-    def forward(self, chunks: Sequence[Chunk]) -> torch.Tensor:
+    def forward(self, chunks: Sequence[Chunk]) -> StepResult:
         """Computes the chunks as one ragged batch and writes their keys and values.
 
         Args:
             chunks: One per sequence, not empty. Chunks of one slot are best kept together.
 
         Returns:
-            Logits [R, V] in the dtype of the activations, one row for each chunk that wants a
-            token, in their order; V is the widest vocabulary among them. Empty if none does.
+            Logits in the dtype of the activations: for each chunk, in their order, its last
+            `num_logits` rows. Empty if none wants any.
         """
         slots = [chunk.slot for chunk in chunks for _ in chunk.token_ids]
         ids = [token for chunk in chunks for token in chunk.token_ids]
-        positions = [chunk.start + i for chunk in chunks for i in range(len(chunk.token_ids))]
+        positions = [p for c in chunks for p in range(c.start, c.start + len(c.token_ids))]
+        self.context.body = RowMap(slots, device=self._device)
+        arithmetic = self.context.arithmetic
         spans = [Span(chunk.start, len(chunk.token_ids), chunk.table) for chunk in chunks]
-        body = RowMap(slots, device=self._device)
-        wanted = _last_rows(chunks)
-        self.context.body = body
-        # A head over no rows has no groups; it is skipped by asking for the body alone.
-        self.context.head = (
-            RowMap([slots[row] for row in wanted], device=self._device) if wanted else None
-        )
-        inputs = {
-            "input_ids": self._row_tensor(ids),
-            "position_ids": self._row_tensor(positions),
-            "use_cache": False,
-            "batch": AttentionBatch(spans, self.cache),
-        }
+        batch = arithmetic.prepare(spans, self.cache)
+        rotation = self.model.rotation(self._on_device(positions))
+        x_TH = self.model.embed(self._on_device(ids))
+        for layer in range(self.model.config.num_layers):
+            x_TH = self.model.block(layer, x_TH, rotation=rotation, batch=batch)
+        x_TH = self.model.final_norm(x_TH)
+        return StepResult(self._logits(x_TH, chunks, slots), _finite(x_TH, chunks))
+
+    def _logits(
+        self, x_TH: torch.Tensor, chunks: Sequence[Chunk], slots: Sequence[int]
+    ) -> torch.Tensor:
+        wanted = _wanted_rows(chunks)
         if not wanted:
-            self.model.base_model(**inputs)
-            return torch.empty(0, 0, device=self._device)
-        keep = torch.tensor(wanted, dtype=torch.long, device=self._device)
-        logits: torch.Tensor = self.model(**inputs, logits_to_keep=keep).logits
-        return logits[0]
+            return x_TH.new_empty(0, 0)
+        self.context.head = RowMap([slots[row] for row in wanted], device=self._device)
+        if len(wanted) < len(x_TH):
+            x_TH = x_TH.index_select(0, self._on_device(wanted))
+        return self.model.logits(x_TH)
 
-    def _row_tensor(self, values: Sequence[int]) -> torch.Tensor:
-        return torch.tensor([values], dtype=torch.long, device=self._device)
+    def _on_device(self, values: Sequence[int]) -> torch.Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self._device)
 
 
-def _last_rows(chunks: Sequence[Chunk]) -> list[int]:
-    """Returns the row of the last token of every chunk that wants one."""
+def _wanted_rows(chunks: Sequence[Chunk]) -> list[int]:
     rows: list[int] = []
     end = 0
     for chunk in chunks:
         end += len(chunk.token_ids)
-        if chunk.wants_token:
-            rows.append(end - 1)
+        rows.extend(range(end - chunk.num_logits, end))
     return rows
+
+
+def _finite(x_TH: torch.Tensor, chunks: Sequence[Chunk]) -> list[bool]:
+    """Says of each chunk whether its rows are free of NaN and infinities."""
+    # A sum over a row is finite only if all its elements are; it overflows for none that is sane.
+    of_row = torch.isfinite(x_TH.sum(dim=1, dtype=torch.float32)).tolist()
+    if all(of_row):
+        return [True] * len(chunks)
+    finite: list[bool] = []
+    end = 0
+    for chunk in chunks:
+        first, end = end, end + len(chunk.token_ids)
+        finite.append(all(of_row[first:end]))
+    return finite

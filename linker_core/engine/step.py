@@ -47,30 +47,28 @@ def compute(runner: Runner, chunks: Sequence[Scheduled]) -> StepRun:
     """
     run = StepRun()
     _compute(runner, chunks, run)
-    if run.failed:
-        _log.error("%d of %d chunks of a step failed", len(run.failed), len(chunks))
     return run
 
 
 def _compute(runner: Runner, chunks: Sequence[Scheduled], run: StepRun) -> None:
     try:
         run.computed.append(_forward(runner, chunks))
-    except Exception:  # noqa: BLE001 - whatever failed, it must end no more than its own chunks
-        _log.exception("a forward pass of %d chunks failed", len(chunks))
+        return
+    except Exception as error:  # noqa: BLE001 - whatever failed, it must end its own chunks alone
         if len(chunks) == 1:
+            _log.exception("a forward pass failed for request %s", chunks[0].sequence.request_id)
             run.failed.append(chunks[0])
             return
-        # Outside this clause the exception would hold on to the tensors of the failed pass.
-        middle = len(chunks) // 2
-    else:
-        return
+        _log.warning("a forward pass of %d chunks failed: %s", len(chunks), type(error).__name__)
+    # Out of the clause, where the exception would hold on to the tensors of the failed pass.
+    middle = len(chunks) // 2
     _compute(runner, chunks[:middle], run)
     _compute(runner, chunks[middle:], run)
 
 
 def _forward(runner: Runner, chunks: Sequence[Scheduled]) -> Computed:
-    logits_RV = runner.forward([_as_chunk(chunk) for chunk in chunks])
-    return Computed(chunks, logits_RV, [True] * len(chunks))
+    result = runner.forward([_as_chunk(chunk) for chunk in chunks])
+    return Computed(chunks, result.logits_RV, result.finite)
 
 
 def _as_chunk(scheduled: Scheduled) -> Chunk:
@@ -81,5 +79,5 @@ def _as_chunk(scheduled: Scheduled) -> Chunk:
         token_ids=sequence.tokens[start : start + num_tokens],
         start=start,
         table=sequence.table,
-        wants_token=scheduled.wants_token,
+        num_logits=scheduled.num_logits,
     )

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
+from linker_core.engine.arithmetic import Arithmetic, Product
 from linker_core.engine.leaf import RoutedLeaf, Tensors
-from linker_core.engine.linear import LinearProduct
-from linker_core.engine.rows import RowGroup, RowMap, StepContext, partition, put_rows, take_rows
+from linker_core.engine.rows import RowGroup, RowMap, StepContext, partition
 from linker_core.residency.ledger import Stored, StoredRows, StoredTensor
 
 
@@ -81,7 +81,7 @@ class RoutedHead(RoutedTable):
         """Returns [1, rows that need a token, widest vocabulary]."""
         rows = self.context.head
         assert rows is not None, "a routed model runs only inside a step"
-        y_TV = project(x_1TH[0], rows, self.tables(rows), linear=self.context.linear)
+        y_TV = project(x_1TH[0], rows, self.tables(rows), arithmetic=self.context.arithmetic)
         return y_TV.unsqueeze(0)
 
 
@@ -113,15 +113,14 @@ def look_up(
         hidden = bases[0].tensor.shape[1]
         out_TH = torch.empty(len(ids_T), hidden, dtype=dtype, device=ids_T.device)
         for group, base in zip(rows.groups(labels), bases, strict=True):
-            put_rows(out_TH, group, gather(base, take_rows(ids_T, group)))
+            group.put(out_TH, gather(base, group.take(ids_T)))
     for group, table in _split_tables(rows, tables):
-        own_TH = _with_own(table, take_rows(ids_T, group), take_rows(out_TH, group))
-        put_rows(out_TH, group, own_TH)
+        group.put(out_TH, _with_own(table, group.take(ids_T), group.take(out_TH)))
     return out_TH
 
 
 def project(
-    x_TH: torch.Tensor, rows: RowMap, tables: Sequence[Stored], *, linear: LinearProduct
+    x_TH: torch.Tensor, rows: RowMap, tables: Sequence[Stored], *, arithmetic: Arithmetic
 ) -> torch.Tensor:
     """Multiplies with every row of the tables: one product for each distinct donor's table.
 
@@ -129,7 +128,7 @@ def project(
         x_TH: The activations.
         rows: The slot of each row of the batch.
         tables: For each slot of `rows.distinct`.
-        linear: The product.
+        arithmetic: Computes the products.
 
     Returns:
         [T, V]; a row is valid up to its own table's number of rows and zero beyond.
@@ -137,24 +136,18 @@ def project(
     labels, bases = partition(table.base for table in tables)
     num_columns = max(table.num_rows for table in tables)
     widths = [_needed_rows(base, tables) for base in bases]
-
-    def product(part_TH: torch.Tensor, index: int) -> torch.Tensor:
-        weight_VH, width = bases[index].tensor, widths[index]
-        return linear(part_TH, weight_VH if len(weight_VH) == width else weight_VH[:width], None)
-
-    if widths == [num_columns]:
-        y_TV = product(x_TH, 0)
-    else:
-        blank = x_TH.new_empty if set(widths) == {num_columns} else x_TH.new_zeros
-        y_TV = blank(len(x_TH), num_columns)
-        for index, group in enumerate(rows.groups(labels)):
-            put_rows(y_TV[:, : widths[index]], group, product(take_rows(x_TH, group), index))
+    blank = x_TH.new_empty if set(widths) == {num_columns} else x_TH.new_zeros
+    y_TV = blank(len(x_TH), num_columns)
+    for group, base, width in zip(rows.groups(labels), bases, widths, strict=True):
+        product = Product(base.tensor[:width], y_TV[:, :width], None)
+        arithmetic.multiply(x_TH, group, [product])
     for group, table in _split_tables(rows, tables):
         if len(table.own):
-            own_Tn = linear(take_rows(x_TH, group), table.own, None)
-            block = group if isinstance(group, slice) else group.unsqueeze(1)
-            y_TV[block, table.positions] = own_Tn
-        y_TV[group, table.num_rows :] = 0.0  # the donor's further rows are no tokens of this one
+            own_Tn = x_TH.new_empty(len(x_TH), len(table.own))
+            arithmetic.multiply(x_TH, group, [Product(table.own, own_Tn, None)])
+            y_TV[group.indices_n.unsqueeze(1), table.positions] = group.take(own_Tn)
+        # The donor's further rows are no tokens of this one.
+        y_TV[group.indices_n, table.num_rows :] = 0.0
     return y_TV
 
 

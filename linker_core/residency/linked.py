@@ -100,7 +100,7 @@ def _assemble(
     device = lender.device if lender else torch.device("cpu")
     config = checkpoint.config
     dtype = lender.dtype if lender else getattr(torch, config.dtype)
-    model = build_skeleton(config, device=device, dtype=dtype, attn_implementation=None)
+    model = build_skeleton(config, device=device, dtype=dtype)
     for name, rung in plan.rungs.items():
         if rung is Rung.ALIAS:
             assert lender is not None

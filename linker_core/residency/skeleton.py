@@ -29,11 +29,7 @@ _CONFIG_CLASSES: dict[Architecture, type[PretrainedConfig]] = {
 
 
 def build_skeleton(
-    config: ModelConfig,
-    *,
-    device: torch.device,
-    dtype: torch.dtype,
-    attn_implementation: str | None,
+    config: ModelConfig, *, device: torch.device, dtype: torch.dtype
 ) -> PreTrainedModel:
     """Returns the model of a shape in eval mode, its parameters on `meta`.
 
@@ -44,11 +40,10 @@ def build_skeleton(
         config: Shape and arithmetic.
         device: Where buffers such as `inv_freq` go; they stay float32.
         dtype: Of the parameters to come.
-        attn_implementation: A name in transformers' attention interface; None is its own choice.
     """
     with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
-            transformers_config(config), attn_implementation=attn_implementation, dtype=dtype
+            transformers_config(config), dtype=dtype
         )
     model.tie_weights()
     for module in model.modules():

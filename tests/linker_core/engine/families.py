@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from linker_core.engine.attention import ATTENTION_NAME, register_attention
+from linker_core.engine.arithmetic import Arithmetic
+from linker_core.engine.devices import arithmetic_for
 from linker_core.engine.kv_cache import KVCache, KVShape
 from linker_core.engine.runner import Runner
 from linker_core.residency.ledger import Stored, StoredRows, StoredTensor
-from linker_core.residency.skeleton import build_skeleton
 from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME
@@ -104,16 +104,15 @@ class Family:
         return slot
 
 
-def build_family(path: Path, *, num_pages: int = 64) -> Family:
+def build_family(
+    path: Path, *, num_pages: int = 64, arithmetic: Arithmetic | None = None
+) -> Family:
     """A family whose slot 0 is the donor at `path`."""
-    register_attention()
     with Checkpoint.open(path) as checkpoint:
         config = checkpoint.config
-    skeleton = build_skeleton(
-        config, device=CPU, dtype=torch.float32, attn_implementation=ATTENTION_NAME
-    )
     cache = KVCache(kv_shape(config, num_pages=num_pages), device=CPU)
-    family = Family(Runner(skeleton, cache, device=CPU), cache)
+    runner = Runner(config, cache, arithmetic or arithmetic_for(CPU), device=CPU)
+    family = Family(runner, cache)
     family.add(stored_tensors(path))
     return family
 

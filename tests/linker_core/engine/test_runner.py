@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from linker_core.engine.kv_cache import PageTable
-from linker_core.engine.linear import LinearProduct
+from linker_core.engine.arithmetic import Product
+from linker_core.engine.cpu.arithmetic import CompiledArithmetic
+from linker_core.engine.page_table import PageTable
+from linker_core.engine.rows import RowGroup
 from linker_core.engine.runner import Chunk
 from tests.linker_core.engine.families import (
     Family,
@@ -66,7 +70,7 @@ class Stream:
             token_ids=self.tokens[start : self.done],
             start=start,
             table=self.table,
-            wants_token=True,
+            num_logits=1,
         )
 
 
@@ -91,7 +95,7 @@ def test_forward_mixed_ragged_batches_give_each_variants_own_logits(
     ]
     for lengths in plan:
         taking = [(i, n) for i, n in enumerate(lengths) if n]
-        logits = family.runner.forward([streams[i].chunk(n) for i, n in taking])
+        logits = family.runner.forward([streams[i].chunk(n) for i, n in taking]).logits_RV
         for row, (i, _) in enumerate(taking):
             want = references[i][streams[i].done - 1]
             assert relative_error(logits[row], want) <= TOLERANCE
@@ -108,10 +112,10 @@ def test_forward_scattered_pages_give_the_contiguous_logits(
     streams = [Stream(family, 0, tokens) for _ in range(3)]
     assert family.cache.grow(PageTable(), 4 * (64 - 30))
     for _ in range(8):
-        logits = family.runner.forward([stream.chunk(5) for stream in streams])
+        logits = family.runner.forward([stream.chunk(5) for stream in streams]).logits_RV
         for row, stream in enumerate(streams):
             assert relative_error(logits[row], want[stream.done - 1]) <= TOLERANCE
-    assert not all(stream.table.contiguous for stream in streams)
+    assert any((np.diff(stream.table.pages) != 1).any() for stream in streams)
     family.cache.check_integrity()
 
 
@@ -123,24 +127,21 @@ def test_forward_aliased_variants_share_one_product_per_layer(tmp_path: Path) ->
         path = make_variant(tmp_path / f"v{number}", base, scale=0.1, seed=number + 1)
         family.add(stored_tensors(path, donor=donor, aliased=lambda name: "layers" in name))
     calls: list[tuple[int, int]] = []
-    product = family.runner.context.linear
 
-    class Counting(LinearProduct):
-        def __call__(
-            self, x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None
-        ) -> torch.Tensor:
-            calls.append((id(weight_OI), len(x_TI)))
-            return product(x_TI, weight_OI, bias_O)
+    class Counting(CompiledArithmetic):
+        def multiply(self, x_TI: torch.Tensor, rows: RowGroup, products: Sequence[Product]) -> None:
+            calls.extend((p.weight_OI.data_ptr(), len(rows.indices_n)) for p in products)
+            super().multiply(x_TI, rows, products)
 
-    family.runner.context.linear = Counting()
+    family.runner.context.arithmetic = Counting()
     streams = [Stream(family, slot, tokens_of(slot, 9)) for slot in range(4)]
     family.runner.forward([stream.chunk(2 + stream.slot) for stream in streams])
     for layer in range(3):
         weight = donor[f"model.layers.{layer}.self_attn.q_proj.weight"].base.tensor
-        assert calls.count((id(weight), 2 + 3 + 4 + 5)) == 1
-        assert sum(key == id(weight) for key, _ in calls) == 1
+        assert calls.count((weight.data_ptr(), 2 + 3 + 4 + 5)) == 1
+        assert sum(key == weight.data_ptr() for key, _ in calls) == 1
     # Heads are the variants' own: one product each, over the one row that needs a token.
-    heads = {id(stored["lm_head.weight"].base.tensor) for stored in family.stored}
+    heads = {stored["lm_head.weight"].base.tensor.data_ptr() for stored in family.stored}
     assert sorted(rows for key, rows in calls if key in heads) == [1, 1, 1, 1]
 
 
@@ -154,7 +155,7 @@ def test_forward_vocabularies_of_two_widths_share_a_batch(tmp_path: Path) -> Non
         Stream(family, 0, tokens_of(1, 6)),
         Stream(family, 1, [513, 512, *tokens_of(2, 4)]),
     ]
-    logits = family.runner.forward([stream.chunk(6) for stream in streams])
+    logits = family.runner.forward([stream.chunk(6) for stream in streams]).logits_RV
     assert logits.shape == (2, 514)
     narrow_want = reference_logits(reference_model(base), streams[0].tokens)[-1]
     wide_want = reference_logits(reference_model(wide, stored=family.stored[1]), streams[1].tokens)[
@@ -168,11 +169,9 @@ def test_forward_only_wanted_rows_reach_the_head(tmp_path: Path) -> None:
     family, base = mixed_family(tmp_path, "qwen2")
     quiet, asking = Stream(family, 0, tokens_of(3, 8)), Stream(family, 2, tokens_of(4, 8))
     silent = quiet.chunk(5)
-    silent = Chunk(
-        slot=0, token_ids=silent.token_ids, start=0, table=silent.table, wants_token=False
-    )
-    assert family.runner.forward([silent]).numel() == 0
-    logits = family.runner.forward([quiet.chunk(3), asking.chunk(8)])
+    silent = Chunk(slot=0, token_ids=silent.token_ids, start=0, table=silent.table, num_logits=0)
+    assert family.runner.forward([silent]).logits_RV.numel() == 0
+    logits = family.runner.forward([quiet.chunk(3), asking.chunk(8)]).logits_RV
     own = reference_model(base, stored=family.stored[2])
     assert relative_error(logits[1], reference_logits(own, asking.tokens)[-1]) <= TOLERANCE
     donor = reference_model(base)
@@ -187,7 +186,7 @@ def test_forward_variant_of_another_checkpoint_dtype_shares_the_batch(
     other = make_checkpoint(tmp_path / "other", dtype=dtype, seed=3)
     family.add(stored_tensors(other, donor=family.stored[0], aliased=lambda n: "layers.1" in n))
     streams = [Stream(family, slot, tokens_of(slot, 9)) for slot in (0, 1)]
-    logits = family.runner.forward([stream.chunk(9) for stream in streams])
+    logits = family.runner.forward([stream.chunk(9) for stream in streams]).logits_RV
     for row, path in enumerate((tmp_path / "base", other)):
         model = reference_model(path, stored=family.stored[row])
         want = reference_logits(model, streams[row].tokens)[-1]

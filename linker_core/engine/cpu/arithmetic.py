@@ -1,0 +1,289 @@
+"""The operations of a block on a CPU: float32 rows over the checkpoint's words, compiled.
+
+A row's result is the same bit for bit whatever the batch, its order, the chunks of a prompt and the
+pages: each kernel sums a row in one order that depends on the row alone.
+
+Legend: T rows of the batch, n rows of a group, X elements of a row.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import struct
+from collections.abc import Sequence
+from functools import cache, partial
+
+import llvmlite.binding as llvm
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from linker_core.engine.arithmetic import (
+    AttentionShape,
+    ByRow,
+    Norm,
+    Product,
+    Rotation,
+    Span,
+)
+from linker_core.engine.cpu.attention_code import emit_attention
+from linker_core.engine.cpu.attention_spec import ITEM_ROWS, AttentionSpec
+from linker_core.engine.cpu.dot_product import DotProduct, Rounded, Widened
+from linker_core.engine.cpu.gate_code import emit_gate
+from linker_core.engine.cpu.norm_code import NormSpec, emit_norm
+from linker_core.engine.cpu.product_code import PIECE_ROWS, Tiling, emit_product, packed_elements
+from linker_core.engine.cpu.regions import Region, compile_regions
+from linker_core.engine.kv_cache import KVCache
+from linker_core.engine.rows import RowGroup
+
+_DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
+# Below so many multiplications, or elements, a second thread takes longer to wake than it saves.
+_MIN_SHARED_PRODUCT, _MIN_SHARED_ELEMENTS = 1 << 16, 1 << 14
+_MIN_SHARED_SEEN = 1 << 10  # positions that all heads and rows see, together
+_NO_WINDOW = 1 << 62
+_LAST_PIECE = 1 << 62  # of no job: ends the list of a task
+
+
+class CompiledArithmetic:
+    """Compiled loops on torch's threads. Used by one thread.
+
+    Args:
+        rounded: Whether products round their rows to bfloat16 over bfloat16 words, which halves
+            their time on CPUs with units for it (AVX512_BF16); elsewhere it changes nothing.
+    """
+
+    def __init__(self, *, rounded: bool = False) -> None:
+        self._rounded = rounded
+        self._packed = torch.empty(0)
+
+    def multiply(self, x_TI: torch.Tensor, rows: RowGroup, products: Sequence[Product]) -> None:
+        """See `Arithmetic.multiply`."""
+        for dtype in dict.fromkeys(product.weight_OI.dtype for product in products):
+            same = [product for product in products if product.weight_OI.dtype is dtype]
+            self._multiply(x_TI, rows, same, _DTYPES[dtype])
+
+    def _multiply(
+        self, x_TI: torch.Tensor, rows: RowGroup, products: Sequence[Product], dtype: str
+    ) -> None:
+        num_rows, width = len(rows.indices_n), x_TI.shape[1]
+        num_out = sum(len(product.weight_OI) for product in products)
+        num_threads = _threads(num_rows * num_out * width, _MIN_SHARED_PRODUCT)
+        jobs: list[int] = []
+        kept: list[np.ndarray] = []  # addresses that the jobs point to
+        num_pieces = 0
+        apart: list[Product] = []  # those whose bias is not in the weight's type
+        for product in products:
+            weight_OI, y_TO, bias = product
+            biases, step = 0, 0
+            if bias is not None and any(b.dtype is not weight_OI.dtype for b in bias.tensors):
+                apart.append(product)
+            elif bias is not None:
+                addresses, step = _addresses(bias, rows)
+                kept.append(addresses)
+                biases = addresses.ctypes.data
+            jobs += (weight_OI.data_ptr(), y_TO.data_ptr(), y_TO.stride(0), len(weight_OI))
+            jobs += (num_pieces, biases, step)
+            num_pieces += -(-len(weight_OI) // PIECE_ROWS)
+        jobs += (0, 0, 0, 0, _LAST_PIECE, 0, 0)
+        records = (ctypes.c_int64 * len(jobs))(*jobs)
+        packed = self._room(num_rows, width, num_threads)
+        task = (
+            *(x_TI.data_ptr(), x_TI.stride(0), rows.indices_n.data_ptr(), num_rows, width),
+            *(packed, num_pieces, 0, ctypes.addressof(records)),
+        )
+        _product(dtype, self._rounded).run(task, num_threads=num_threads)
+        for product in apart:
+            assert product.bias is not None
+            y_nO = rows.take(product.y_TO) + product.bias.gathered(rows, product.y_TO.dtype)
+            rows.put(product.y_TO, y_nO)
+
+    def normalize(
+        self, x_TX: torch.Tensor, weights: ByRow, norm: Norm, out_TX: torch.Tensor
+    ) -> None:
+        """See `Arithmetic.normalize`."""
+        every = RowGroup(_numbers(len(x_TX)), slice(0, len(x_TX)))
+        for dtype, rows in _by_dtype(weights, every):
+            width = len(weights.tensors[0])
+            addresses, step = _addresses(weights, rows)
+            num_rows = len(rows.indices_n)
+            task = (
+                *(x_TX.data_ptr(), x_TX.stride(0), out_TX.data_ptr(), out_TX.stride(0)),
+                *(rows.indices_n.data_ptr(), num_rows, x_TX.shape[1] // width, width),
+                *(addresses.ctypes.data, step, _float_bits(norm.eps)),
+            )
+            num_threads = _threads(num_rows * x_TX.shape[1], _MIN_SHARED_ELEMENTS)
+            _norm(dtype, norm.plus_one).run(task, num_threads=num_threads)
+
+    def gate(self, gate_TI: torch.Tensor, up_TI: torch.Tensor, activation: str) -> None:
+        """See `Arithmetic.gate`."""
+        if activation == "gelu":  # the error function is torch's
+            torch.mul(F.gelu(gate_TI), up_TI, out=gate_TI)
+            return
+        task = (
+            *(gate_TI.data_ptr(), gate_TI.stride(0), up_TI.data_ptr(), up_TI.stride(0)),
+            *(*gate_TI.shape, 0),
+        )
+        num_threads = _threads(gate_TI.numel(), _MIN_SHARED_ELEMENTS)
+        _gate(activation).run(task, num_threads=num_threads)
+
+    def prepare(self, spans: Sequence[Span], cache: KVCache) -> _PagedBatch:
+        """See `Arithmetic.prepare`."""
+        return _PagedBatch(spans, cache)
+
+    def attend(
+        self,
+        qkv_TX: torch.Tensor,
+        rotation: Rotation,
+        batch: _PagedBatch,
+        *,
+        layer: int,
+        shape: AttentionShape,
+    ) -> torch.Tensor:
+        """See `Arithmetic.attend`."""
+        out_TX = qkv_TX.new_empty(len(qkv_TX), shape.num_heads * shape.head_dim)
+        cache = batch.cache
+        task = (
+            *(qkv_TX.data_ptr(), qkv_TX.stride(0)),
+            *(rotation.cos_TD.data_ptr(), rotation.sin_TD.data_ptr()),
+            *(cache.keys_LNKDP[layer].data_ptr(), cache.values_LNKPD[layer].data_ptr()),
+            *(shape.num_kv_heads, batch.spans.ctypes.data, len(batch.spans)),
+            *(batch.items.ctypes.data, len(batch.items), 0),
+            *(out_TX.data_ptr(), out_TX.stride(0), _float_bits(shape.scaling)),
+            _NO_WINDOW if shape.window is None else shape.window,
+        )
+        region = _attention(shape, cache.shape.page_tokens)
+        region.run(task, num_threads=_threads(batch.num_seen * shape.num_heads, _MIN_SHARED_SEEN))
+        return out_TX
+
+    def _room(self, num_rows: int, width: int, num_threads: int) -> int:
+        """Returns where rows can be packed."""
+        needed = packed_elements(_tiling(), num_rows=num_rows, width=width, num_threads=num_threads)
+        if self._packed.numel() < needed:
+            self._packed = torch.empty(needed)
+        return self._packed.data_ptr()
+
+
+class _PagedBatch:
+    """A step's spans as the attention region reads them.
+
+    Args:
+        spans: In the order of the rows.
+        cache: Whose pages they have.
+    """
+
+    def __init__(self, spans: Sequence[Span], cache: KVCache) -> None:
+        self.cache = cache
+        firsts = itertools.accumulate((span.num_rows for span in spans), initial=0)
+        self._pages = [span.table.pages for span in spans]  # kept where the addresses say
+        self.spans = np.array(
+            [
+                (first, span.num_rows, span.start, pages.ctypes.data)
+                for first, span, pages in zip(firsts, spans, self._pages, strict=False)
+            ],
+            np.int64,
+        )
+        self.items = np.array(
+            [
+                (number, row)
+                for number, span in enumerate(spans)
+                for row in range(0, span.num_rows, ITEM_ROWS)
+            ],
+            np.int64,
+        )
+        self.num_seen = sum(span.num_rows * (span.start + span.num_rows) for span in spans)
+
+
+def _threads(work: int, least: int) -> int:
+    return torch.get_num_threads() if work >= least else 1
+
+
+def _addresses(tensors: ByRow, rows: RowGroup) -> tuple[np.ndarray, int]:
+    """Returns where each row's tensor lies, and the step from row to row."""
+    addresses = np.array([tensor.data_ptr() for tensor in tensors.tensors], np.int64)
+    if tensors.labels_T is None:
+        return addresses, 0
+    return addresses[rows.take(tensors.labels_T).numpy()], 1
+
+
+def _by_dtype(tensors: ByRow, every: RowGroup) -> list[tuple[str, RowGroup]]:
+    """Returns the rows whose tensors are of one type, for each type."""
+    dtypes = [_DTYPES[tensor.dtype] for tensor in tensors.tensors]
+    if tensors.labels_T is None or len(set(dtypes)) == 1:
+        return [(dtypes[0], every)]
+    of_row = np.array(dtypes)[tensors.labels_T.numpy()]
+    return [
+        (dtype, RowGroup(torch.from_numpy(np.flatnonzero(of_row == dtype)), None))
+        for dtype in dict.fromkeys(dtypes)
+    ]
+
+
+def _numbers(count: int) -> torch.Tensor:
+    """Returns 0, 1, … as a tensor that is made once."""
+    return _all_numbers(1 << max(0, count - 1).bit_length())[:count]
+
+
+@cache
+def _all_numbers(count: int) -> torch.Tensor:
+    return torch.arange(count)
+
+
+def _float_bits(value: float) -> int:
+    """Returns the word whose first four bytes are a float32."""
+    return int(struct.unpack("<q", struct.pack("<fI", value, 0))[0])
+
+
+@cache
+def _tiling() -> Tiling:
+    """Returns how this CPU's vectors are used."""
+    features = llvm.get_host_cpu_features()
+    if features.get("avx512f"):
+        return Tiling(lanes=16, num_registers=32, panel_rows=6)
+    if features.get("avx2"):
+        return Tiling(lanes=8, num_registers=16, panel_rows=4)
+    return Tiling(lanes=4, num_registers=32 if features.get("neon") else 16, panel_rows=4)
+
+
+def can_round() -> bool:
+    """Whether this CPU multiplies pairs of bfloat16."""
+    return bool(llvm.get_host_cpu_features().get("avx512bf16"))
+
+
+@cache
+def _product(dtype: str, rounded: bool) -> Region:
+    tiling = _tiling()
+    dot: DotProduct = Widened(dtype, tiling.lanes)
+    if rounded and dtype == "BF16" and can_round():
+        dot = Rounded()
+    name = f"product-{dtype}-{type(dot).__name__.lower()}-{tiling.lanes}"
+    emit = partial(emit_product, dot=dot, dtype=dtype, tiling=tiling)
+    return Region(compile_regions(name, emit), "product")
+
+
+@cache
+def _norm(dtype: str, plus_one: bool) -> Region:
+    spec = NormSpec(dtype=dtype, plus_one=plus_one, lanes=_tiling().lanes)
+    emit = partial(emit_norm, spec=spec)
+    return Region(compile_regions(f"{spec.symbol}-{spec.lanes}", emit), spec.symbol)
+
+
+@cache
+def _gate(activation: str) -> Region:
+    lanes = _tiling().lanes
+    emit = partial(emit_gate, activation=activation, lanes=lanes)
+    return Region(compile_regions(f"gate-{activation}-{lanes}", emit), f"gate_{activation}")
+
+
+@cache
+def _attention(shape: AttentionShape, page_tokens: int) -> Region:
+    tiling = _tiling()
+    spec = AttentionSpec(
+        head_dim=shape.head_dim,
+        group=shape.num_heads // shape.num_kv_heads,
+        page_tokens=page_tokens,
+        lanes=tiling.lanes,
+        num_registers=tiling.num_registers,
+        softcap=shape.softcap,
+    )
+    emit = partial(emit_attention, spec=spec)
+    return Region(compile_regions(f"{spec.symbol}-{spec.lanes}", emit), spec.symbol)

@@ -1,0 +1,159 @@
+"""A Hugging Face model whose leaves serve many variants, run section by section.
+
+Legend: T rows of the batch, H hidden size, V widest vocabulary among them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from linker_core.engine.arithmetic import AttentionShape, Norm, Rotation
+from linker_core.engine.block import GatedMLP, PagedAttention
+from linker_core.engine.leaf import RoutedLeaf
+from linker_core.engine.routing import RoutedLinear, RoutedNorm
+from linker_core.engine.rows import StepContext
+from linker_core.engine.token_leaves import RoutedEmbedding, RoutedHead
+from linker_core.residency.skeleton import build_skeleton
+from linker_core.weights.architecture import SLIDING, Architecture, ModelConfig
+
+_ROTATION_BLOCK = 1024  # positions whose cosines and sines are worked out together
+
+
+class RoutedModel:
+    """The skeleton of a family with routed leaves, none of them bound to any slot.
+
+    Args:
+        config: The family's shape.
+        context: What the leaves read at each step.
+        device: Where everything lies.
+        dtype: Of the activations.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        context: StepContext,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.config = config
+        self.context = context
+        self._model: Any = build_skeleton(config, device=device, dtype=dtype)
+        self.leaves = _route(self._model, config, context, dtype)
+        body = self._model.model
+        for layer, block in enumerate(body.layers):
+            shape = attention_shape(config, layer)
+            block.self_attn = PagedAttention(block.self_attn, layer, shape, context)
+            block.mlp = GatedMLP(block.mlp, config.hidden_act, context)
+        self._rotations = _Rotations(body.rotary_emb, device=device, dtype=dtype)
+
+    def embed(self, ids_T: torch.Tensor) -> torch.Tensor:
+        """Returns the first hidden states [T, H]."""
+        out: torch.Tensor = self._model.model.embed_tokens(ids_T.unsqueeze(0))[0]
+        return out
+
+    def rotation(self, positions_T: torch.Tensor) -> Rotation:
+        """Returns the rotation of every row."""
+        return self._rotations.at(positions_T)
+
+    def block(
+        self, layer: int, x_TH: torch.Tensor, *, rotation: Rotation, batch: Any
+    ) -> torch.Tensor:
+        """Returns the hidden states [T, H] behind a block.
+
+        Args:
+            layer: Which.
+            x_TH: Hidden states before it.
+            rotation: By row.
+            batch: The step's, from `Arithmetic.prepare`.
+        """
+        block = self._model.model.layers[layer]
+        out: torch.Tensor = block(
+            x_TH.unsqueeze(0), position_embeddings=rotation, attention_mask=None, batch=batch
+        )
+        return out[0]
+
+    def final_norm(self, x_TH: torch.Tensor) -> torch.Tensor:
+        """Returns what the head reads, [T, H]."""
+        out: torch.Tensor = self._model.model.norm(x_TH.unsqueeze(0))
+        return out[0]
+
+    def logits(self, x_TH: torch.Tensor) -> torch.Tensor:
+        """Returns [T, V] of the rows that `context.head` maps."""
+        logits_TV: torch.Tensor = self._model.lm_head(x_TH.unsqueeze(0))[0]
+        cap = self.config.final_logit_softcapping
+        return logits_TV if cap is None else logits_TV.div_(cap).tanh_().mul_(cap)
+
+
+def attention_shape(config: ModelConfig, layer: int) -> AttentionShape:
+    """Returns how a layer attends."""
+    scale_by = config.query_pre_attn_scalar or config.head_dim
+    sliding = config.layer_types[layer] == SLIDING
+    return AttentionShape(
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        scaling=scale_by**-0.5,
+        window=config.sliding_window if sliding else None,
+        softcap=config.attn_logit_softcapping,
+    )
+
+
+class _Rotations:
+    """Cosines and sines by position, worked out a block of positions at a time as they are needed.
+
+    A position's are then the same in every step, to the last bit.
+    """
+
+    def __init__(self, rotary: nn.Module, *, device: torch.device, dtype: torch.dtype) -> None:
+        self._rotary = rotary
+        self._like = torch.empty(0, dtype=torch.float32, device=device)
+        self._dtype = dtype
+        self._known: Rotation | None = None
+
+    def at(self, positions_T: torch.Tensor) -> Rotation:
+        """Returns the rotation of each position."""
+        known = self._grown(int(positions_T.max()) + 1)
+        return Rotation(*(part.index_select(0, positions_T) for part in known))
+
+    def _grown(self, num_positions: int) -> Rotation:
+        known = self._known
+        while known is None or len(known.cos_TD) < num_positions:
+            first = 0 if known is None else len(known.cos_TD)
+            positions = torch.arange(first, first + _ROTATION_BLOCK, device=self._like.device)
+            more = [part[0] for part in self._rotary(self._like, positions.unsqueeze(0))]
+            known = Rotation(
+                *(more if known is None else map(torch.cat, zip(known, more, strict=True)))
+            )
+            self._known = known
+        return known
+
+
+def _route(
+    model: nn.Module, config: ModelConfig, context: StepContext, dtype: torch.dtype
+) -> list[RoutedLeaf]:
+    """Replaces every leaf that has parameters, in place; returns the new ones."""
+    leaves: list[RoutedLeaf] = []
+    norm = Norm(config.rms_norm_eps, plus_one=config.architecture is Architecture.GEMMA2)
+    for name, module in list(model.named_modules()):
+        if not list(module.named_parameters(recurse=False)):
+            continue
+        assert not list(module.children()), f"{name} has parameters and children"
+        leaf: RoutedLeaf
+        if isinstance(module, nn.Embedding):
+            leaf = RoutedEmbedding(name, module, context, dtype=dtype)
+        elif not isinstance(module, nn.Linear):
+            leaf = RoutedNorm(name, module, context, norm)
+        elif name == "lm_head":
+            leaf = RoutedHead(name, module, context)
+        else:
+            leaf = RoutedLinear(name, module, context)
+        parent, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(parent), attribute, leaf)
+        leaves.append(leaf)
+    assert not list(model.parameters())
+    return leaves
