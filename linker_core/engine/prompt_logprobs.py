@@ -48,7 +48,7 @@ class PromptLogprobs:
             return
         targets = torch.tensor(sequence.tokens[start + 1 : end + 1], device=logits_NV.device)
         own_NV = logits_NV[: end - start, : sequence.vocab_size]
-        scored = score(own_NV, targets, self._top_ids_PC.shape[1])
+        scored = score(own_NV, targets, self._top_ids_PC.shape[1], with_ranks=True)
         self._logprob_P[start:end] = scored.logprobs.cpu()
         self._rank_P[start:end] = scored.ranks.cpu()
         self._top_values_PC[start:end] = scored.top_values.cpu()

@@ -89,9 +89,12 @@ class Sampler:
 
 
 def _finite(logits_RV: torch.Tensor) -> list[bool]:
-    # Both pass a NaN on, and each is much faster than aminmax over the same rows.
-    finite_R = torch.isfinite(logits_RV.amin(dim=1)) & torch.isfinite(logits_RV.amax(dim=1))
-    return finite_R.tolist()
+    """Says of each row whether all its logits are finite."""
+    # A finite sum has finite parts alone, and is much faster than any other look at all of them.
+    finite: list[bool] = torch.isfinite(logits_RV.sum(dim=1)).tolist()
+    if not all(finite):
+        finite = torch.isfinite(logits_RV).all(dim=1).tolist()
+    return finite
 
 
 def _choose(
@@ -141,9 +144,10 @@ def _argmax(scores_RV: torch.Tensor) -> torch.Tensor:
 def _choose_special(
     logits_RV: torch.Tensor, rows: Sequence[int], states: Sequence[RowState], masks: GrammarMasks
 ) -> list[Result]:
-    raw_GV = logits_RV if len(rows) == len(logits_RV) else logits_RV[rows]
-    scores_GV = _with_whole_runs(raw_GV)
-    is_dead = [False] * len(rows)
+    raw_GV = _rows(logits_RV, rows)
+    scores_GV, is_dead = raw_GV, [False] * len(rows)
+    if any(state.is_edited or not state.is_greedy for state in states):
+        scores_GV = _with_whole_runs(raw_GV)
     if any(state.is_edited for state in states):
         apply_edits(scores_GV, states, masks)
         is_dead = (scores_GV.amax(dim=1) == -torch.inf).tolist()
@@ -153,6 +157,10 @@ def _choose_special(
         _dead_end(state) if dead else Sampled(token, *top)
         for state, dead, token, top in zip(states, is_dead, token_G.tolist(), tops, strict=True)
     ]
+
+
+def _rows(logits_RV: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    return logits_RV if len(rows) == len(logits_RV) else logits_RV[rows]
 
 
 def _with_whole_runs(raw_GV: torch.Tensor) -> torch.Tensor:
@@ -196,7 +204,7 @@ def _alternatives(
     if not asking:
         return found
     wanted = [min(states[g].params.logprobs or 0, states[g].width) for g in asking]
-    scored = score(raw_GV[asking], token_G[asking], max(wanted))
+    scored = score(_rows(raw_GV, asking), token_G[asking], max(wanted))
     logprobs, values = scored.logprobs.tolist(), scored.top_values.tolist()
     ids = scored.top_ids.tolist()
     for n, (g, num) in enumerate(zip(asking, wanted, strict=True)):

@@ -112,7 +112,7 @@ def test_prompt_logprobs_are_the_same_however_the_rows_come(
 def test_score_works_in_slices_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.randn(40, 70, generator=torch.Generator().manual_seed(1))
     tokens = torch.arange(40)
-    whole = logprobs.score(logits, tokens, 3)
+    whole = logprobs.score(logits, tokens, 3, with_ranks=True)
     widest: list[int] = []
     log_softmax = torch.log_softmax
 
@@ -122,6 +122,6 @@ def test_score_works_in_slices_of_bounded_size(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(torch, "log_softmax", watched)
     monkeypatch.setattr(logprobs, "SLICE_BYTES", 1000)
-    parts = logprobs.score(logits, tokens, 3)
+    parts = logprobs.score(logits, tokens, 3, with_ranks=True)
     assert max(widest) <= 1000
     assert all(torch.equal(a, b) for a, b in zip(parts, whole, strict=True))

@@ -215,6 +215,12 @@ def test_sample_row_that_is_not_finite_fails_alone(bad: float, temperature: floa
     assert results[0] == results[2] == Sampled(0)
 
 
+def test_sample_row_whose_sum_overflows_is_finite_nevertheless() -> None:
+    logits = torch.full((1, 4), 3e38)
+    logits[0, 2] = 3.1e38
+    assert sample(logits, [sequence(temperature=0.0)]) == [Sampled(2)]
+
+
 def test_sample_fault_of_one_row_fails_alone(caplog: pytest.LogCaptureFixture) -> None:
     # Submissions with such a bias are refused; sampling contains it nevertheless.
     states = [sequence(logit_bias={99: 1.0}), sequence(temperature=0.0)]
