@@ -85,10 +85,9 @@ class Scheduler:
         plan = Schedule()
         budget = Budget(num_rows=self._max_batch_tokens, num_logits=self._max_num_seqs)
         self._lanes.forgive()
-        # What is given back here belongs to those that run, not to who gave it.
-        may_admit = not self._grow_decodes()
+        self._grow_decodes()
         prompts = self._plan_decodes(budget)
-        self._plan_prompts(plan, budget, prompts, may_admit=may_admit)
+        self._plan_prompts(plan, budget, prompts)
         plan.chunks = budget.chunks(self._lanes.running())
         return plan
 
@@ -113,8 +112,8 @@ class Scheduler:
         held = {page for sequence in self.running for page in sequence.table.pages.tolist()}
         assert len(held) == self.cache.num_used_pages
 
-    def _grow_decodes(self) -> bool:
-        """Gives every decoding sequence room for its token; returns whether any was preempted."""
+    def _grow_decodes(self) -> None:
+        """Gives every decoding sequence room for its token, or takes the pages of some."""
         page_tokens = self.cache.shape.page_tokens
         # Whoever computes its prompt has had its pages since it was admitted.
         growing = [s for s in self.running if len(s.tokens) > len(s.table) * page_tokens]
@@ -122,7 +121,6 @@ class Scheduler:
         for sequence in growing:
             if sequence not in preempted:
                 preempted += self._occupancy.grow(sequence)
-        return bool(preempted)
 
     def _plan_decodes(self, budget: Budget) -> _Prompts:
         """Plans the decodes; returns who still computes its prompt."""
@@ -136,9 +134,8 @@ class Scheduler:
                 prompts[lane] = sorted(unfinished, key=_urgency, reverse=True)
         return prompts
 
-    def _plan_prompts(
-        self, plan: Schedule, budget: Budget, prompts: _Prompts, *, may_admit: bool
-    ) -> None:
+    def _plan_prompts(self, plan: Schedule, budget: Budget, prompts: _Prompts) -> None:
+        may_admit = True
         while budget.num_rows > 0:
             sequence = self._next(prompts, may_admit)
             if sequence is None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from linker_core.engine.fair_share import FairShare
 from tests.linker_core.engine.scheduling import Simulation, make_sequence
@@ -27,6 +29,31 @@ def test_fair_share_a_lone_request_under_anothers_flood_is_answered_in_two_steps
         before = lone.num_output
         model.step()
         assert lone.num_output == before + 1
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    num_pages=st.integers(30, 60),
+    rows=st.integers(8, 20),
+    num_seqs=st.integers(2, 6),
+    flood=st.lists(st.tuples(st.integers(1, 20), st.integers(1, 40)), min_size=1, max_size=40),
+    num_steps=st.integers(0, 60),
+)
+def test_fair_share_whatever_the_flood_a_lone_request_is_answered_in_three_steps(
+    num_pages: int, rows: int, num_seqs: int, flood: list[tuple[int, int]], num_steps: int
+) -> None:
+    model = Simulation(num_pages=num_pages, rows=rows, num_seqs=num_seqs)
+    for length, max_tokens in flood:
+        model.submit(length, slot=0, max_tokens=max_tokens)
+    for _ in range(num_steps):
+        model.step()
+    # Short enough for the rows that decodes leave; beside the oldest there is room for it.
+    lone = model.submit(rows - num_seqs, slot=1, max_tokens=2)
+    for _ in range(3):  # the flood's share of them may come first
+        model.step()
+    assert lone.num_output >= 1
+    model.run()
+    assert len(model.finished) == len(flood) + 1
 
 
 def test_fair_share_two_floods_get_the_same_number_of_tokens() -> None:
