@@ -101,3 +101,14 @@ def test_totals_outlive_the_family_that_counted_them(served: Served) -> None:
     report = snapshot(driver)
     assert report.models == {}
     assert (report.prefix_queries, report.prefix_hits) == (42, 20)
+
+
+def test_what_pages_held_before_is_never_read(served: Served) -> None:
+    cache = served.driver.engine.residents.families["base"].cache
+    for stored in (cache.keys_LNKDP, cache.values_LNKPD):
+        stored.fill_(float("nan"))
+    answers = {model: submit(served.driver, model, model=model) for model in served.references}
+    served.driver.run()
+    for model, request_id in answers.items():
+        want = reference_greedy(served.references[model], LONG, GREEDY.max_tokens)
+        assert served.driver.tokens(request_id) == want
