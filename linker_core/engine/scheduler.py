@@ -10,9 +10,7 @@ from __future__ import annotations
 from linker_core.engine.fair_share import FairShare, Lane
 from linker_core.engine.kv_cache import KVCache
 from linker_core.engine.occupancy import Occupancy
-from linker_core.engine.schedule import Budget, Failed
-from linker_core.engine.schedule import Schedule as Schedule
-from linker_core.engine.schedule import Scheduled as Scheduled
+from linker_core.engine.schedule import Budget, Failed, Schedule, Scheduled
 from linker_core.engine.sequence import SequenceState
 from linker_core.errors import InsufficientCapacityError, LinkerError
 
