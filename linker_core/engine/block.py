@@ -8,6 +8,7 @@ heads one behind the other.
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -37,6 +38,9 @@ class PagedAttention(nn.Module):
             original.k_proj,
             original.v_proj,
         )
+        *self._firsts, self._num_out = accumulate(
+            (leaf.num_out for leaf in self._projections), initial=0
+        )
         self._out: RoutedLinear = original.o_proj
         # Qwen 3 normalises every head of queries and keys.
         self._norms: tuple[RoutedNorm, ...] = ()
@@ -60,9 +64,11 @@ class PagedAttention(nn.Module):
             batch: The step's, from `Arithmetic.prepare`.
         """
         x_TH = hidden_states[0]
-        widths = [leaf.num_out for leaf in self._projections]
-        qkv_TX = x_TH.new_empty(len(x_TH), sum(widths))
-        parts = qkv_TX.split(widths, dim=1)
+        qkv_TX = x_TH.new_empty(x_TH.shape[0], self._num_out)
+        parts = [
+            qkv_TX.narrow(1, first, leaf.num_out)
+            for first, leaf in zip(self._firsts, self._projections, strict=True)
+        ]
         multiply(self._projections, x_TH, parts, self._context)
         for norm, part_TX in zip(self._norms, parts, strict=False):
             norm.normalize(part_TX, part_TX)
@@ -91,8 +97,8 @@ class GatedMLP(nn.Module):
         """Returns [1, T, H]."""
         x_TH = x_1TH[0]
         width = self._opening[0].num_out
-        both = x_TH.new_empty(len(x_TH), 2 * width)
-        gate_TI, up_TI = both.split(width, dim=1)
+        both = x_TH.new_empty(x_TH.shape[0], 2 * width)
+        gate_TI, up_TI = both.narrow(1, 0, width), both.narrow(1, width, width)
         multiply(self._opening, x_TH, (gate_TI, up_TI), self._context)
         self._context.arithmetic.gate(gate_TI, up_TI, self._activation)
         out: torch.Tensor = self._down(gate_TI.unsqueeze(0))

@@ -27,7 +27,7 @@ class RoutedLinear(RoutedLeaf):
     def forward(self, x_1TI: torch.Tensor) -> torch.Tensor:
         """Returns [1, T, O]."""
         x_TI = x_1TI[0]
-        y_TO = x_TI.new_empty(len(x_TI), self.num_out)
+        y_TO = x_TI.new_empty(x_TI.shape[0], self.num_out)
         multiply([self], x_TI, [y_TO], self.context)
         return y_TO.unsqueeze(0)
 

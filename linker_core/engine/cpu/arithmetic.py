@@ -8,9 +8,9 @@ Legend: T rows of the batch, n rows of a group, X elements of a row.
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import struct
+from array import array
 from collections.abc import Sequence
 from functools import cache, partial
 
@@ -28,7 +28,7 @@ from linker_core.engine.arithmetic import (
     Span,
 )
 from linker_core.engine.cpu.attention_code import emit_attention
-from linker_core.engine.cpu.attention_spec import ITEM_ROWS, AttentionSpec
+from linker_core.engine.cpu.attention_spec import ITEM, ITEM_ROWS, AttentionSpec
 from linker_core.engine.cpu.dot_product import DotProduct, Rounded, Widened
 from linker_core.engine.cpu.gate_code import emit_gate
 from linker_core.engine.cpu.norm_code import NormSpec, emit_norm
@@ -42,7 +42,7 @@ _DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 _MIN_SHARED_PRODUCT, _MIN_SHARED_ELEMENTS = 1 << 16, 1 << 14
 _MIN_SHARED_SEEN = 1 << 10  # positions that all heads and rows see, together
 _NO_WINDOW = 1 << 62
-_LAST_PIECE = 1 << 62  # of no job: ends the list of a task
+_END_OF_JOBS = (0, 0, 0, 0, 1 << 62, 0, 0)  # a record whose pieces are never reached
 
 
 class CompiledArithmetic:
@@ -59,38 +59,38 @@ class CompiledArithmetic:
 
     def multiply(self, x_TI: torch.Tensor, rows: RowGroup, products: Sequence[Product]) -> None:
         """See `Arithmetic.multiply`."""
-        for dtype in dict.fromkeys(product.weight_OI.dtype for product in products):
-            same = [product for product in products if product.weight_OI.dtype is dtype]
+        dtypes = {product.weight_OI.dtype for product in products}
+        for dtype in dtypes:
+            same = (
+                [p for p in products if p.weight_OI.dtype is dtype] if len(dtypes) > 1 else products
+            )
             self._multiply(x_TI, rows, same, _DTYPES[dtype])
 
     def _multiply(
         self, x_TI: torch.Tensor, rows: RowGroup, products: Sequence[Product], dtype: str
     ) -> None:
-        num_rows, width = len(rows.indices_n), x_TI.shape[1]
-        num_out = sum(len(product.weight_OI) for product in products)
-        num_threads = _threads(num_rows * num_out * width, _MIN_SHARED_PRODUCT)
-        jobs: list[int] = []
-        kept: list[np.ndarray] = []  # addresses that the jobs point to
-        num_pieces = 0
+        num_rows, width = rows.indices_n.shape[0], x_TI.shape[1]
+        records: list[int] = []
+        kept: list[np.ndarray] = []  # addresses that the records point to
+        num_out = num_pieces = 0
         apart: list[Product] = []  # those whose bias is not in the weight's type
         for product in products:
             weight_OI, y_TO, bias = product
-            biases, step = 0, 0
+            lies_at, by_row = 0, 0
             if bias is not None and any(b.dtype is not weight_OI.dtype for b in bias.tensors):
                 apart.append(product)
             elif bias is not None:
-                addresses, step = _addresses(bias, rows)
-                kept.append(addresses)
-                biases = addresses.ctypes.data
-            jobs += (weight_OI.data_ptr(), y_TO.data_ptr(), y_TO.stride(0), len(weight_OI))
-            jobs += (num_pieces, biases, step)
-            num_pieces += -(-len(weight_OI) // PIECE_ROWS)
-        jobs += (0, 0, 0, 0, _LAST_PIECE, 0, 0)
-        records = (ctypes.c_int64 * len(jobs))(*jobs)
-        packed = self._room(num_rows, width, num_threads)
+                lies_at, by_row = _addresses(bias, rows, kept)
+            outs = weight_OI.shape[0]
+            records += (weight_OI.data_ptr(), y_TO.data_ptr(), y_TO.stride(0), outs)
+            records += (num_pieces, lies_at, by_row)
+            num_out += outs
+            num_pieces += -(-outs // PIECE_ROWS)
+        jobs = array("q", (*records, *_END_OF_JOBS))
+        num_threads = _threads(num_rows * num_out * width, _MIN_SHARED_PRODUCT)
         task = (
             *(x_TI.data_ptr(), x_TI.stride(0), rows.indices_n.data_ptr(), num_rows, width),
-            *(packed, num_pieces, 0, ctypes.addressof(records)),
+            *(self._room(num_rows, width, num_threads), num_pieces, 0, jobs.buffer_info()[0]),
         )
         _product(dtype, self._rounded).run(task, num_threads=num_threads)
         for product in apart:
@@ -102,17 +102,18 @@ class CompiledArithmetic:
         self, x_TX: torch.Tensor, weights: ByRow, norm: Norm, out_TX: torch.Tensor
     ) -> None:
         """See `Arithmetic.normalize`."""
-        every = RowGroup(_numbers(len(x_TX)), slice(0, len(x_TX)))
+        num_elements, width = x_TX.shape[1], weights.tensors[0].shape[0]
+        every = RowGroup(_numbers(x_TX.shape[0]), None)
         for dtype, rows in _by_dtype(weights, every):
-            width = len(weights.tensors[0])
-            addresses, step = _addresses(weights, rows)
-            num_rows = len(rows.indices_n)
+            kept: list[np.ndarray] = []
+            lies_at, by_row = _addresses(weights, rows, kept)
+            num_rows = rows.indices_n.shape[0]
             task = (
                 *(x_TX.data_ptr(), x_TX.stride(0), out_TX.data_ptr(), out_TX.stride(0)),
-                *(rows.indices_n.data_ptr(), num_rows, x_TX.shape[1] // width, width),
-                *(addresses.ctypes.data, step, _float_bits(norm.eps)),
+                *(rows.indices_n.data_ptr(), num_rows, num_elements // width, width),
+                *(lies_at, by_row, _float_bits(norm.eps)),
             )
-            num_threads = _threads(num_rows * x_TX.shape[1], _MIN_SHARED_ELEMENTS)
+            num_threads = _threads(num_rows * num_elements, _MIN_SHARED_ELEMENTS)
             _norm(dtype, norm.plus_one).run(task, num_threads=num_threads)
 
     def gate(self, gate_TI: torch.Tensor, up_TI: torch.Tensor, activation: str) -> None:
@@ -141,14 +142,13 @@ class CompiledArithmetic:
         shape: AttentionShape,
     ) -> torch.Tensor:
         """See `Arithmetic.attend`."""
-        out_TX = qkv_TX.new_empty(len(qkv_TX), shape.num_heads * shape.head_dim)
+        out_TX = qkv_TX.new_empty(qkv_TX.shape[0], shape.num_heads * shape.head_dim)
         cache = batch.cache
         task = (
             *(qkv_TX.data_ptr(), qkv_TX.stride(0)),
             *(rotation.cos_TD.data_ptr(), rotation.sin_TD.data_ptr()),
             *(cache.keys_LNKDP[layer].data_ptr(), cache.values_LNKPD[layer].data_ptr()),
-            *(shape.num_kv_heads, batch.spans.ctypes.data, len(batch.spans)),
-            *(batch.items.ctypes.data, len(batch.items), 0),
+            *(shape.num_kv_heads, *batch.records, 0),
             *(out_TX.data_ptr(), out_TX.stride(0), _float_bits(shape.scaling)),
             _NO_WINDOW if shape.window is None else shape.window,
         )
@@ -176,20 +176,16 @@ class _PagedBatch:
         self.cache = cache
         firsts = itertools.accumulate((span.num_rows for span in spans), initial=0)
         self._pages = [span.table.pages for span in spans]  # kept where the addresses say
-        self.spans = np.array(
-            [
-                (first, span.num_rows, span.start, pages.ctypes.data)
-                for first, span, pages in zip(firsts, spans, self._pages, strict=False)
-            ],
-            np.int64,
-        )
-        self.items = np.array(
-            [
-                (number, row)
-                for number, span in enumerate(spans)
-                for row in range(0, span.num_rows, ITEM_ROWS)
-            ],
-            np.int64,
+        self._spans = array("q")
+        for first, span, pages in zip(firsts, spans, self._pages, strict=False):
+            self._spans.extend((first, span.num_rows, span.start, pages.ctypes.data))
+        self._items = array("q")
+        for number, span in enumerate(spans):
+            for row in range(0, span.num_rows, ITEM_ROWS):
+                self._items.extend((number, row))
+        self.records = (
+            *(self._spans.buffer_info()[0], len(spans)),
+            *(self._items.buffer_info()[0], len(self._items) // len(ITEM)),
         )
         self.num_seen = sum(span.num_rows * (span.start + span.num_rows) for span in spans)
 
@@ -198,18 +194,28 @@ def _threads(work: int, least: int) -> int:
     return torch.get_num_threads() if work >= least else 1
 
 
-def _addresses(tensors: ByRow, rows: RowGroup) -> tuple[np.ndarray, int]:
-    """Returns where each row's tensor lies, and the step from row to row."""
-    addresses = np.array([tensor.data_ptr() for tensor in tensors.tensors], np.int64)
+def _addresses(tensors: ByRow, rows: RowGroup, kept: list[np.ndarray]) -> tuple[int, int]:
+    """Returns where the one tensor of all rows lies and 0, or where their addresses lie and 1.
+
+    Args:
+        tensors: By row.
+        rows: Whose.
+        kept: Takes the list of addresses, which has to live until they are used.
+    """
     if tensors.labels_T is None:
-        return addresses, 0
-    return addresses[rows.take(tensors.labels_T).numpy()], 1
+        return tensors.tensors[0].data_ptr(), 0
+    addresses = np.array([tensor.data_ptr() for tensor in tensors.tensors], np.int64)
+    by_row = addresses[rows.take(tensors.labels_T).numpy()]
+    kept.append(by_row)
+    return by_row.ctypes.data, 1
 
 
 def _by_dtype(tensors: ByRow, every: RowGroup) -> list[tuple[str, RowGroup]]:
     """Returns the rows whose tensors are of one type, for each type."""
+    if tensors.labels_T is None:
+        return [(_DTYPES[tensors.tensors[0].dtype], every)]
     dtypes = [_DTYPES[tensor.dtype] for tensor in tensors.tensors]
-    if tensors.labels_T is None or len(set(dtypes)) == 1:
+    if len(set(dtypes)) == 1:
         return [(dtypes[0], every)]
     of_row = np.array(dtypes)[tensors.labels_T.numpy()]
     return [
@@ -228,6 +234,7 @@ def _all_numbers(count: int) -> torch.Tensor:
     return torch.arange(count)
 
 
+@cache
 def _float_bits(value: float) -> int:
     """Returns the word whose first four bytes are a float32."""
     return int(struct.unpack("<q", struct.pack("<fI", value, 0))[0])

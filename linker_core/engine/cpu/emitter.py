@@ -213,6 +213,13 @@ class Emitter:
         place.type = POINTER  # llvmlite's own says what it points to, which LLVM no longer does
         return place
 
+    def own_address(self, address: ir.Value, by_row: ir.Value, row: ir.Value) -> ir.Value:
+        """Returns `address`, or where it is a list of them (`by_row`) that of a row."""
+        found = self.variable(address)
+        with self.builder.if_then(by_row):
+            found.set(self.field(address, row, POINTER))
+        return found.get()
+
     def prefetch(self, address: ir.Value) -> None:
         """Asks for a cache line that will be read; any address will do."""
         kind = ir.FunctionType(VOID, [POINTER, I32, I32, I32])

@@ -31,8 +31,8 @@ TASK = (
     "num_rows",
     "num_parts",  # vectors in a row, one behind the other
     "width",  # elements of a vector
-    "weights",  # where the weight of each of the task's rows lies
-    "weight_step",  # 1, or 0 if all rows have the first one
+    "weight",  # where it lies
+    "weight_by_row",  # 1 if `weight` is where the address of each of the task's rows' own lies
     "eps",  # a float32's bits
 )
 _TASK = {name: number for number, name in enumerate(TASK)}
@@ -63,10 +63,10 @@ def emit_norm(module: ir.Module, spec: NormSpec) -> None:
     one_vector = _emit_vector(module, spec)
     e = Emitter(module, spec.symbol, [POINTER])
     b, (task,) = e.builder, e.arguments
-    x, out, rows, weights = (
-        e.field(task, _TASK[key], POINTER) for key in ("x", "out", "rows", "weights")
+    x, out, rows, weight = (
+        e.field(task, _TASK[key], POINTER) for key in ("x", "out", "rows", "weight")
     )
-    weight_step = e.field(task, _TASK["weight_step"])
+    by_row = b.icmp_signed("!=", e.field(task, _TASK["weight_by_row"]), i64(0))
     x_stride, out_stride, num_parts, width = (
         e.field(task, _TASK[key]) for key in ("x_stride", "out_stride", "num_parts", "width")
     )
@@ -77,11 +77,11 @@ def emit_norm(module: ir.Module, spec: NormSpec) -> None:
     stop = b.sdiv(b.mul(num_vectors, b.add(thread, i64(1))), num_threads)
     with e.loop(first, stop) as number:
         place = b.sdiv(number, num_parts)
-        row, weight = e.field(rows, place), e.field(weights, b.mul(place, weight_step), POINTER)
+        row, own = e.field(rows, place), e.own_address(weight, by_row, place)
         start = b.mul(b.srem(number, num_parts), width)
         source = e.at(x, b.add(b.mul(row, x_stride), start), F32)
         target = e.at(out, b.add(b.mul(row, out_stride), start), F32)
-        e.call(one_vector, source, target, weight, width, eps)
+        e.call(one_vector, source, target, own, width, eps)
     e.finish()
 
 

@@ -52,8 +52,8 @@ JOB = (
     "y_stride",  # elements between rows
     "num_out",
     "first_piece",
-    "biases",  # where a row's bias lies, for each row of the task; 0 for none
-    "bias_step",  # 1, or 0 if all rows have the first one
+    "bias",  # where it lies; 0 for none
+    "bias_by_row",  # 1 if `bias` is where the address of each of the task's rows' own lies
 )
 _TASK = {name: number for number, name in enumerate(TASK)}
 _JOB = {name: number for number, name in enumerate(JOB)}
@@ -208,13 +208,14 @@ def _emit_piece(
             run(outs, of_rows, i64(0), whole)
             if outs > 1:
                 run(1, of_rows, whole, count)
-    biases = e.field(job, _JOB["biases"])
-    with b.if_then(b.icmp_signed("!=", biases, i64(0))):
-        addresses, step = e.field(job, _JOB["biases"], POINTER), e.field(job, _JOB["bias_step"])
+    bias = e.field(job, _JOB["bias"], POINTER)
+    with b.if_then(b.icmp_signed("!=", e.field(job, _JOB["bias"]), i64(0))):
+        by_row = b.icmp_signed("!=", e.field(job, _JOB["bias_by_row"]), i64(0))
         with e.loop(0, num_rows) as row:
-            bias = e.at(e.field(addresses, b.mul(row, step), POINTER), first_out, element_of(dtype))
+            own = e.own_address(bias, by_row, row)
             target = e.at(y, b.mul(e.field(rows, row), y_stride), F32)
-            e.add_widened(target, bias, dtype, count, tiling.lanes)
+            words = e.at(own, first_out, element_of(dtype))
+            e.add_widened(target, words, dtype, count, tiling.lanes)
     return e.finish()
 
 

@@ -6,6 +6,7 @@ A second pool beside torch's would fight it for the cores, so the kernels ask fo
 from __future__ import annotations
 
 import ctypes
+from array import array
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -36,8 +37,8 @@ class Region:
             record: Numbers and addresses. What lies behind these stays alive by the caller.
             num_threads: How many threads run it.
         """
-        words = (ctypes.c_int64 * len(record))(*record)
-        self._parallel(self._address, ctypes.addressof(words), num_threads, 0)
+        words = array("q", record)
+        self._parallel(self._address, words.buffer_info()[0], num_threads, 0)
 
 
 class Code:
