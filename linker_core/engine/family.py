@@ -2,11 +2,12 @@
 
 Owns the family's runner, pages and sequences. Knows nothing of loading or of messages in.
 
-Legend: R rows of logits, A sequences that ask for a token, V columns.
+Legend: R rows of logits, N those of one chunk, A those that ask for a token, V columns.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 
 import torch
@@ -18,12 +19,15 @@ from linker_core.engine.kv_cache import KVCache, KVShape
 from linker_core.engine.messages import FinishReason, RequestFailed, TokenOutput
 from linker_core.engine.prompt_logprobs import PromptLogprobs
 from linker_core.engine.runner import Runner
-from linker_core.engine.sampling.sampler import Sampled, Sampler, not_finite
+from linker_core.engine.sampling.choose import Sampled, not_finite
+from linker_core.engine.sampling.sampler import Sampler
 from linker_core.engine.scheduler import Scheduler
 from linker_core.engine.sequence import SequenceState
 from linker_core.engine.step import Computed, compute
 from linker_core.errors import EngineFailureError, LinkerError
 from linker_core.weights.architecture import ModelConfig
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -138,9 +142,9 @@ class Family:
             if not finite:
                 self._fail(sequence, not_finite(sequence.model), output)
                 continue
-            if sequence.wants_prompt_rows:
-                prompt = self._prompt_logprobs[sequence]
-                prompt.take(sequence.num_computed, part.logits[first:end])
+            if not self._gather(sequence, part.logits[first:end]):
+                self._fail(sequence, _not_computed(), output)
+                continue
             if wants_token := chunk.wants_token:
                 asking.append(sequence)
                 rows.append(end - 1)
@@ -148,6 +152,17 @@ class Family:
             if not wants_token:
                 self.scheduler.commit(sequence)
         return asking, rows
+
+    def _gather(self, sequence: SequenceState, logits_NV: torch.Tensor) -> bool:
+        """Takes what a chunk's rows say of the prompt, if that is asked for; False if it fails."""
+        if not sequence.wants_prompt_rows:
+            return True
+        try:
+            self._prompt_logprobs[sequence].take(sequence.num_computed, logits_NV)
+        except Exception:  # noqa: BLE001 - one request must not end the others of its batch
+            _log.exception("prompt log-probabilities failed for request %s", sequence.request_id)
+            return False
+        return True
 
     def _take(self, sequence: SequenceState, sampled: Sampled, output: FamilyOutput) -> None:
         is_first = sequence.num_output == 0

@@ -11,9 +11,17 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher
 
-from linker_core.engine.messages import Abort, FinishReason, SamplingParams, UnloadModel
+from linker_core.config import EngineConfig
+from linker_core.engine.messages import (
+    Abort,
+    FinishReason,
+    ModelLoaded,
+    SamplingParams,
+    UnloadModel,
+)
 from linker_core.text.tokenizer import Tokenizer
-from tests.linker_core.engine.driving import GREEDY, SMALL, Driver
+from linker_core.weights.checkpoint import Checkpoint
+from tests.linker_core.engine.driving import GREEDY, SMALL, Driver, load_message
 from tests.linker_core.engine.serving import PROMPT, Served, serve_three
 
 SCHEMA = {
@@ -38,8 +46,8 @@ def json_schema(schema: dict[str, Any]) -> str:
 
 
 def constrained(grammar: str, **params: Any) -> SamplingParams:
-    params = {"max_tokens": 100, "temperature": 1.0, "stop_token_ids": frozenset({END})} | params
-    return SamplingParams(grammar=grammar, **params)
+    given: dict[str, Any] = {"max_tokens": 100, "stop_token_ids": frozenset({END}), **params}
+    return SamplingParams(grammar=grammar, **given)
 
 
 def text(served: Served, model: str, tokens: list[int]) -> str:
@@ -187,3 +195,23 @@ def test_a_model_that_leaves_takes_its_prepared_tokenizer_along(served: Served) 
     assert text(served, "own", served.driver.tokens(request_id)) == "aaa"
     assert "own" not in engine.residents.served
     assert not engine._grammars._tokenizers
+
+
+@pytest.mark.shared
+def test_a_trained_model_with_its_own_tokenizer_answers_in_json(shared: Path) -> None:
+    folder = shared / "families" / "mini-qwen2"
+    driver = Driver(EngineConfig(kv_cache_tokens=2048, max_batch_tokens=64))
+    for name in ("base", "chat"):
+        donor = None if name == "base" else "base"
+        assert isinstance(driver.load(load_message(name, folder / name, donor=donor)), ModelLoaded)
+    with Checkpoint.open(folder / "chat") as checkpoint:
+        end_ids = checkpoint.eos_token_ids
+    tokenizer = Tokenizer.load(folder / "chat")
+    prompt = tokenizer.encode("Name two fruits as JSON: ", add_special_tokens=False)
+    params = constrained(json_schema(SCHEMA), stop_token_ids=end_ids, max_tokens=200)
+    ids = [driver.submit("chat", prompt, replace(params, seed=seed)) for seed in range(3)]
+    driver.run()
+    for request_id in ids:
+        assert driver.reason(request_id) is FinishReason.STOP
+        answer = json.loads(tokenizer.decode(driver.tokens(request_id)))
+        assert set(answer) == {"name", "even", "digits"}

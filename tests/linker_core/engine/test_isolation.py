@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from linker_core.engine.engine import MAX_CRASHED_STEPS
 from linker_core.engine.messages import ModelLoaded, SamplingParams, Submit
+from linker_core.engine.prompt_logprobs import PromptLogprobs
 from linker_core.engine.runner import Chunk, Runner
 from tests.linker_core.engine.driving import GREEDY, Driver, load_message
 from tests.linker_core.engine.serving import PROMPT, Served
@@ -181,6 +182,22 @@ def test_a_sequence_with_nan_fails_alone_and_nothing_of_it_is_cached(
     driver.submit("broken", PROMPT * 4)
     driver.run()
     assert scheduler.prefix_hits == hits
+
+
+def test_prompt_logprobs_that_cannot_be_gathered_fail_their_request_alone(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = served.driver
+    want = answers(driver, mates(driver, range(4)))
+
+    def failing(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(PromptLogprobs, "take", failing)
+    bad = driver.submit("base", PROMPT, replace(GREEDY, prompt_logprobs=1))
+    assert answers(driver, mates(driver, range(4))) == want
+    assert driver.errors[bad]["code"] == "engine_failure"
+    assert driver.engine.residents.families["base"].cache.num_used_pages == 0
 
 
 def submit_salted(driver: Driver, request_id: str, salt: str) -> None:

@@ -11,10 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from linker_core.engine.sampling import sampler as sampler_module
+from linker_core.engine.sampling import choose as choose_module
+from linker_core.engine.sampling.choose import Result, Sampled
 from linker_core.engine.sampling.draw import draw
 from linker_core.engine.sampling.row_state import RowState
-from linker_core.engine.sampling.sampler import Result, Sampled, Sampler
+from linker_core.engine.sampling.sampler import Sampler
 from linker_core.engine.sampling.uniform import uniforms
 from linker_core.engine.sequence import SequenceState
 from linker_core.errors import EngineFailureError, NumericalError
@@ -171,7 +172,7 @@ def test_sample_gives_the_others_the_same_with_and_without_a_faulty_row(
 def test_sample_falls_back_to_single_rows_when_the_batch_fails(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    choose_special = sampler_module._choose_special
+    choose_special = choose_module._choose_special
 
     def poisoned(
         logits: torch.Tensor, rows: list[int], states: list[RowState], *rest: Any
@@ -180,7 +181,7 @@ def test_sample_falls_back_to_single_rows_when_the_batch_fails(
             raise MemoryError
         return choose_special(logits, rows, states, *rest)
 
-    monkeypatch.setattr(sampler_module, "_choose_special", poisoned)
+    monkeypatch.setattr(choose_module, "_choose_special", poisoned)
     states = [sequence(seed=seed, temperature=2.0) for seed in (1, 13, 2)]
     logits = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     results = Sampler().sample(logits, states)

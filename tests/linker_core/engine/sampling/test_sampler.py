@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from linker_core.engine.messages import FinishReason
-from linker_core.engine.sampling.sampler import Result, Sampled, Sampler
+from linker_core.engine.sampling.choose import Result, Sampled
+from linker_core.engine.sampling.sampler import Sampler
 from linker_core.engine.sequence import SequenceState
 from linker_core.errors import EngineFailureError, InvalidRequestError, NumericalError
 from tests.linker_core.engine.sampling.rows import sequence
