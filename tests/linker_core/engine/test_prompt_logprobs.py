@@ -116,9 +116,9 @@ def test_score_works_in_slices_of_bounded_size(monkeypatch: pytest.MonkeyPatch) 
     widest: list[int] = []
     log_softmax = torch.log_softmax
 
-    def watched(part: torch.Tensor, **settings: int) -> torch.Tensor:
+    def watched(part: torch.Tensor, *, dim: int) -> torch.Tensor:
         widest.append(part.numel() * 4)
-        return log_softmax(part, **settings)
+        return log_softmax(part, dim=dim)
 
     monkeypatch.setattr(torch, "log_softmax", watched)
     monkeypatch.setattr(logprobs, "SLICE_BYTES", 1000)

@@ -33,13 +33,14 @@ def refused(served: Served, command: Submit) -> LinkerError:
 
 def test_check_submit_bounds_every_list_of_ids_by_the_logits(served: Served) -> None:
     for wrong in (-1, WIDTH, 2**31, 2**63):
-        for param, params in {
-            "logit_bias": {"logit_bias": {5: 1.0, wrong: 1.0}},
-            "stop_token_ids": {"stop_token_ids": frozenset({5, wrong})},
-            "allowed_token_ids": {"allowed_token_ids": frozenset({5, wrong})},
-            "bad_words": {"bad_words": ((5,), (6, wrong, 7))},
-        }.items():
-            error = refused(served, submit(**params))
+        lists: dict[str, Any] = {
+            "logit_bias": {5: 1.0, wrong: 1.0},
+            "stop_token_ids": frozenset({5, wrong}),
+            "allowed_token_ids": frozenset({5, wrong}),
+            "bad_words": ((5,), (6, wrong, 7)),
+        }
+        for param, ids in lists.items():
+            error = refused(served, submit(**{param: ids}))
             assert isinstance(error, InvalidRequestError)
             assert error.param == param
             assert str(wrong) in error.message
