@@ -58,13 +58,25 @@ def answering_bytes(variant: ModelConfig, *, max_prompt_tokens: int, device: str
 
 
 def activation_bytes(config: ModelConfig) -> int:
-    """Returns what a row takes inside a block, float32."""
-    return 4 * (3 * config.intermediate_size + 8 * config.hidden_size)
+    """Returns what a row takes inside a block, float32.
+
+    Gate, up and a packed copy of their product, or queries, keys and values with what is attended
+    and its packed copy; around them the residual stream and its norms.
+    """
+    return 4 * (3 * _widest(config) + 8 * config.hidden_size)
+
+
+def _widest(config: ModelConfig) -> int:
+    """Returns the features of a row of the MLP, or of queries, keys and values."""
+    num_heads = config.num_heads + 2 * config.num_kv_heads
+    return max(config.intermediate_size, num_heads * config.head_dim)
 
 
 def _working_bytes(config: ModelConfig, device: str) -> int:
     """Returns what is held beside weights and states: a chunk of logits, or activations."""
-    # The variant's logits, a plan's, and the product before it is turned.
+    # The variant's logits, a plan's, what is made of them, and the rows that they come from.
     logits = 4 * LOGITS_CHUNK_BYTES
     context = _CUDA_CONTEXT_BYTES if device == "cuda" else 0
-    return context + max(logits, _LONGEST_SEQUENCE * activation_bytes(config))
+    # Sensitivities put the donor's gate and up beside the variant's, opened and closed.
+    row = activation_bytes(config) + 4 * 4 * _widest(config)
+    return context + max(logits, _LONGEST_SEQUENCE * row)

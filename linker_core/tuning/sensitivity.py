@@ -8,15 +8,14 @@ Legend: n rows of a batch, I input features, O output features, H hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 
 import torch
+from torch import nn
 
-from linker_core.engine.leaf import RoutedLeaf
 from linker_core.sharing.plan import Rung
 from linker_core.tuning.memory import LOGITS_CHUNK_BYTES
 from linker_core.tuning.storages import Rungs, SectionReader
@@ -101,8 +100,9 @@ def _head_error(
             torch.log_softmax(walk.logits(side, hidden_TH[start : start + chunk]), dim=-1)
             for side in sides
         )
+        gain_nV = torch.sub(own_nV, swapped_nV, out=swapped_nV)
         # Rounding can leave a tiny negative sum where both are equal.
-        total += float((own_nV.exp() * (own_nV - swapped_nV)).sum(dim=-1).clamp_min_(0).sum())
+        total += float(own_nV.exp_().mul_(gain_nV).sum(dim=-1).clamp_min_(0).sum())
     return {name: total / len(hidden_TH)}
 
 
@@ -120,8 +120,7 @@ class _BlockProbe:
     """
 
     def __init__(self, walk: Walk, layer: int, swapped: Mapping[str, torch.Tensor]) -> None:
-        self._linear = walk.linear
-        self._activation = walk.activation(layer)
+        self._walk = walk
         self._leaves = walk.linear_leaves(layer)
         self._norms = walk.stream_norms(layer)
         self._swapped = swapped
@@ -136,10 +135,10 @@ class _BlockProbe:
     def attached(self) -> Iterator[None]:
         """Listens to the leaves for as long as the context lasts."""
         with ExitStack() as stack:
-            for name, leaf in self._leaves.items():
-                stack.enter_context(_hooked(leaf, partial(self._compare, name)))
+            stack.enter_context(self._walk.watching(self._compare))
             for norm in self._norms:
-                stack.enter_context(_hooked(norm, self._note_stream))
+                handle = norm.register_forward_hook(self._note_stream)
+                stack.callback(handle.remove)
             yield
 
     def watch(self, h_nH: torch.Tensor) -> None:
@@ -159,14 +158,16 @@ class _BlockProbe:
             for name, relative in self._relative.items()
         ]
 
-    def _note_stream(self, _leaf: RoutedLeaf, x_nH: torch.Tensor, _y_nH: torch.Tensor) -> None:
-        self._streams_nH.append(x_nH)
+    def _note_stream(
+        self, _norm: nn.Module, inputs: tuple[torch.Tensor], _output: torch.Tensor
+    ) -> None:
+        self._streams_nH.append(inputs[0][0])
 
-    def _compare(self, name: str, leaf: RoutedLeaf, x_nI: torch.Tensor, y_nO: torch.Tensor) -> None:
+    def _compare(self, name: str, x_nI: torch.Tensor, y_nO: torch.Tensor) -> None:
         swapped_nO = None
         if name in self._swapped:
-            bias = leaf.stored[0].get("bias")
-            swapped_nO = self._linear(x_nI, self._swapped[name], bias.tensor if bias else None)
+            bias = self._leaves[name].stored[0].get("bias")
+            swapped_nO = self._walk.product(x_nI, self._swapped[name], bias and bias.tensor)
         if name.endswith(".gate_proj.weight"):
             self._gate = y_nO, swapped_nO
         elif name.endswith(".up_proj.weight"):
@@ -180,32 +181,17 @@ class _BlockProbe:
         """Carries the errors of gate and up to their product, which alone goes on."""
         assert self._gate is not None
         gate_nI, swapped_gate_nI = self._gate
-        open_nI = self._activation(gate_nI)
-        gated_nI = open_nI * up_nI
+        gated_nI = self._walk.gated(gate_nI, up_nI)
         if swapped_gate_nI is not None:
             gate = name.replace("up_proj", "gate_proj")
-            self._add(gate, self._activation(swapped_gate_nI).mul_(up_nI), gated_nI)
+            self._add(gate, self._walk.gated(swapped_gate_nI, up_nI), gated_nI)
         if swapped_up_nI is not None:
-            self._add(name, swapped_up_nI.mul_(open_nI), gated_nI)
+            self._add(name, self._walk.gated(gate_nI, swapped_up_nI), gated_nI)
         self._gate = None
 
     def _add(self, name: str, swapped_nO: torch.Tensor, own_nO: torch.Tensor) -> None:
         """Takes an error in; overwrites what was swapped."""
         self._relative[name] += float(_relative(swapped_nO.sub_(own_nO), own_nO).sum())
-
-
-@contextmanager
-def _hooked(
-    leaf: RoutedLeaf, compare: Callable[[RoutedLeaf, torch.Tensor, torch.Tensor], None]
-) -> Iterator[None]:
-    """Shows `compare` the leaf with the inputs and outputs [n, …] of its calls."""
-    handle = leaf.register_forward_hook(
-        lambda module, inputs, output: compare(module, inputs[0][0], output[0])
-    )
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def _relative(part_nO: torch.Tensor, whole_nO: torch.Tensor) -> torch.Tensor:

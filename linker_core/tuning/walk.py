@@ -1,35 +1,39 @@
 """The serving path taken one block at a time, for many plans at once.
 
-The family's skeleton with the engine's routed leaves and paged attention, so that what is priced is
-what will be served; every plan is a slot. Knows nothing of what is measured.
+The engine's own model and arithmetic, so that what is priced is what will be served; every plan is
+a slot. Knows nothing of what is measured.
 
-Legend: T tokens of the text, n rows of a batch, H hidden size, V vocabulary.
+Legend: T tokens of the text, n rows of a batch, H hidden size, I input or intermediate features,
+O output features, V vocabulary.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from linker_core.engine.attention import ATTENTION_NAME, AttentionBatch, Span, register_attention
+from linker_core.engine.arithmetic import ByRow, Product, Span
+from linker_core.engine.devices import activation_dtype, arithmetic_for
 from linker_core.engine.kv_cache import KVCache, KVShape
 from linker_core.engine.leaf import RoutedLeaf
-from linker_core.engine.linear import LinearProduct
 from linker_core.engine.page_table import PageTable
-from linker_core.engine.routing import RoutedLinear, route_model
+from linker_core.engine.routed_model import RoutedModel
+from linker_core.engine.routing import RoutedLinear
 from linker_core.engine.rows import RowMap, StepContext
 from linker_core.pace import Pace
-from linker_core.residency.skeleton import build_skeleton
 from linker_core.tuning.memory import activation_bytes
 from linker_core.tuning.storages import Storages
 from linker_core.weights.architecture import ModelConfig
 
 _ACTIVATION_BYTES = 24 << 20  # of one batch, if its longest sequence needs no more
 _PAGE_TOKENS = 16
+
+# Shown the weight's name, input rows [n, I] and output rows [n, O] of each product of a block.
+WatchProduct = Callable[[str, torch.Tensor, torch.Tensor], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ class Pass:
 
 
 class Walk:
-    """A skeleton whose blocks are run one by one.
+    """A model whose blocks are run one by one.
 
     Args:
         config: The variant's shape.
@@ -54,19 +58,13 @@ class Walk:
     def __init__(
         self, config: ModelConfig, lengths: Sequence[int], *, device: torch.device, pace: Pace
     ) -> None:
-        register_attention()
         self.config = config
         self.device = device
-        # As the engine: float32 over the checkpoint's words on the CPU, bfloat16 on CUDA.
-        self.dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        self.dtype = activation_dtype(device)
         self._pace = pace
-        self._context = StepContext()
-        skeleton: Any = build_skeleton(
-            config, device=device, dtype=self.dtype, attn_implementation=ATTENTION_NAME
-        )
-        leaves = route_model(skeleton, self._context, dtype=self.dtype)
-        self._model = skeleton
-        self._leaves: dict[str, RoutedLeaf] = {leaf.leaf_name: leaf for leaf in leaves}
+        self._context = StepContext(arithmetic_for(device))
+        self._model = RoutedModel(config, self._context, device=device, dtype=self.dtype)
+        self._leaves: dict[str, RoutedLeaf] = {leaf.leaf_name: leaf for leaf in self._model.leaves}
         self._lengths = tuple(lengths)
         self._max_rows = max(*self._lengths, _ACTIVATION_BYTES // activation_bytes(config))
         self._cache = self._one_layer_cache()
@@ -80,17 +78,33 @@ class Walk:
             before_mlp or self._leaves[f"{prefix}.post_attention_layernorm"],
         )
 
-    def activation(self, layer: int) -> Callable[[torch.Tensor], torch.Tensor]:
-        """Returns the non-linearity of a block's gate."""
-        function: Callable[[torch.Tensor], torch.Tensor] = self._model.model.layers[
-            layer
-        ].mlp.act_fn
-        return function
+    @contextmanager
+    def watching(self, watch: WatchProduct) -> Iterator[None]:
+        """Shows `watch` every product of the blocks that run as long as the context lasts.
 
-    @property
-    def linear(self) -> LinearProduct:
-        """The product that the leaves compute with."""
-        return self._context.linear
+        The outputs of q, k, v, gate and up are about to be overwritten.
+        """
+        self._context.watch = watch
+        try:
+            yield
+        finally:
+            self._context.watch = None
+
+    def product(
+        self, x_nI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Returns x Wᵀ + b [n, O] as the leaves compute it."""
+        y_nO = x_nI.new_empty(len(x_nI), len(weight_OI))
+        bias = None if bias_O is None else ByRow([bias_O], None)
+        whole = RowMap([0] * len(x_nI), device=self.device).whole
+        self._context.arithmetic.multiply(x_nI, whole, [Product(weight_OI, y_nO, bias)])
+        return y_nO
+
+    def gated(self, gate_nI: torch.Tensor, up_nI: torch.Tensor) -> torch.Tensor:
+        """Returns activation(gate) · up [n, I], a new tensor, as the blocks compute it."""
+        out_nI = gate_nI.clone(memory_format=torch.contiguous_format)
+        self._context.arithmetic.gate(out_nI, up_nI, self.config.hidden_act)
+        return out_nI
 
     def linear_leaves(self, layer: int) -> dict[str, RoutedLinear]:
         """Returns a block's linear leaves by the checkpoint's name of their weight."""
@@ -103,16 +117,16 @@ class Walk:
     @torch.inference_mode()
     def embed(self, storages: Storages, token_ids: Sequence[int]) -> torch.Tensor:
         """Returns the first hidden states [T, H] of all sequences."""
-        leaf = self._model.model.embed_tokens
+        leaf = self._leaves["model.embed_tokens"]
         leaf.bind(0, storages)
         out_TH = torch.empty(
             len(token_ids), self.config.hidden_size, dtype=self.dtype, device=self.device
         )
         for start in range(0, len(token_ids), self._max_rows):
             started = time.monotonic()
-            ids = torch.tensor([token_ids[start : start + self._max_rows]], device=self.device)
-            self._context.body = RowMap([0] * ids.shape[1], device=self.device)
-            out_TH[start : start + ids.shape[1]] = leaf(ids)[0]
+            ids = torch.tensor(token_ids[start : start + self._max_rows], device=self.device)
+            self._context.body = RowMap([0] * len(ids), device=self.device)
+            out_TH[start : start + len(ids)] = self._model.embed(ids)
             self._pace.after_work(time.monotonic() - started)
         leaf.unbind(0)
         return out_TH
@@ -146,10 +160,8 @@ class Walk:
         ]
         for batch in self._batches(len(storages)):
             started = time.monotonic()
-            x_1nH = torch.cat(
-                [hidden_TH[p.state][p.first : p.first + p.num_tokens] for p in batch]
-            ).unsqueeze(0)
-            y_nH = self._run(layer, batch, x_1nH)[0]
+            x_nH = torch.cat([hidden_TH[p.state][p.first : p.first + p.num_tokens] for p in batch])
+            y_nH = self._run(layer, batch, x_nH)
             if watch is not None:
                 watch(y_nH)
             row = 0
@@ -166,33 +178,28 @@ class Walk:
     def logits(self, storages: Storages, hidden_nH: torch.Tensor) -> torch.Tensor:
         """Returns the logits [n, V] in float32, a new tensor, of last hidden states."""
         started = time.monotonic()
-        norm, head = self._model.model.norm, self._model.lm_head
-        for leaf in (norm, head):
+        leaves = [self._leaves["model.norm"], self._leaves["lm_head"]]
+        for leaf in leaves:
             leaf.bind(0, storages)
         rows = RowMap([0] * len(hidden_nH), device=self.device)
         self._context.body = self._context.head = rows
-        logits_nV: torch.Tensor = head(norm(hidden_nH.unsqueeze(0)))[0].float()
-        for leaf in (norm, head):
+        logits_nV = self._model.logits(self._model.final_norm(hidden_nH)).float()
+        for leaf in leaves:
             leaf.unbind(0)
         self._pace.after_work(time.monotonic() - started)
-        cap = self.config.final_logit_softcapping
-        return logits_nV if cap is None else logits_nV.div_(cap).tanh_().mul_(cap)
+        return logits_nV
 
-    def _run(self, layer: int, batch: Sequence[Pass], x_1nH: torch.Tensor) -> torch.Tensor:
+    def _run(self, layer: int, batch: Sequence[Pass], x_nH: torch.Tensor) -> torch.Tensor:
         self._context.body = RowMap(
             [p.state for p in batch for _ in range(p.num_tokens)], device=self.device
         )
-        positions = torch.cat([torch.arange(p.num_tokens) for p in batch])
-        positions_1n = positions.to(self.device).unsqueeze(0)
-        out: torch.Tensor = self._model.model.layers[layer](
-            x_1nH,
-            attention_mask=None,
-            position_ids=positions_1n,
-            position_embeddings=self._model.model.rotary_emb(x_1nH, positions_1n),
-            past_key_values=None,
-            batch=AttentionBatch(self._spans(batch), self._cache),
+        positions_n = torch.cat([torch.arange(p.num_tokens) for p in batch]).to(self.device)
+        return self._model.block(
+            layer,
+            x_nH,
+            rotation=self._model.rotation(positions_n),
+            batch=self._context.arithmetic.prepare(self._spans(batch), self._cache),
         )
-        return out
 
     def _batches(self, num_states: int) -> Iterator[list[Pass]]:
         """Yields all sequences under all states; those of one sequence stay side by side."""

@@ -7,13 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from linker_core.residency.loader import read_tensor
-from linker_core.tuning import storages
-from linker_core.tuning.memory import LOGITS_CHUNK_BYTES, answering_bytes, tuning_bytes
+from linker_core.tuning import memory, storages
+from linker_core.tuning.memory import (
+    LOGITS_CHUNK_BYTES,
+    activation_bytes,
+    answering_bytes,
+    tuning_bytes,
+)
+from linker_core.tuning.sensitivity import measure_sensitivities
 from linker_core.tuning.storages import Rungs
 from linker_core.weights.checkpoint import Checkpoint
-from tests.linker_core.tuning.pairs import Pair, make_pair, random_text
+from tests.linker_core.tuning.pairs import Pair, make_pair, open_pair, random_text
+from tests.tiny import ARCHITECTURES, make_checkpoint, make_variant
 
 
 def section_bytes(checkpoint: Checkpoint, part: str) -> int:
@@ -64,6 +72,49 @@ def test_pass_holds_two_blocks_and_the_ends_at_most(
     blocks = sum(section_bytes(side, "layers.0.") for side in (pair.donor, pair.variant))
     assert blocks < peak <= weights_held(pair)
     assert all(ref() is None for ref in alive)
+
+
+def peak_bytes(recording: profile) -> int:
+    """The most that was allocated at once while a profile was taken."""
+    now = peak = 0
+    assert recording.profiler is not None
+    assert recording.profiler.kineto_results is not None
+    for event in recording.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    assert peak
+    return peak
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_block_holds_what_is_announced_of_its_rows(tmp_path: Path, architecture: str) -> None:
+    pair = make_pair(tmp_path, architecture=architecture, layers=1)
+    lengths, num_rows = (256, 256), 512
+    walk, reader = pair.walk(lengths), pair.reader()
+    ids = [3 + number % 500 for number in range(num_rows)]
+    state, stored = walk.embed(reader.storages(None, pair.base), ids), reader.storages(0, pair.base)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recording:
+        walk.block(0, [stored], [state])
+    assert peak_bytes(recording) <= num_rows * activation_bytes(walk.config)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_measuring_sensitivities_holds_what_is_announced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
+) -> None:
+    shape = {"layers": 1, "hidden": 96, "intermediate": 1536}
+    donor = make_checkpoint(tmp_path / "donor", architecture=architecture, **shape)
+    make_variant(tmp_path / "variant", donor, scale=0.1)
+    pair = open_pair(tmp_path)
+    num_tokens = 512
+    walk, reader = pair.walk((num_tokens,)), pair.reader()
+    ids = [3 + number % 500 for number in range(num_tokens)]
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recording:
+        measure_sensitivities(walk, reader, pair.base, ids)
+    # What counts here are the rows inside a block; the few logits fit beside them.
+    monkeypatch.setattr(memory, "LOGITS_CHUNK_BYTES", 0)
+    assert peak_bytes(recording) <= announced(pair, num_tokens, 1)
 
 
 def test_answering_takes_the_whole_variant_and_its_pages(pair: Pair) -> None:

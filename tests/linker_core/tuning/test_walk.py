@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from linker_core.tuning import walk as walk_module
+from linker_core.tuning.memory import activation_bytes
 from linker_core.tuning.storages import Rungs
 from linker_core.tuning.walk import Walk
 from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME
@@ -118,8 +119,8 @@ def test_walk_is_the_same_in_several_batches(
     whole = pair.walk(LENGTHS)
     assert num_batches(whole, pair, ids) == 1
     want = walked(pair, plans, whole, ids)
-    widths = 3 * pair.variant.config.intermediate_size + 8 * pair.variant.config.hidden_size
-    monkeypatch.setattr(walk_module, "_ACTIVATION_BYTES", rows * 4 * widths)
+    row_bytes = activation_bytes(pair.variant.config)
+    monkeypatch.setattr(walk_module, "_ACTIVATION_BYTES", rows * row_bytes)
     parts = pair.walk(LENGTHS)
     # As many whole sequences as fit, and at least one: (1), (30), (7 + 17) where the limit is 30.
     assert num_batches(parts, pair, ids) == {1: 3, 40: 2, 100: 1}[rows]
@@ -137,8 +138,8 @@ def test_state_that_serves_several_equals_separate_copies(
     pair = make_pair(tmp_path, scale=0.3)
     plans = mixed_plans(pair)[:4]
     reader, ids = pair.reader(), token_ids()
-    widths = 3 * pair.variant.config.intermediate_size + 8 * pair.variant.config.hidden_size
-    monkeypatch.setattr(walk_module, "_ACTIVATION_BYTES", rows * 4 * widths)
+    row_bytes = activation_bytes(pair.variant.config)
+    monkeypatch.setattr(walk_module, "_ACTIVATION_BYTES", rows * row_bytes)
     walk = pair.walk(LENGTHS)
     storages = [reader.storages(1, plan) for plan in plans]
     one, two = (walk.embed(reader.storages(None, plans[i]), ids) for i in (0, 3))
