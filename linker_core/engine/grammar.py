@@ -28,7 +28,8 @@ class Matcher:
 
     Args:
         inner: llguidance's matcher, at the start of the answer and without error.
-        tokenizer: What it was made for; knows the model's own end tokens.
+        tokenizer: What it was made for.
+        end_ids: The model's own end tokens.
         stop_ids: The ids that end this answer.
         width: Of the model's logits; ids beyond are ignored.
     """
@@ -38,13 +39,16 @@ class Matcher:
         inner: llguidance.LLMatcher,
         tokenizer: llguidance.LLTokenizer,
         *,
+        end_ids: Iterable[int],
         stop_ids: Iterable[int],
         width: int,
     ) -> None:
         assert not inner.is_error()
         self.inner = inner
         self.num_tokens = tokenizer.vocab_size
-        self._end_ids = [token for token in tokenizer.eos_tokens if token < width]
+        self._end_ids = [token for token in end_ids if 0 <= token < width]
+        # Models with the same tokenizer share it, each with end tokens of its own.
+        self._hidden_ids = [*self._end_ids, *(t for t in tokenizer.eos_tokens if t < width)]
         self._stop_ids = [token for token in stop_ids if 0 <= token < width]
         self._width = width
 
@@ -68,7 +72,7 @@ class Matcher:
     def restrict(self, allowed_V: npt.NDArray[np.bool_]) -> None:
         """Turns what llguidance allows into what may come next, in place."""
         allowed_V[self._width :] = False
-        allowed_V[self._end_ids] = False
+        allowed_V[self._hidden_ids] = False
         if self.inner.is_error():  # llguidance then allows the end alone
             allowed_V[:] = False
         elif self.inner.is_accepting():

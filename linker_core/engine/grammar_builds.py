@@ -1,7 +1,6 @@
 """Turns grammars into matchers on a thread of its own, so that no step waits for one.
 
-llguidance gives the interpreter free while it builds. A tokenizer is prepared once per model, when
-the model's first grammar comes (about a second for 150,000 tokens), and dropped with the model.
+llguidance gives the interpreter free while it compiles.
 """
 
 from __future__ import annotations
@@ -11,11 +10,10 @@ from pathlib import Path
 
 import llguidance
 
-from linker_core.engine.grammar import GRAMMAR_PARAM, Matcher, uncompilable
+from linker_core.engine.grammar import Matcher, uncompilable
+from linker_core.engine.grammar_tokenizers import GrammarTokenizer, GrammarTokenizers
 from linker_core.engine.sequence import SequenceState
-from linker_core.errors import InvalidRequestError, LinkerError
-from linker_core.text.tokenizer import Tokenizer
-from linker_core.weights.checkpoint import Checkpoint
+from linker_core.errors import LinkerError
 
 MAX_GRAMMAR_BYTES = 64 << 10
 # Of one matcher; about 60 MB. llguidance's own bound would be ten times as much.
@@ -29,8 +27,7 @@ class GrammarBuilds:
     def __init__(self) -> None:
         self._executor: ThreadPoolExecutor | None = None
         self._pending: dict[SequenceState, Future[Matcher]] = {}
-        # By slot. Written by the thread, dropped by the engine when the slot's model has gone.
-        self._tokenizers: dict[int, llguidance.LLTokenizer | LinkerError] = {}
+        self._tokenizers = GrammarTokenizers()  # touched by the thread alone
 
     @property
     def num_pending(self) -> int:
@@ -70,18 +67,15 @@ class GrammarBuilds:
 
     def forget_model(self, slot: int) -> None:
         """Drops what is kept of a model that has gone."""
-        self._tokenizers.pop(slot, None)
+        if self._executor is not None:
+            self._executor.submit(self._tokenizers.forget, slot)
 
     def _build(self, sequence: SequenceState, directory: Path) -> Matcher:
-        tokenizer = self._tokenizers.get(sequence.slot)
-        if tokenizer is None:
-            tokenizer = self._tokenizers[sequence.slot] = _prepare(sequence.model, directory)
-        if isinstance(tokenizer, LinkerError):
-            raise tokenizer
+        tokenizer = self._tokenizers.get(sequence.slot, sequence.model, directory)
         return compile_grammar(sequence, tokenizer)
 
 
-def compile_grammar(sequence: SequenceState, tokenizer: llguidance.LLTokenizer) -> Matcher:
+def compile_grammar(sequence: SequenceState, tokenizer: GrammarTokenizer) -> Matcher:
     """Returns the matcher of a sequence that has a grammar.
 
     Raises:
@@ -95,31 +89,16 @@ def compile_grammar(sequence: SequenceState, tokenizer: llguidance.LLTokenizer) 
         max_grammar_size=_MAX_GRAMMAR_SYMBOLS,
         verbose_errors=False,  # they would hold the answer so far
     )
-    inner = llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
+    inner = llguidance.LLMatcher(tokenizer.inner, grammar, log_level=0, limits=limits)
     if inner.is_error():
         raise uncompilable(inner.get_error())
     return Matcher(
         inner,
-        tokenizer,
+        tokenizer.inner,
+        end_ids=tokenizer.end_ids,
         stop_ids=sequence.sampling.stop_token_ids,
         width=sequence.vocab_size,
     )
-
-
-def _prepare(model: str, directory: Path) -> llguidance.LLTokenizer | LinkerError:
-    """Returns the model's tokenizer as llguidance wants it, or why there is none."""
-    try:
-        with Checkpoint.open(directory) as checkpoint:
-            end_ids = sorted(checkpoint.eos_token_ids)
-        tokenizer = Tokenizer.load(directory)
-        end_ids = [token for token in end_ids if token < tokenizer.num_tokens]
-        return llguidance.LLTokenizer(tokenizer.to_json(), eos_token=end_ids or None)
-    except (LinkerError, ValueError) as error:
-        return InvalidRequestError(
-            f"The tokenizer of model '{model}' cannot be used for structured output: "
-            f"{str(error)[:200]}. Ask for plain text.",
-            param=GRAMMAR_PARAM,
-        )
 
 
 def _outcome(future: Future[Matcher]) -> Matcher | LinkerError:

@@ -76,10 +76,6 @@ class Tokenizer:
             tokenizer.decode(tokenizer.encode("Hello, 世界!", add_special_tokens=True))
         return tokenizer
 
-    def to_json(self) -> str:
-        """Returns the whole tokenizer as one text, in the format of `tokenizer.json`."""
-        return self._inner.to_str()
-
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Returns the ids of `text`; special tokens written out in the text become their ids.
 

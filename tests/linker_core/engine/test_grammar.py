@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -187,14 +188,49 @@ def test_a_sequence_that_waits_for_its_grammar_can_be_aborted(served: Served) ->
     assert engine._grammars.num_pending == 0
 
 
-def test_a_model_that_leaves_takes_its_prepared_tokenizer_along(served: Served) -> None:
-    engine = served.driver.engine
-    request_id = served.driver.submit("own", PROMPT, constrained(regex("a{3}")))
+def test_models_with_the_same_tokenizer_share_what_is_prepared_while_one_is_there(
+    served: Served,
+) -> None:
+    driver, engine = served.driver, served.driver.engine
+    for model in ("base", "half", "own"):
+        params = constrained(regex("a{3}"))
+        assert text(served, model, driver.generate(model, PROMPT, params)) == "aaa"
+    slots = {name: resident.slot for name, resident in engine.residents.served.items()}
+    kept = engine._grammars._tokenizers._by_slot
+    inner = {name: kept[slot].tokenizer.inner for name, slot in slots.items()}  # type: ignore[union-attr]
+    assert inner["base"] is inner["half"]
+    assert inner["base"] is not inner["own"]  # which has two tokens more
+
+    request_id = driver.submit("own", PROMPT, constrained(regex("b{3}")))
     engine.handle(UnloadModel(model="own"))  # waits for the sequence, grammar and all
-    served.driver.run()
-    assert text(served, "own", served.driver.tokens(request_id)) == "aaa"
+    driver.run()
+    assert text(served, "own", driver.tokens(request_id)) == "bbb"
     assert "own" not in engine.residents.served
-    assert not engine._grammars._tokenizers
+    assert text(served, "half", driver.generate("half", PROMPT, constrained(regex("c")))) == "c"
+    assert slots["own"] not in kept  # the thread has come past
+
+
+def test_end_tokens_are_each_models_own_under_one_tokenizer(served: Served) -> None:
+    other = 300
+    (served.paths["half"] / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": other})
+    )
+    record = json.loads((served.paths["half"] / "config.json").read_text())
+    del record["eos_token_id"]
+    driver = served.driver
+    path = served.paths["half"].with_name("other")
+    shutil.copytree(served.paths["half"], path)
+    (path / "config.json").write_text(json.dumps(record))
+    assert isinstance(driver.load(load_message("other", path, donor="base")), ModelLoaded)
+    params = constrained(
+        regex("ab*"), logit_bias={other: 50.0, END: 40.0}, stop_token_ids=frozenset()
+    )
+    for model, end in (("base", END), ("other", other)):
+        # Ignored, the end of neither can come while the answer can go on.
+        free = driver.generate(model, PROMPT, replace(params, max_tokens=5))
+        assert not {END, other} & set(free)
+        ended = replace(params, stop_token_ids=frozenset({end}))
+        assert driver.generate(model, PROMPT, ended)[-1] == end
 
 
 @pytest.mark.shared
