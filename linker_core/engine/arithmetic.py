@@ -9,7 +9,7 @@ K key/value heads, D head size, X = (H + 2 K) D, S positions of a history, P tok
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from transformers.activations import ACT2FN
 
-from linker_core.engine.kv_cache import KVCache, PageTable
+from linker_core.engine.kv_cache import KVCache
+from linker_core.engine.page_table import PageTable
 from linker_core.engine.rows import RowGroup
 
 
@@ -77,7 +78,32 @@ class Rotation(NamedTuple):
 
 
 class Arithmetic(Protocol):
-    """The operations of a block. Used by one thread."""
+    """The operations of a block. Used by one thread, for one family.
+
+    What is computed within `run` goes through these operations alone, and through `buffer` for
+    every tensor that does not last longer than the step.
+    """
+
+    def buffer(self, name: str, num_rows: int, width: int, like: torch.Tensor) -> torch.Tensor:
+        """Returns room [num_rows, width] of the type and on the device of `like`.
+
+        Its content lasts until a buffer of that name is asked for again.
+        """
+
+    def run(self, key: Hashable | None, body: Callable[[], None]) -> None:
+        """Runs `body`, which may be recorded and replayed when the key comes again.
+
+        Args:
+            key: Tells what `body` does, and to tensors of which sizes; None if it never comes
+                again. What it reads lies in buffers and in what `prepare` returned.
+            body: Uses these operations.
+        """
+
+    def forget(self) -> None:
+        """Drops what was recorded: weights may go."""
+
+    def add(self, x_TH: torch.Tensor, y_TH: torch.Tensor) -> None:
+        """Adds `y_TH` to `x_TH` in place."""
 
     def multiply(self, x_TI: torch.Tensor, rows: RowGroup, products: Sequence[Product]) -> None:
         """Computes products of the same rows of x; the other rows of y stay as they are."""
@@ -126,6 +152,23 @@ class Arithmetic(Protocol):
 class TorchArithmetic:
     """In torch's operations, on any device; activations have the dtype of their input."""
 
+    def buffer(self, name: str, num_rows: int, width: int, like: torch.Tensor) -> torch.Tensor:
+        """See `Arithmetic.buffer`."""
+        del name
+        return like.new_empty(num_rows, width)
+
+    def run(self, key: Hashable | None, body: Callable[[], None]) -> None:
+        """See `Arithmetic.run`."""
+        del key
+        body()
+
+    def forget(self) -> None:
+        """See `Arithmetic.forget`."""
+
+    def add(self, x_TH: torch.Tensor, y_TH: torch.Tensor) -> None:
+        """See `Arithmetic.add`."""
+        x_TH.add_(y_TH)
+
     def multiply(self, x_TI: torch.Tensor, rows: RowGroup, products: Sequence[Product]) -> None:
         x_nI = rows.take(x_TI)
         for weight_OI, y_TO, bias in products:
@@ -139,7 +182,7 @@ class TorchArithmetic:
     ) -> None:
         rows = RowGroup(torch.arange(len(x_TX), device=x_TX.device), slice(0, len(x_TX)))
         w_TW = weights.gathered(rows, torch.float32)
-        x_TNW = x_TX.float().unflatten(-1, (-1, w_TW.shape[-1]))
+        x_TNW = x_TX.float().view(len(x_TX), -1, w_TW.shape[-1])
         scale = torch.rsqrt(x_TNW.square().mean(-1, keepdim=True) + norm.eps)
         factor_T1W = (w_TW + 1.0 if norm.plus_one else w_TW).unsqueeze(1)
         out_TX.copy_((x_TNW * scale * factor_T1W).flatten(-2))
@@ -160,9 +203,9 @@ class TorchArithmetic:
         shape: AttentionShape,
     ) -> torch.Tensor:
         num_rotated = shape.num_heads + shape.num_kv_heads
-        heads_THD = qkv_TX.unflatten(-1, (-1, shape.head_dim))
+        heads_THD = qkv_TX.view(len(qkv_TX), -1, shape.head_dim)
         rotated_THD = _rotated(heads_THD[:, :num_rotated], rotation)
-        query_THD, key_TKD = rotated_THD.split([shape.num_heads, shape.num_kv_heads], dim=1)
+        query_THD, key_TKD = rotated_THD.tensor_split([shape.num_heads], dim=1)
         batch.write(layer, key_TKD, heads_THD[:, num_rotated:])
         out_THD = torch.empty_like(query_THD)
         for span, rows in batch.spans:
@@ -225,7 +268,7 @@ def _attend(
 ) -> torch.Tensor:
     """Returns [n, H, D]; scores, soft cap and softmax in float32."""
     group = shape.num_heads // shape.num_kv_heads
-    query_KGnD = query_nHD.transpose(0, 1).unflatten(0, (-1, group))
+    query_KGnD = query_nHD.transpose(0, 1).reshape(shape.num_kv_heads, group, -1, shape.head_dim)
     scores_KGnS = (query_KGnD @ keys_KSD.unsqueeze(1).mT).float() * shape.scaling
     if shape.softcap is not None:
         scores_KGnS = torch.tanh(scores_KGnS / shape.softcap) * shape.softcap

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from linker_core.engine.page_pool import PagePool
-from linker_core.engine.page_table import PageTable as PageTable
+from linker_core.engine.page_table import PageTable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

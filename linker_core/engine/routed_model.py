@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from linker_core.engine.arithmetic import AttentionShape, Norm, Rotation
-from linker_core.engine.block import GatedMLP, PagedAttention
+from linker_core.engine.block import Block
 from linker_core.engine.leaf import RoutedLeaf
 from linker_core.engine.routing import RoutedLinear, RoutedNorm
 from linker_core.engine.rows import StepContext
@@ -45,10 +45,16 @@ class RoutedModel:
         self._model: Any = build_skeleton(config, device=device, dtype=dtype)
         self.leaves = _route(self._model, config, context, dtype)
         body = self._model.model
-        for layer, block in enumerate(body.layers):
-            shape = attention_shape(config, layer)
-            block.self_attn = PagedAttention(block.self_attn, layer, shape, context)
-            block.mlp = GatedMLP(block.mlp, config.hidden_act, context)
+        self._blocks = [
+            Block(
+                layer,
+                number,
+                attention_shape(config, number),
+                activation=config.hidden_act,
+                context=context,
+            )
+            for number, layer in enumerate(body.layers)
+        ]
         self._rotations = _Rotations(body.rotary_emb, device=device, dtype=dtype)
 
     def embed(self, ids_T: torch.Tensor) -> torch.Tensor:
@@ -57,30 +63,29 @@ class RoutedModel:
         return out
 
     def rotation(self, positions_T: torch.Tensor) -> Rotation:
-        """Returns the rotation of every row."""
-        return self._rotations.at(positions_T)
+        """Returns the rotation of every row, in buffers of the step."""
+        buffer, width = self.context.arithmetic.buffer, self.config.head_dim
+        parts = []
+        for name, known in self._rotations.up_to(positions_T)._asdict().items():
+            out_TD = buffer(name, len(positions_T), width, known)
+            parts.append(torch.index_select(known, 0, positions_T, out=out_TD))
+        return Rotation(*parts)
 
-    def block(
-        self, layer: int, x_TH: torch.Tensor, *, rotation: Rotation, batch: Any
-    ) -> torch.Tensor:
-        """Returns the hidden states [T, H] behind a block.
+    def block(self, layer: int, x_TH: torch.Tensor, *, rotation: Rotation, batch: Any) -> None:
+        """Runs a block over the hidden states, in place.
 
         Args:
             layer: Which.
-            x_TH: Hidden states before it.
+            x_TH: Hidden states before it, then behind it.
             rotation: By row.
             batch: The step's, from `Arithmetic.prepare`.
         """
-        block = self._model.model.layers[layer]
-        out: torch.Tensor = block(
-            x_TH.unsqueeze(0), position_embeddings=rotation, attention_mask=None, batch=batch
-        )
-        return out[0]
+        self._blocks[layer](x_TH, rotation=rotation, batch=batch)
 
     def final_norm(self, x_TH: torch.Tensor) -> torch.Tensor:
-        """Returns what the head reads, [T, H]."""
-        out: torch.Tensor = self._model.model.norm(x_TH.unsqueeze(0))
-        return out[0]
+        """Returns what the head reads, [T, H], in a buffer of the norms."""
+        out: torch.Tensor = self._model.model.norm(x_TH)
+        return out
 
     def logits(self, x_TH: torch.Tensor) -> torch.Tensor:
         """Returns [T, V] of the rows that `context.head` maps."""
@@ -115,12 +120,9 @@ class _Rotations:
         self._dtype = dtype
         self._known: Rotation | None = None
 
-    def at(self, positions_T: torch.Tensor) -> Rotation:
-        """Returns the rotation of each position."""
-        known = self._grown(int(positions_T.max()) + 1)
-        return Rotation(*(part.index_select(0, positions_T) for part in known))
-
-    def _grown(self, num_positions: int) -> Rotation:
+    def up_to(self, positions_T: torch.Tensor) -> Rotation:
+        """Returns the rotation of at least all positions up to the largest."""
+        num_positions = int(positions_T.max()) + 1
         known = self._known
         while known is None or len(known.cos_TD) < num_positions:
             first = 0 if known is None else len(known.cos_TD)

@@ -24,12 +24,11 @@ class RoutedLinear(RoutedLeaf):
         super().__init__(name, original, context)
         self.num_out = original.out_features
 
-    def forward(self, x_1TI: torch.Tensor) -> torch.Tensor:
-        """Returns [1, T, O]."""
-        x_TI = x_1TI[0]
-        y_TO = x_TI.new_empty(x_TI.shape[0], self.num_out)
+    def forward(self, x_TI: torch.Tensor, out: str) -> torch.Tensor:
+        """Returns [T, O], in the buffer that `out` names."""
+        y_TO = self.context.arithmetic.buffer(out, x_TI.shape[0], self.num_out, x_TI)
         multiply([self], x_TI, [y_TO], self.context)
-        return y_TO.unsqueeze(0)
+        return y_TO
 
 
 class RoutedNorm(RoutedLeaf):
@@ -40,11 +39,11 @@ class RoutedNorm(RoutedLeaf):
         assert self.parameter_names == ("weight",)
         self._norm = norm
 
-    def forward(self, x_1TH: torch.Tensor) -> torch.Tensor:
-        """Returns the normalised rows [1, T, H]."""
-        out_1TH = torch.empty_like(x_1TH)
-        self.normalize(x_1TH[0], out_1TH[0])
-        return out_1TH
+    def forward(self, x_TH: torch.Tensor) -> torch.Tensor:
+        """Returns the normalised rows [T, H], in a buffer of the norms."""
+        out_TH = self.context.arithmetic.buffer("normed", x_TH.shape[0], x_TH.shape[1], x_TH)
+        self.normalize(x_TH, out_TH)
+        return out_TH
 
     def normalize(self, x_TX: torch.Tensor, out_TX: torch.Tensor) -> None:
         """Normalises every run of as many elements of a row as the weight has."""

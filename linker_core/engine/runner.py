@@ -68,6 +68,7 @@ class Runner:
         Raises:
             KeyError: A leaf has no tensor; no leaf knows the slot then.
         """
+        self.context.arithmetic.forget()
         bound: list[RoutedLeaf] = []
         try:
             for leaf in self.model.leaves:
@@ -82,6 +83,7 @@ class Runner:
         """Forgets `slot` and every storage that no other slot uses."""
         for leaf in self.model.leaves:
             leaf.unbind(slot)
+        self.context.arithmetic.forget()
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> StepResult:
@@ -102,9 +104,17 @@ class Runner:
         spans = [Span(chunk.start, len(chunk.token_ids), chunk.table) for chunk in chunks]
         batch = arithmetic.prepare(spans, self.cache)
         rotation = self.model.rotation(self._on_device(positions))
-        x_TH = self.model.embed(self._on_device(ids))
-        for layer in range(self.model.config.num_layers):
-            x_TH = self.model.block(layer, x_TH, rotation=rotation, batch=batch)
+        embedded_TH = self.model.embed(self._on_device(ids))
+        num_rows, hidden = embedded_TH.shape
+        x_TH = arithmetic.buffer("x", num_rows, hidden, embedded_TH).copy_(embedded_TH)
+
+        def run_blocks() -> None:
+            for layer in range(self.model.config.num_layers):
+                self.model.block(layer, x_TH, rotation=rotation, batch=batch)
+
+        # Steps that only decode come again; their attention differs by what `prepare` says.
+        decodes = len(chunks) == len(slots)
+        arithmetic.run(tuple(slots) if decodes else None, run_blocks)
         x_TH = self.model.final_norm(x_TH)
         return StepResult(self._logits(x_TH, chunks, slots), _finite(x_TH, chunks))
 

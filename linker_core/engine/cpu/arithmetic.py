@@ -8,10 +8,10 @@ Legend: T rows of the batch, n rows of a group, X elements of a row.
 
 from __future__ import annotations
 
-import itertools
 import struct
 from array import array
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Sequence
 from functools import cache, partial
 
 import llvmlite.binding as llvm
@@ -27,13 +27,19 @@ from linker_core.engine.arithmetic import (
     Rotation,
     Span,
 )
+from linker_core.engine.cpu.add_code import emit_add
 from linker_core.engine.cpu.attention_code import emit_attention
-from linker_core.engine.cpu.attention_spec import ITEM, ITEM_ROWS, AttentionSpec
+from linker_core.engine.cpu.attention_spec import TASK as ATTENTION_TASK
+from linker_core.engine.cpu.attention_spec import AttentionSpec
 from linker_core.engine.cpu.dot_product import DotProduct, Rounded, Widened
+from linker_core.engine.cpu.gate_code import TASK as GATE_TASK
 from linker_core.engine.cpu.gate_code import emit_gate
 from linker_core.engine.cpu.norm_code import NormSpec, emit_norm
+from linker_core.engine.cpu.paged_batch import PagedBatch
 from linker_core.engine.cpu.product_code import PIECE_ROWS, Tiling, emit_product, packed_elements
+from linker_core.engine.cpu.product_code import TASK as PRODUCT_TASK
 from linker_core.engine.cpu.regions import Region, compile_regions
+from linker_core.engine.cpu.tape import Tape
 from linker_core.engine.kv_cache import KVCache
 from linker_core.engine.rows import RowGroup
 
@@ -42,6 +48,10 @@ _DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 _MIN_SHARED_PRODUCT, _MIN_SHARED_ELEMENTS = 1 << 16, 1 << 14
 _MIN_SHARED_SEEN = 1 << 10  # positions that all heads and rows see, together
 _NO_WINDOW = 1 << 62
+_MAX_TAPES = 64  # of the sets of rows that were computed last
+_PRODUCT_COUNTER = PRODUCT_TASK.index("next_piece")
+_GATE_COUNTER = GATE_TASK.index("next_piece")
+_ATTENTION_COUNTER = ATTENTION_TASK.index("next_item")
 _END_OF_JOBS = (0, 0, 0, 0, 1 << 62, 0, 0)  # a record whose pieces are never reached
 
 
@@ -56,6 +66,65 @@ class CompiledArithmetic:
     def __init__(self, *, rounded: bool = False) -> None:
         self._rounded = rounded
         self._packed = torch.empty(0)
+        self._buffers: dict[str, torch.Tensor] = {}
+        self._batch = PagedBatch()
+        self._tapes: OrderedDict[Hashable, Tape] = OrderedDict()
+        self._recording: Tape | None = None
+
+    def buffer(self, name: str, num_rows: int, width: int, like: torch.Tensor) -> torch.Tensor:
+        """See `Arithmetic.buffer`."""
+        found = self._buffers.get(name)
+        if found is None or found.shape[0] < num_rows:
+            rows = 1 << (num_rows - 1).bit_length()
+            found = self._buffers[name] = like.new_empty(rows, width)
+            self.forget()
+        assert found.shape[1] == width, name
+        return found[:num_rows]
+
+    def run(self, key: Hashable | None, body: Callable[[], None]) -> None:
+        """See `Arithmetic.run`."""
+        tape = self._tapes.get(key)
+        if tape is not None:
+            self._tapes.move_to_end(key)
+            tape.replay()
+            return
+        self._recording = None if key is None else Tape()
+        try:
+            body()
+            if self._recording is not None:
+                self._tapes[key] = self._recording
+        finally:
+            self._recording = None
+        if len(self._tapes) > _MAX_TAPES:
+            self._tapes.popitem(last=False)
+
+    def forget(self) -> None:
+        """See `Arithmetic.forget`."""
+        self._tapes.clear()
+        self._recording = None
+
+    def _run(
+        self,
+        region: Region,
+        record: Sequence[int],
+        *,
+        num_threads: int,
+        counter: int | None = None,
+        kept: Sequence[object] = (),
+    ) -> None:
+        """Runs a region, and notes it down if this is being recorded.
+
+        Args:
+            region: Which.
+            record: Its words.
+            num_threads: How many threads run it.
+            counter: Which word the threads count up.
+            kept: What lies behind the record's addresses, buffers and weights apart.
+        """
+        call = region.call(record, num_threads=num_threads, counter=counter)
+        call.run()
+        if self._recording is not None:
+            self._recording.add(call, kept)
 
     def multiply(self, x_TI: torch.Tensor, rows: RowGroup, products: Sequence[Product]) -> None:
         """See `Arithmetic.multiply`."""
@@ -88,11 +157,20 @@ class CompiledArithmetic:
             num_pieces += -(-outs // PIECE_ROWS)
         jobs = array("q", (*records, *_END_OF_JOBS))
         num_threads = _threads(num_rows * num_out * width, _MIN_SHARED_PRODUCT)
+        packed = self._room(num_rows, width, num_threads)
         task = (
             *(x_TI.data_ptr(), x_TI.stride(0), rows.indices_n.data_ptr(), num_rows, width),
-            *(self._room(num_rows, width, num_threads), num_pieces, 0, jobs.buffer_info()[0]),
+            *(packed.data_ptr(), num_pieces, 0, jobs.buffer_info()[0]),
         )
-        _product(dtype, self._rounded).run(task, num_threads=num_threads)
+        self._run(
+            _product(dtype, self._rounded),
+            task,
+            num_threads=num_threads,
+            counter=_PRODUCT_COUNTER,
+            kept=(jobs, *kept, packed, rows.indices_n),
+        )
+        if apart:
+            self._recording = None  # what follows is torch's
         for product in apart:
             assert product.bias is not None
             y_nO = rows.take(product.y_TO) + product.bias.gathered(rows, product.y_TO.dtype)
@@ -114,11 +192,13 @@ class CompiledArithmetic:
                 *(lies_at, by_row, _float_bits(norm.eps)),
             )
             num_threads = _threads(num_rows * num_elements, _MIN_SHARED_ELEMENTS)
-            _norm(dtype, norm.plus_one).run(task, num_threads=num_threads)
+            region = _norm(dtype, norm.plus_one)
+            self._run(region, task, num_threads=num_threads, kept=(*kept, rows.indices_n))
 
     def gate(self, gate_TI: torch.Tensor, up_TI: torch.Tensor, activation: str) -> None:
         """See `Arithmetic.gate`."""
         if activation == "gelu":  # the error function is torch's
+            self._recording = None
             torch.mul(F.gelu(gate_TI), up_TI, out=gate_TI)
             return
         task = (
@@ -126,24 +206,33 @@ class CompiledArithmetic:
             *(*gate_TI.shape, 0),
         )
         num_threads = _threads(gate_TI.numel(), _MIN_SHARED_ELEMENTS)
-        _gate(activation).run(task, num_threads=num_threads)
+        region = _gate(activation)
+        self._run(region, task, num_threads=num_threads, counter=_GATE_COUNTER)
 
-    def prepare(self, spans: Sequence[Span], cache: KVCache) -> _PagedBatch:
+    def add(self, x_TH: torch.Tensor, y_TH: torch.Tensor) -> None:
+        """See `Arithmetic.add`."""
+        task = (x_TH.data_ptr(), x_TH.stride(0), y_TH.data_ptr(), y_TH.stride(0), *x_TH.shape)
+        self._run(_add(), task, num_threads=_threads(x_TH.numel(), _MIN_SHARED_ELEMENTS))
+
+    def prepare(self, spans: Sequence[Span], cache: KVCache) -> PagedBatch:
         """See `Arithmetic.prepare`."""
-        return _PagedBatch(spans, cache)
+        if not self._batch.fill(spans, cache):
+            self.forget()
+        return self._batch
 
     def attend(
         self,
         qkv_TX: torch.Tensor,
         rotation: Rotation,
-        batch: _PagedBatch,
+        batch: PagedBatch,
         *,
         layer: int,
         shape: AttentionShape,
     ) -> torch.Tensor:
         """See `Arithmetic.attend`."""
-        out_TX = qkv_TX.new_empty(qkv_TX.shape[0], shape.num_heads * shape.head_dim)
         cache = batch.cache
+        width = shape.num_heads * shape.head_dim
+        out_TX = self.buffer("attended", qkv_TX.shape[0], width, qkv_TX)
         task = (
             *(qkv_TX.data_ptr(), qkv_TX.stride(0)),
             *(rotation.cos_TD.data_ptr(), rotation.sin_TD.data_ptr()),
@@ -153,41 +242,16 @@ class CompiledArithmetic:
             _NO_WINDOW if shape.window is None else shape.window,
         )
         region = _attention(shape, cache.shape.page_tokens)
-        region.run(task, num_threads=_threads(batch.num_seen * shape.num_heads, _MIN_SHARED_SEEN))
+        num_threads = _threads(batch.num_seen * shape.num_heads, _MIN_SHARED_SEEN)
+        self._run(region, task, num_threads=num_threads, counter=_ATTENTION_COUNTER)
         return out_TX
 
-    def _room(self, num_rows: int, width: int, num_threads: int) -> int:
-        """Returns where rows can be packed."""
+    def _room(self, num_rows: int, width: int, num_threads: int) -> torch.Tensor:
+        """Returns room for packed rows."""
         needed = packed_elements(_tiling(), num_rows=num_rows, width=width, num_threads=num_threads)
         if self._packed.numel() < needed:
             self._packed = torch.empty(needed)
-        return self._packed.data_ptr()
-
-
-class _PagedBatch:
-    """A step's spans as the attention region reads them.
-
-    Args:
-        spans: In the order of the rows.
-        cache: Whose pages they have.
-    """
-
-    def __init__(self, spans: Sequence[Span], cache: KVCache) -> None:
-        self.cache = cache
-        firsts = itertools.accumulate((span.num_rows for span in spans), initial=0)
-        self._pages = [span.table.pages for span in spans]  # kept where the addresses say
-        self._spans = array("q")
-        for first, span, pages in zip(firsts, spans, self._pages, strict=False):
-            self._spans.extend((first, span.num_rows, span.start, pages.ctypes.data))
-        self._items = array("q")
-        for number, span in enumerate(spans):
-            for row in range(0, span.num_rows, ITEM_ROWS):
-                self._items.extend((number, row))
-        self.records = (
-            *(self._spans.buffer_info()[0], len(spans)),
-            *(self._items.buffer_info()[0], len(self._items) // len(ITEM)),
-        )
-        self.num_seen = sum(span.num_rows * (span.start + span.num_rows) for span in spans)
+        return self._packed
 
 
 def _threads(work: int, least: int) -> int:
@@ -272,6 +336,12 @@ def _norm(dtype: str, plus_one: bool) -> Region:
     spec = NormSpec(dtype=dtype, plus_one=plus_one, lanes=_tiling().lanes)
     emit = partial(emit_norm, spec=spec)
     return Region(compile_regions(f"{spec.symbol}-{spec.lanes}", emit), spec.symbol)
+
+
+@cache
+def _add() -> Region:
+    lanes = _tiling().lanes
+    return Region(compile_regions(f"add-{lanes}", partial(emit_add, lanes=lanes)), "add")
 
 
 @cache

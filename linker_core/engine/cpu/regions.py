@@ -10,6 +10,7 @@ from array import array
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import llvmlite.binding as llvm
 import torch
@@ -30,15 +31,33 @@ class Region:
         self._address = code.address(name)
         self._parallel = _openmp().parallel
 
-    def run(self, record: Sequence[int], *, num_threads: int) -> None:
-        """Runs it to its end on a record of 64-bit words; other Python threads may go on.
+    def call(self, record: Sequence[int], *, num_threads: int, counter: int | None = None) -> Call:
+        """Returns a call of the region on a record of 64-bit words.
 
         Args:
-            record: Numbers and addresses. What lies behind these stays alive by the caller.
+            record: Numbers and addresses. What lies behind these is kept alive by the caller.
             num_threads: How many threads run it.
+            counter: Which word the threads count up, if there is one.
         """
         words = array("q", record)
-        self._parallel(self._address, words.buffer_info()[0], num_threads, 0)
+        return Call(
+            self._parallel, (self._address, words.buffer_info()[0], num_threads, 0), words, counter
+        )
+
+
+class Call(NamedTuple):
+    """A region with its record, to be run once or again and again."""
+
+    parallel: Callable[..., None]
+    arguments: tuple[int, int, int, int]
+    words: array[int]
+    counter: int | None
+
+    def run(self) -> None:
+        """Runs it to its end; other Python threads may go on."""
+        if self.counter is not None:
+            self.words[self.counter] = 0
+        self.parallel(*self.arguments)
 
 
 class Code:

@@ -22,7 +22,7 @@ def compiled(emit: Callable[[ir.Module], None]) -> Code:
 
 def run(code: Code, name: str, record: list[int], *, num_threads: int = 1) -> None:
     """Runs one function on every thread of a region."""
-    Region(code, name).run(record, num_threads=num_threads)
+    Region(code, name).call(record, num_threads=num_threads).run()
 
 
 def record(names: tuple[str, ...], **values: int | float) -> list[int]:
