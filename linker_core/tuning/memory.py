@@ -60,16 +60,11 @@ def answering_bytes(variant: ModelConfig, *, max_prompt_tokens: int, device: str
 def activation_bytes(config: ModelConfig) -> int:
     """Returns what a row takes inside a block, float32.
 
-    Gate, up and a packed copy of their product, or queries, keys and values with what is attended
-    and its packed copy; around them the residual stream and its norms.
+    Gate, up and a packed copy of what they make; queries, keys and values, and what is attended;
+    the residual stream before and behind its two parts, its norm and what is added to it.
     """
-    return 4 * (3 * _widest(config) + 8 * config.hidden_size)
-
-
-def _widest(config: ModelConfig) -> int:
-    """Returns the features of a row of the MLP, or of queries, keys and values."""
-    num_heads = config.num_heads + 2 * config.num_kv_heads
-    return max(config.intermediate_size, num_heads * config.head_dim)
+    attention = 2 * (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
+    return 4 * (3 * config.intermediate_size + attention + 6 * config.hidden_size)
 
 
 def _working_bytes(config: ModelConfig, device: str) -> int:
@@ -77,6 +72,6 @@ def _working_bytes(config: ModelConfig, device: str) -> int:
     # The variant's logits, a plan's, what is made of them, and the rows that they come from.
     logits = 4 * LOGITS_CHUNK_BYTES
     context = _CUDA_CONTEXT_BYTES if device == "cuda" else 0
-    # Sensitivities put the donor's gate and up beside the variant's, opened and closed.
-    row = activation_bytes(config) + 4 * 4 * _widest(config)
+    # Sensitivities put the donor's gate and up beside the variant's, as they are and multiplied.
+    row = activation_bytes(config) + 4 * 4 * config.intermediate_size
     return context + max(logits, _LONGEST_SEQUENCE * row)

@@ -161,13 +161,14 @@ class _BlockProbe:
     def _note_stream(
         self, _norm: nn.Module, inputs: tuple[torch.Tensor], _output: torch.Tensor
     ) -> None:
-        self._streams_nH.append(inputs[0][0])
+        self._streams_nH.append(inputs[0].clone())  # the block writes into it
 
     def _compare(self, name: str, x_nI: torch.Tensor, y_nO: torch.Tensor) -> None:
         swapped_nO = None
         if name in self._swapped:
             bias = self._leaves[name].stored[0].get("bias")
-            swapped_nO = self._walk.product(x_nI, self._swapped[name], bias and bias.tensor)
+            bias_O = None if bias is None else bias.tensor
+            swapped_nO = self._walk.product(x_nI, self._swapped[name], bias_O)
         if name.endswith(".gate_proj.weight"):
             self._gate = y_nO, swapped_nO
         elif name.endswith(".up_proj.weight"):

@@ -161,12 +161,12 @@ class Walk:
         for batch in self._batches(len(storages)):
             started = time.monotonic()
             x_nH = torch.cat([hidden_TH[p.state][p.first : p.first + p.num_tokens] for p in batch])
-            y_nH = self._run(layer, batch, x_nH)
+            self._run(layer, batch, x_nH)
             if watch is not None:
-                watch(y_nH)
+                watch(x_nH)
             row = 0
             for p in batch:
-                out[p.state][p.first : p.first + p.num_tokens] = y_nH[row : row + p.num_tokens]
+                out[p.state][p.first : p.first + p.num_tokens] = x_nH[row : row + p.num_tokens]
                 row += p.num_tokens
             self._pace.after_work(time.monotonic() - started)
         for slot in range(len(storages)):
@@ -189,12 +189,13 @@ class Walk:
         self._pace.after_work(time.monotonic() - started)
         return logits_nV
 
-    def _run(self, layer: int, batch: Sequence[Pass], x_nH: torch.Tensor) -> torch.Tensor:
+    def _run(self, layer: int, batch: Sequence[Pass], x_nH: torch.Tensor) -> None:
+        """Runs a block over a batch's rows, in place."""
         self._context.body = RowMap(
             [p.state for p in batch for _ in range(p.num_tokens)], device=self.device
         )
         positions_n = torch.cat([torch.arange(p.num_tokens) for p in batch]).to(self.device)
-        return self._model.block(
+        self._model.block(
             layer,
             x_nH,
             rotation=self._model.rotation(positions_n),

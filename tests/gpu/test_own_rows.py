@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from linker_core.engine.linear import LinearProduct
+from linker_core.engine.arithmetic import TorchArithmetic
 from linker_core.engine.rows import RowMap
 from linker_core.engine.token_leaves import look_up, project
 from linker_core.residency.ledger import StoredRows, StoredTensor
@@ -59,7 +59,7 @@ def test_own_rows_are_all_that_stays_and_give_what_the_whole_table_gives(tmp_pat
     ids_T = torch.tensor([40, 40, 15_999, 16_000, 41], device=device)
     found_TH = look_up(ids_T, rows, [base, table], dtype=torch.bfloat16)
     x_TH = torch.randn(5, 1024, device=device, dtype=torch.bfloat16) / 32
-    logits_TV = project(x_TH, rows, [base, table], linear=LinearProduct())
+    logits_TV = project(x_TH, rows, [base, table], arithmetic=TorchArithmetic())
     for row, slot in enumerate(slots):
         plain = whole if slot else base.tensor
         assert torch.equal(found_TH[row], plain[ids_T[row]])

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from linker_core.engine.arithmetic import Arithmetic
+from linker_core.engine.arithmetic import Arithmetic, TorchArithmetic
+from linker_core.engine.cpu.arithmetic import CompiledArithmetic
 from linker_core.engine.devices import arithmetic_for
 from linker_core.engine.kv_cache import KVCache, KVShape
 from linker_core.engine.runner import Runner
@@ -20,6 +21,7 @@ from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME
 
 CPU = torch.device("cpu")
+ARITHMETICS: tuple[type[Arithmetic], ...] = (CompiledArithmetic, TorchArithmetic)
 Storages = Mapping[str, Stored]
 
 

@@ -101,7 +101,7 @@ def test_load_that_cannot_be_bound_leaves_nothing(
 ) -> None:
     path = make_variant(tmp_path / "variant", base, scale=0.2)
     family = driver.engine.residents.families["base"]
-    last_leaf = family.runner._leaves[-1]
+    last_leaf = family.runner.model.leaves[-1]
     free = driver.engine.residents.pool.free_bytes()
 
     def refuse(_slot: int, _tensors: object) -> None:
@@ -112,7 +112,7 @@ def test_load_that_cannot_be_bound_leaves_nothing(
         answer = driver.load(load_message("variant", path, donor="base"))
     assert isinstance(answer, LoadFailed)
     assert driver.engine.residents.pool.free_bytes() == free
-    assert all(len(leaf.stored) == 1 for leaf in family.runner._leaves)
+    assert all(len(leaf.stored) == 1 for leaf in family.runner.model.leaves)
     assert isinstance(driver.load(load_message("variant", path, donor="base")), ModelLoaded)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,26 +12,27 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from linker_core.engine.linear import LinearProduct
-from linker_core.engine.routing import RoutedLinear
-from linker_core.engine.rows import RowMap, StepContext, put_rows, take_rows
+from linker_core.engine.arithmetic import Arithmetic, Norm, Product
+from linker_core.engine.cpu.arithmetic import CompiledArithmetic
+from linker_core.engine.routing import RoutedLinear, RoutedNorm, multiply
+from linker_core.engine.rows import RowGroup, RowMap, StepContext
 from linker_core.residency.ledger import StoredTensor
-from tests.linker_core.engine.families import CPU, build_family, stored_tensors
+from tests.linker_core.engine.families import ARITHMETICS, CPU, build_family, stored_tensors
 from tests.tiny import ARCHITECTURES, make_checkpoint, make_variant
 
 
-class CountingProduct(LinearProduct):
+class CountingArithmetic(CompiledArithmetic):
     """Counts rows of each product."""
 
     def __init__(self) -> None:
         super().__init__()
         self.rows: list[int] = []
+        self.calls = 0
 
-    def __call__(
-        self, x_TI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None
-    ) -> torch.Tensor:
-        self.rows.append(len(x_TI))
-        return super().__call__(x_TI, weight_OI, bias_O)
+    def multiply(self, x_TI: torch.Tensor, rows: RowGroup, products: Sequence[Product]) -> None:
+        self.calls += 1
+        self.rows += [len(rows.indices_n)] * len(products)
+        super().multiply(x_TI, rows, products)
 
 
 def stored(*shape: int, seed: int) -> StoredTensor:
@@ -41,25 +43,32 @@ def stored(*shape: int, seed: int) -> StoredTensor:
 def test_row_map_groups_are_runs_where_rows_are_together() -> None:
     rows = RowMap([4, 4, 0, 7, 7, 0], device=CPU)
     assert rows.distinct == (4, 0, 7)
-    run, scattered = rows.groups((0, 1, 0))
-    assert isinstance(run, torch.Tensor)
-    assert run.tolist() == [0, 1, 3, 4]
-    assert isinstance(scattered, torch.Tensor)
-    assert rows.groups((0, 1, 2))[0] == slice(0, 2)
-    assert rows.groups((0, 0, 0)) == (slice(0, 6),)
+    scattered, together = rows.groups((0, 1, 0))
+    assert (scattered.indices_n.tolist(), scattered.run) == ([0, 1, 3, 4], None)
+    assert (together.indices_n.tolist(), together.run) == ([2, 5], None)
+    assert rows.groups((0, 1, 2))[0].run == slice(0, 2)
+    (every,) = rows.groups((0, 0, 0))
+    assert (every.indices_n.tolist(), every.run) == ([0, 1, 2, 3, 4, 5], slice(0, 6))
+
+
+def test_row_map_labels_every_row_with_its_group() -> None:
+    rows = RowMap([4, 4, 0, 7, 7, 0], device=CPU)
+    assert rows.labels((0, 1, 0)).tolist() == [0, 0, 1, 0, 0, 1]
 
 
 def test_row_map_works_out_a_partition_once() -> None:
     rows = RowMap([0, 1, 0], device=CPU)
     assert rows.groups((0, 1)) is rows.groups((0, 1))
+    assert rows.labels((0, 1)) is rows.labels((0, 1))
 
 
-def test_take_and_put_rows_are_inverse_for_runs_and_indices() -> None:
+def test_take_and_put_are_inverse_for_runs_and_indices() -> None:
     x_T = torch.arange(12.0).view(6, 2)
-    for group in (slice(1, 4), torch.tensor([0, 2, 5])):
+    for run, numbers in ((slice(1, 4), [1, 2, 3]), (None, [0, 2, 5])):
+        group = RowGroup(torch.tensor(numbers), run)
         out_T = torch.zeros_like(x_T)
-        put_rows(out_T, group, take_rows(x_T, group))
-        assert torch.equal(take_rows(out_T, group), take_rows(x_T, group))
+        group.put(out_T, group.take(x_T))
+        assert torch.equal(group.take(out_T), group.take(x_T))
         assert int((out_T != 0).any(dim=1).sum()) == 3
 
 
@@ -76,8 +85,8 @@ def test_take_and_put_rows_are_inverse_for_runs_and_indices() -> None:
 def test_routed_linear_groups_weights_and_biases_by_their_own_storage(
     weights: tuple[int, ...], biases: tuple[int, ...], products: list[int]
 ) -> None:
-    product = CountingProduct()
-    context = StepContext(linear=product)
+    counting = CountingArithmetic()
+    context = StepContext(counting)
     leaf = RoutedLinear("m", nn.Linear(4, 3, device="meta"), context)
     by_weight = [stored(3, 4, seed=n) for n in range(3)]
     by_bias = [stored(3, seed=10 + n) for n in range(2)]
@@ -86,13 +95,64 @@ def test_routed_linear_groups_weights_and_biases_by_their_own_storage(
     slots = [0, 1, 2, 0, 1, 2]
     context.body = RowMap(slots, device=CPU)
     x_TI = torch.randn(6, 4, generator=torch.Generator().manual_seed(99))
-    got_TO = leaf(x_TI.unsqueeze(0))[0]
+    got_TO = leaf(x_TI, "out")
     for row, slot in enumerate(slots):
         weight_OI = by_weight[weights[slot]].tensor.float()
         bias_O = by_bias[biases[slot]].tensor.float()
         want_O = F.linear(x_TI[row], weight_OI, bias_O)
         torch.testing.assert_close(got_TO[row], want_O, rtol=1e-5, atol=1e-5)
-    assert sorted(product.rows) == products
+    assert sorted(counting.rows) == products
+
+
+def test_leaves_that_group_alike_are_computed_together_and_shown_each() -> None:
+    counting = CountingArithmetic()
+    context = StepContext(counting)
+    leaves = [
+        RoutedLinear(name, nn.Linear(4, num_out, bias=False, device="meta"), context)
+        for name, num_out in (("a", 3), ("b", 5), ("c", 2))
+    ]
+    for slot in range(2):
+        for number, leaf in enumerate(leaves):
+            own = slot if leaf.leaf_name == "c" else 0
+            weight = stored(leaf.num_out, 4, seed=10 * number + own)
+            leaf.bind(slot, {f"{leaf.leaf_name}.weight": weight})
+    # The same storage for both slots of `a` and `b`, one each of `c`.
+    for leaf in leaves[:2]:
+        weight = leaf.stored[0]["weight"]
+        leaf.unbind(1)
+        leaf.bind(1, {f"{leaf.leaf_name}.weight": weight})
+    seen: list[tuple[str, torch.Tensor, torch.Tensor]] = []
+    context.watch = lambda name, x_TI, y_TO: seen.append((name, x_TI, y_TO))
+    context.body = RowMap([0, 1, 0], device=CPU)
+    x_TI = torch.randn(3, 4, generator=torch.Generator().manual_seed(1))
+    outs = [torch.empty(3, leaf.num_out) for leaf in leaves]
+    multiply(leaves, x_TI, outs, context)
+    assert counting.calls == 1 + 2
+    assert [name for name, _, _ in seen] == ["a.weight", "b.weight", "c.weight"]
+    for (_, seen_TI, seen_TO), leaf, y_TO in zip(seen, leaves, outs, strict=True):
+        assert seen_TI is x_TI
+        assert seen_TO is y_TO
+        for row, slot in enumerate((0, 1, 0)):
+            want_O = x_TI[row] @ leaf.stored[slot]["weight"].tensor.float().T
+            torch.testing.assert_close(y_TO[row], want_O)
+
+
+@pytest.mark.parametrize("kind", ARITHMETICS)
+@pytest.mark.parametrize("plus_one", [False, True])
+def test_routed_norm_gives_every_row_its_own_weight(kind: type[Arithmetic], plus_one: bool) -> None:
+    norm = Norm(1e-6, plus_one=plus_one)
+    leaf = RoutedNorm("m", nn.RMSNorm(6, device="meta"), StepContext(kind()), norm)
+    weights = [stored(6, seed=1), stored(6, seed=2)]
+    for slot, number in enumerate((0, 1, 0)):
+        leaf.bind(slot, {"m.weight": weights[number]})
+    x_TH = torch.randn(5, 6, generator=torch.Generator().manual_seed(3))
+    for slots in ([2, 1, 0, 1, 2], [0, 2, 2, 0, 0]):
+        leaf.context.body = RowMap(slots, device=CPU)
+        got_TH = leaf(x_TH)
+        for row, slot in enumerate(slots):
+            factor = weights[slot % 2].tensor.float() + plus_one
+            want = F.rms_norm(x_TH[row], (6,), factor, eps=1e-6)
+            torch.testing.assert_close(got_TH[row], want)
 
 
 @pytest.mark.parametrize("by_rows", [False, True])

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from linker_core.engine.linear import LinearProduct
+from linker_core.engine.arithmetic import Arithmetic
 from linker_core.engine.rows import RowMap
 from linker_core.engine.token_leaves import look_up, project
 from linker_core.residency.ledger import Stored, StoredRows, StoredTensor
 from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME
 from tests.linker_core.engine.families import (
+    ARITHMETICS,
     CPU,
     Family,
     build_family,
@@ -27,7 +28,7 @@ from tests.linker_core.engine.families import (
     split_table,
     stored_tensors,
 )
-from tests.linker_core.engine.test_routing import CountingProduct
+from tests.linker_core.engine.test_routing import CountingArithmetic
 from tests.linker_core.engine.test_runner import TOLERANCE, Stream, tokens_of
 from tests.tiny import ARCHITECTURES, make_checkpoint, make_variant, save_state
 
@@ -66,10 +67,11 @@ VARIANTS = st.lists(
 )
 
 
+@pytest.mark.parametrize("kind", ARITHMETICS)
 @given(seed=st.integers(0, 1000), variants=VARIANTS, data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_tables_held_by_rows_give_what_whole_ones_give(
-    seed: int, variants: list[tuple[int, set[int]]], data: st.DataObject
+    kind: type[Arithmetic], seed: int, variants: list[tuple[int, set[int]]], data: st.DataObject
 ) -> None:
     tables, generator = make_tables(seed, variants)
     slots = data.draw(st.lists(st.integers(0, len(tables) - 1), min_size=1, max_size=9))
@@ -78,7 +80,7 @@ def test_tables_held_by_rows_give_what_whole_ones_give(
     ids = [data.draw(st.integers(0, tables[slot].num_rows - 1)) for slot in slots]
     found = look_up(torch.tensor(ids), rows, serving, dtype=torch.float32)
     x_TH = torch.randn(len(slots), HIDDEN, generator=generator)
-    logits = project(x_TH, rows, serving, linear=LinearProduct())
+    logits = project(x_TH, rows, serving, arithmetic=kind())
     assert logits.shape == (len(slots), max(table.num_rows for table in serving))
     for row, slot in enumerate(slots):
         table = dense(tables[slot]).float()
@@ -92,11 +94,11 @@ def test_project_computes_the_donors_table_once_for_all_that_lean_on_it() -> Non
     # The donor, an alias, and the three that hold rows; two rows each, apart from each other.
     slots = [0, 1, 3, 4, 5, 0, 1, 3, 4, 5]
     rows = RowMap(slots, device=CPU)
-    product = CountingProduct()
+    counting = CountingArithmetic()
     x_TH = torch.randn(len(slots), HIDDEN, generator=generator)
-    project(x_TH, rows, [tables[slot] for slot in rows.distinct], linear=product)
+    project(x_TH, rows, [tables[slot] for slot in rows.distinct], arithmetic=counting)
     # One for everybody, one for each variant that has rows of its own.
-    assert product.rows == [10, 2, 2]
+    assert counting.rows == [10, 2, 2]
 
 
 def test_look_up_of_an_id_beyond_a_whole_table_is_an_error() -> None:
@@ -164,7 +166,8 @@ def test_forward_variants_with_rows_of_their_own_give_the_unlinked_models_logits
     plan = [{1: 3}, {4: 5}, {1: 4, 4: 1}, {0: 6, 1: 1, 2: 3, 3: 7, 4: 2}, {4: 4, 1: 9, 0: 1}]
     plan += [dict.fromkeys((2, 1, 3, 4, 0), 1)]
     for step in plan:
-        logits = family.runner.forward([streams[slot].chunk(n) for slot, n in step.items()])
+        chunks = [streams[slot].chunk(n) for slot, n in step.items()]
+        logits = family.runner.forward(chunks).logits_RV
         assert logits.shape[1] == max(widths[slot] for slot in step)
         for row, slot in enumerate(step):
             want = references[slot][streams[slot].done - 1]
@@ -174,11 +177,11 @@ def test_forward_variants_with_rows_of_their_own_give_the_unlinked_models_logits
 
 def test_forward_head_of_the_donor_is_one_product(tmp_path: Path) -> None:
     family, _ = sharing_family(tmp_path, "qwen2", tie=True)
-    product = CountingProduct()
-    family.runner.context.linear = product
+    counting = CountingArithmetic()
+    family.runner.context.arithmetic = counting
     streams = [Stream(family, slot, tokens_of(slot, 4, vocab=500)) for slot in range(5)]
     family.runner.forward([stream.chunk(4) for stream in streams])
     # The last products of a step are the head's: everybody but the stranger, the stranger, and
     # the own rows of two variants.
-    assert product.rows[-4:] == [4, 1, 1, 1]
-    assert product.rows[-5] > 1
+    assert counting.rows[-4:] == [4, 1, 1, 1]
+    assert counting.rows[-5] > 1

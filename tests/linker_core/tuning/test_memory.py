@@ -81,7 +81,7 @@ def peak_bytes(recording: profile) -> int:
     assert recording.profiler.kineto_results is not None
     for event in recording.profiler.kineto_results.events():
         if event.name() == "[memory]":
-            now += event.nbytes()
+            now += event.nbytes()  # type: ignore[attr-defined]
             peak = max(peak, now)
     assert peak
     return peak
@@ -103,8 +103,9 @@ def test_a_block_holds_what_is_announced_of_its_rows(tmp_path: Path, architectur
 def test_measuring_sensitivities_holds_what_is_announced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
 ) -> None:
-    shape = {"layers": 1, "hidden": 96, "intermediate": 1536}
-    donor = make_checkpoint(tmp_path / "donor", architecture=architecture, **shape)
+    donor = make_checkpoint(
+        tmp_path / "donor", architecture=architecture, layers=1, hidden=96, intermediate=1536
+    )
     make_variant(tmp_path / "variant", donor, scale=0.1)
     pair = open_pair(tmp_path)
     num_tokens = 512
