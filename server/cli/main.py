@@ -18,7 +18,7 @@ COMMANDS = {
     "scan": "compare a variant with its donor, block by block",
     "plan": "say what would be aliased, what it would save and what it would cost",
     "tune": "measure what plans of a pair cost and choose one",
-    "bench": "measure scan, admission and tuner on this machine",
+    "bench": "measure scan, admission, tuner, engine and server on this machine",
     "demo": "build a small family, serve it, ask it and print what sharing saves",
 }
 EXIT_USAGE = 2

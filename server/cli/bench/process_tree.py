@@ -49,6 +49,13 @@ def memory_of(*pids: int) -> TreeMemory:
     return TreeMemory(pss_bytes=pss, anonymous_bytes=anonymous)
 
 
+def available_share() -> float:
+    """Returns how much of the machine's memory is to be had without ending anything."""
+    lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+    kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
+    return kib["MemAvailable"] / kib["MemTotal"]
+
+
 def pause(pid: int) -> None:
     """Halts a tree, whose idle threads may spin otherwise; returns once all of it stands."""
     tree = members(pid)

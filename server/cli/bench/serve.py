@@ -32,18 +32,33 @@ _MIB: Final = 2**20
 
 
 def measure_single(settings: Settings) -> dict[str, Any]:
-    """Eight streams of one variant."""
+    """Eight streams of one variant, beside one server at a time: one alone may fill the memory."""
     models = settings.family(Kinship.EQUAL, 1)
+    runs: dict[str, Any] = {}
+    with _ours(models) as ours:
+        for kind in _transformers(models, settings, dtypes=settings.dtypes):
+            with servers.serving(kind) as theirs:
+                runs[kind.launch.name] = _take_turns([ours, theirs], settings)
+        if not runs:
+            runs["alone"] = _take_turns([ours], settings)
+    return {"runs": runs}
+
+
+def _take_turns(running: Sequence[Server], settings: Settings) -> dict[str, Any]:
+    """Returns what each server gave for streams of its first model, with commands and memory."""
     found: dict[str, list[Round]] = defaultdict(list)
-    with _running(models, settings) as running:
-        for number in range(settings.rounds):
-            for server in running:
-                name = server.kind.launch.name
-                found[name].append(_round([server], _SOLO, number, settings))
-                tell(number, "single", name, found[name][-1])
-        memory = {each.kind.launch.name: memory_figures(each.peak) for each in running}
-        commands = _commands(running)
-    return {"commands": commands, "memory": memory, **compared(found)}
+    for server in running:
+        server.warm_up()
+    for number in range(settings.rounds):
+        for server in running:
+            name = server.kind.launch.name
+            found[name].append(_round([server], _SOLO, number, settings))
+            tell(number, "single", name, found[name][-1])
+    return {
+        "commands": _commands(running),
+        "memory": {each.kind.launch.name: memory_figures(each.peak) for each in running},
+        **compared(found),
+    }
 
 
 def measure_variants(settings: Settings) -> dict[str, Any]:
@@ -143,18 +158,6 @@ def _survive(kind: ServerLaunch, settings: Settings) -> dict[str, Any]:
             error = failure.message
         figures = summary(found) if found else {}
         return {"error": error, "memory": memory_figures(server.peak), **figures}
-
-
-@contextmanager
-def _running(models: Sequence[Path], settings: Settings) -> Iterator[list[Server]]:
-    """Runs our server and the peers', warm."""
-    with ExitStack() as stack:
-        running = [stack.enter_context(_ours(models))]
-        kinds = _transformers(models, settings, dtypes=settings.dtypes)
-        running += [stack.enter_context(servers.serving(kind)) for kind in kinds]
-        for server in running:
-            server.warm_up()
-        yield running
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import subprocess
 import sys
@@ -31,8 +30,7 @@ _POLL_S: Final = 0.2
 _SAMPLE_S: Final = 0.2
 _WARM_UP_TOKENS: Final = 4
 _COMPLAINT_CHARACTERS: Final = 600
-# Enough for everything but a peer that takes all there is, and then is ended by the system.
-_MEMORY_SHARE: Final = 0.75
+_SPARE_SHARE: Final = 0.15  # of the machine's memory; the system ends processes when it is out
 _COUNTED: Final = {"ignore_eos": True, "stream_options": {"include_usage": True}}
 
 
@@ -90,11 +88,13 @@ def transformers(
 
 
 def vllm(environments: Path, model: Path, *, dtype: str, cores: str | None = None) -> ServerLaunch:
-    """Returns `vllm serve` of one model."""
-    program = peers.executable(environments, "vllm", "vllm")
+    """Returns vLLM's server of one model."""
+    # What `vllm serve` runs; that command itself looks for a package of another name.
+    program = peers.executable(environments, "vllm", "python")
     command = (
-        *(program, "serve", str(model), "--dtype", dtype, "--host", _HOST, "--port", _PORT),
-        *("--max-model-len", str(peers.MAX_MODEL_LEN)),
+        *(program, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)),
+        *("--dtype", dtype, "--max-model-len", str(peers.MAX_MODEL_LEN)),
+        *("--host", _HOST, "--port", _PORT),
     )
     environment = peers.vllm_environment(environments, cores=cores)
     return ServerLaunch(
@@ -161,11 +161,11 @@ class Server:
 
     def watch(self, done: threading.Event) -> None:
         """Takes the peak until `done`; ends the server before the system would end others."""
-        limit_bytes = _MEMORY_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         while not done.wait(_SAMPLE_S):
             memory = process_tree.memory_of(self._pid)
             self.peak = max(self.peak, memory, key=lambda each: each.anonymous_bytes)
-            if memory.anonymous_bytes > limit_bytes:
+            if process_tree.available_share() < _SPARE_SHARE:
+                print(f"{self.kind.launch.name} takes all memory and is ended", file=sys.stderr)
                 process_tree.kill(self._pid)
                 return
 

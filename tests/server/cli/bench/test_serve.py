@@ -18,7 +18,7 @@ def alone(tmp_path: Path) -> Settings:
 
 
 def test_single_measures_streams_of_a_server_as_users_start_it(alone: Settings) -> None:
-    found = measure_single(alone)
+    found = measure_single(alone)["runs"]["alone"]
     assert found["figures"]["linker"]["tokens_per_s"] > 0
     assert "serve --strict" in found["commands"]["linker"]
     assert found["memory"]["linker"]["pss_mib"] > found["memory"]["linker"]["anonymous_mib"] > 1
