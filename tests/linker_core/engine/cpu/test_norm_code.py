@@ -45,6 +45,7 @@ def _normalise(
     `weight` is that of all rows, or one for each that is named.
     """
     weights = [weight] if isinstance(weight, torch.Tensor) else list(weight)
+    by_row = len(weights) > 1
     addresses = np.array([w.data_ptr() for w in weights], dtype=np.int64)
     out_TI = torch.zeros_like(x_TI) if out_TI is None else out_TI
     numbers = np.array(range(len(x_TI)) if rows is None else rows, dtype=np.int64)
@@ -58,8 +59,8 @@ def _normalise(
         num_rows=len(numbers),
         num_parts=num_parts,
         width=len(weights[0]),
-        weights=addresses.ctypes.data,
-        weight_step=int(len(weights) > 1),
+        weight=addresses.ctypes.data if by_row else weights[0].data_ptr(),
+        weight_by_row=int(by_row),
         eps=_EPS,
     )
     run(_code(spec), spec.symbol, task, num_threads=num_threads)
