@@ -16,10 +16,11 @@ import torch
 import torch.nn.functional as F
 
 from linker_core.engine.messages import SamplingParams
-from linker_core.engine.sampling.largest import largest
+from linker_core.engine.sampling.largest import Largest, largest
 
 RUN_COLUMNS = 64  # scores have whole runs; a draw sums runs first, then looks into one
-_FIRST_CANDIDATES = 64  # holds the mass of most distributions; then 16 times as many, then all
+_FIRST = 64  # candidates that hold the mass of most distributions
+_FEW = 1024  # a larger top-k is not forced on the other rows
 
 
 def draw(
@@ -84,19 +85,38 @@ class _Limits(NamedTuple):
 def _draw_ranked(
     scores_GV: torch.Tensor, params: Sequence[SamplingParams], uniform_G: torch.Tensor
 ) -> torch.Tensor:
-    """Draws from the largest scores of each row."""
-    device, num_columns = scores_GV.device, scores_GV.shape[1]
+    """Draws from the largest scores of each row: few of them at first, for all rows at once."""
     limits = _limits(scores_GV, params, uniform_G)
-    width = max(_FIRST_CANDIDATES, *(p.top_k or 0 for p in params))
-    tokens_G = torch.empty(len(params), dtype=torch.long, device=device)
-    left = torch.arange(len(params), device=device)
-    while len(left):
-        among = _Limits(*(column[left] for column in limits))
-        found, is_enough = _draw_among(scores_GV[left], width, among)
-        tokens_G[left] = found
-        left = left[:0] if width >= num_columns else left[~is_enough]
-        width *= 16
+    few = [p.top_k for p in params if p.top_k is not None and p.top_k <= _FEW]
+    tokens_G, is_enough_G = _draw_among(largest(scores_GV, max(_FIRST, *few, 0)), limits)
+    is_enough = is_enough_G.tolist()
+    for g, p in enumerate(params):
+        if not is_enough[g] or (p.top_k is not None and p.top_k > _FEW):
+            own = _Limits(*(column[g : g + 1] for column in limits))
+            tokens_G[g] = _draw_alone(scores_GV[g : g + 1], p.top_k, own)
     return tokens_G
+
+
+def _draw_alone(scores_1V: torch.Tensor, top_k: int | None, limits: _Limits) -> torch.Tensor:
+    """Draws from a row that needs many candidates."""
+    if top_k is None:
+        token_1, is_enough_1 = _draw_among(_probable(scores_1V, limits), limits)
+        if bool(is_enough_1):
+            return token_1
+    return _draw_among(largest(scores_1V, top_k or scores_1V.shape[1]), limits)[0]
+
+
+def _probable(scores_1V: torch.Tensor, limits: _Limits) -> Largest:
+    """Returns, ranked, every token whose share of the mass is not negligible.
+
+    V tokens below a share of (1 - top_p) / V have less than 1 - top_p together, so all that top-p
+    keeps lie above; with half of that, rounding does not matter.
+    """
+    share = (1.0 - limits.top_p) / (2 * scores_1V.shape[1])
+    floor_11 = (share * limits.mass).log().float()
+    ids_C = (scores_1V >= floor_11)[0].nonzero()[:, 0]
+    values_C, order_C = torch.sort(scores_1V[0, ids_C], descending=True, stable=True)
+    return Largest(values_C.unsqueeze(0), ids_C[order_C].unsqueeze(0))
 
 
 def _limits(
@@ -117,13 +137,10 @@ def _limits(
     )
 
 
-def _draw_among(
-    scores_GV: torch.Tensor, width: int, limits: _Limits
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws from `width` candidates; says for which rows these hold every token of top-p."""
-    candidates = largest(scores_GV, width)
+def _draw_among(candidates: Largest, limits: _Limits) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draws from the candidates; says for which rows these hold every token of top-p."""
     weights_GC = candidates.values.double().exp_()
-    ranks_C = torch.arange(weights_GC.shape[1], device=scores_GV.device)
+    ranks_C = torch.arange(weights_GC.shape[1], device=weights_GC.device)
     weights_GC.masked_fill_(ranks_C >= limits.top_k, 0.0)
     cumulated_GC = weights_GC.cumsum(dim=1)
     mass = torch.where(torch.isinf(limits.mass), cumulated_GC[:, -1:], limits.mass)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,8 @@ class RowState:
 
     def __init__(self, sequence: SequenceState, matcher: Matcher | None = None) -> None:
         params = sequence.sampling
+        if params.top_k is not None and params.top_k >= sequence.vocab_size:
+            params = replace(params, top_k=None)  # it leaves nothing out
         self.sequence = sequence
         self.params = params
         self.width = sequence.vocab_size

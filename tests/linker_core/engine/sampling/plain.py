@@ -42,7 +42,7 @@ def plain_chances(logits: Sequence[float], sequence: SequenceState) -> dict[int,
         return {scores.index(top): 1.0}
     weights = {t: math.exp((s - top) / params.temperature) for t, s in enumerate(scores)}
     weights = {t: w for t, w in weights.items() if w > 0 and w >= params.min_p}
-    if params.top_k is not None or params.top_p < 1.0:
+    if (params.top_k or len(logits)) < len(logits) or params.top_p < 1.0:
         # Stable: equal ones stay in the order of their ids.
         ranked = sorted(weights, key=lambda token: -weights[token])[: params.top_k]
         wanted = params.top_p * sum(weights[token] for token in ranked)
