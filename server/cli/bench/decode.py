@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import count
 from statistics import median
 from typing import Any, Final
 
@@ -43,16 +44,17 @@ def measure_single(settings: Settings) -> dict[str, Any]:
         for dtype in settings.dtypes:
             launches.append(peers.vllm(settings.peers, base, dtype=dtype))
             launches.append(peers.transformers(settings.peers, base, dtype=dtype))
-    works = {f"batch {count}": (count, PROMPT_TOKENS, settings.tokens) for count in _BATCHES}
+    works = {f"batch {batch}": (batch, PROMPT_TOKENS, settings.tokens) for batch in _BATCHES}
     works["prefill"] = (1, _LONG_PROMPT_TOKENS, 1)
     found: dict[str, dict[str, list[Round]]] = {work: defaultdict(list) for work in works}
     reads: list[float] = []
+    seeds = count(1)  # no prompt begins like one before: nothing is found in a prefix cache
     with running(launches) as contenders:
         for number in range(settings.rounds):
             reads.append(reader.seconds())
-            for work, (count, prompt_tokens, max_tokens) in works.items():
+            for work, (batch, prompt_tokens, max_tokens) in works.items():
+                streams = streams_of(batch, prompt_tokens=prompt_tokens, seed=next(seeds))
                 for contender in contenders:
-                    streams = streams_of(count, prompt_tokens=prompt_tokens, seed=1 + number)
                     with contender.awake():
                         got = contender.run(streams, max_tokens=max_tokens)
                     found[work][contender.name].append(got)
@@ -89,11 +91,12 @@ def measure_kin(settings: Settings) -> dict[str, Any]:
         Kinship.OWN_HEAD: (0, *range(_NUM_KIN, 2 * _NUM_KIN - 1)),
     }
     found: dict[str, list[Round]] = {str(work): [] for work in works}
+    seeds = count(1)
     with running([launch]) as (contender,):
         for number in range(settings.rounds):
             for work, models in works.items():
                 streams = streams_of(
-                    _NUM_KIN, prompt_tokens=PROMPT_TOKENS, seed=1 + number, models=models
+                    _NUM_KIN, prompt_tokens=PROMPT_TOKENS, seed=next(seeds), models=models
                 )
                 with contender.awake():
                     got = contender.run(streams, max_tokens=settings.tokens)

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from itertools import count
 from typing import Any, Final
 
 from linker_core.errors import InvalidRequestError
@@ -61,18 +62,19 @@ def _race(
     launches: Sequence[Launch], races: Mapping[str, Race], settings: Settings
 ) -> dict[str, Any]:
     found: dict[str, list[Round]] = defaultdict(list)
+    seeds = count(1)  # no prompt comes twice
     with running(launches) as (ours, *theirs):
         for number in range(settings.rounds):
             with ours.awake():
                 streams = streams_of(
                     _NUM_MODELS * _STREAMS_EACH,
                     prompt_tokens=PROMPT_TOKENS,
-                    seed=1 + number,
+                    seed=next(seeds),
                     models=range(_NUM_MODELS),
                 )
                 found[OURS].append(ours.run(streams, max_tokens=settings.tokens))
             for name, race in races.items():
-                found[name].append(race(theirs, 1 + number, settings.tokens))
+                found[name].append(race(theirs, next(seeds), settings.tokens))
             for name, rounds in found.items():
                 tell(number, "fleet", name, rounds[-1])
         own = ours.peak.anonymous_bytes

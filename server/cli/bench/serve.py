@@ -6,6 +6,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,16 +36,19 @@ def measure_single(settings: Settings) -> dict[str, Any]:
     """Eight streams of one variant, beside one server at a time: one alone may fill the memory."""
     models = settings.family(Kinship.EQUAL, 1)
     runs: dict[str, Any] = {}
+    seeds = count(1)  # no prompt comes twice: nothing is found in a prefix cache
     with _ours(models) as ours:
         for kind in _transformers(models, settings, dtypes=settings.dtypes):
             with servers.serving(kind) as theirs:
-                runs[kind.launch.name] = _take_turns([ours, theirs], settings)
+                runs[kind.launch.name] = _take_turns([ours, theirs], seeds, settings)
         if not runs:
-            runs["alone"] = _take_turns([ours], settings)
+            runs["alone"] = _take_turns([ours], seeds, settings)
     return {"runs": runs}
 
 
-def _take_turns(running: Sequence[Server], settings: Settings) -> dict[str, Any]:
+def _take_turns(
+    running: Sequence[Server], seeds: Iterator[int], settings: Settings
+) -> dict[str, Any]:
     """Returns what each server gave for streams of its first model, with commands and memory."""
     found: dict[str, list[Round]] = defaultdict(list)
     for server in running:
@@ -52,7 +56,7 @@ def _take_turns(running: Sequence[Server], settings: Settings) -> dict[str, Any]
     for number in range(settings.rounds):
         for server in running:
             name = server.kind.launch.name
-            found[name].append(_round([server], _SOLO, number, settings))
+            found[name].append(_round([server], _SOLO, next(seeds), settings))
             tell(number, "single", name, found[name][-1])
     return {
         "commands": _commands(running),
@@ -69,11 +73,12 @@ def measure_variants(settings: Settings) -> dict[str, Any]:
     """
     models = settings.family(Kinship.OWN_HEAD, _NUM_MODELS)
     found: dict[str, list[Round]] = {"one variant": [], "four variants": []}
+    seeds = count(1)
     with _ours(models) as server:
         server.warm_up()
         for number in range(settings.rounds):
             for name, streams in zip(found, (_SOLO, _INTERLEAVED), strict=True):
-                found[name].append(_round([server], streams, number, settings))
+                found[name].append(_round([server], streams, next(seeds), settings))
                 tell(number, "variants", name, found[name][-1])
         memory = memory_figures(server.peak)
         commands = _commands([server])
@@ -105,13 +110,14 @@ def measure_fleet(settings: Settings) -> dict[str, Any]:
     for dtype in settings.dtypes:
         kinds = [servers.vllm(settings.peers, model, dtype=dtype) for model in models]
         found: dict[str, list[Round]] = defaultdict(list)
+        seeds = count(1)
         with _ours(models) as ours, ExitStack() as stack:
             fleet = [stack.enter_context(servers.serving(kind)) for kind in kinds]
             for server in (ours, *fleet):
                 server.warm_up()
             for number in range(settings.rounds):
                 for name, group in ((OURS, [ours]), (kinds[0].launch.name, fleet)):
-                    found[name].append(_round(group, _INTERLEAVED, number, settings))
+                    found[name].append(_round(group, _INTERLEAVED, next(seeds), settings))
                     tell(number, "fleet", name, found[name][-1])
             own = ours.peak.anonymous_bytes
             others = sum(each.peak.anonymous_bytes for each in fleet)
@@ -124,9 +130,7 @@ def measure_fleet(settings: Settings) -> dict[str, Any]:
     return result
 
 
-def _round(
-    group: Sequence[Server], streams: Sequence[int], number: int, settings: Settings
-) -> Round:
+def _round(group: Sequence[Server], streams: Sequence[int], seed: int, settings: Settings) -> Round:
     """Sends streams to one server with several models, or each to the server of its model."""
     with ExitStack() as awake:
         for server in group:
@@ -138,7 +142,7 @@ def _round(
                 streams if len(group) == 1 else [0] * streams.count(index),
                 prompt_tokens=PROMPT_TOKENS,
                 max_tokens=settings.tokens,
-                seed=1 + number * len(group) + index,
+                seed=_NUM_MODELS * seed + index,
             )
         ]
         return complete(requests)
@@ -147,12 +151,13 @@ def _round(
 def _survive(kind: ServerLaunch, settings: Settings) -> dict[str, Any]:
     """Returns what a server gave for the interleaved streams, or what ended it."""
     found: list[Round] = []
+    seeds = count(1)
     error = None
     with servers.serving(kind) as server:
         try:
             server.warm_up()
             for number in range(settings.rounds):
-                found.append(_round([server], _INTERLEAVED, number, settings))
+                found.append(_round([server], _INTERLEAVED, next(seeds), settings))
                 tell(number, "variants", kind.launch.name, found[-1])
         except LinkerError as failure:
             error = failure.message
