@@ -13,6 +13,8 @@ import pytest
 from llguidance import LLMatcher
 
 from linker_core.config import EngineConfig
+from linker_core.engine.grammar_builds import compile_grammar
+from linker_core.engine.grammar_tokenizers import GrammarTokenizers
 from linker_core.engine.messages import (
     Abort,
     FinishReason,
@@ -20,9 +22,11 @@ from linker_core.engine.messages import (
     SamplingParams,
     UnloadModel,
 )
+from linker_core.errors import InvalidRequestError
 from linker_core.text.tokenizer import Tokenizer
 from linker_core.weights.checkpoint import Checkpoint
 from tests.linker_core.engine.driving import GREEDY, SMALL, Driver, load_message
+from tests.linker_core.engine.sampling.rows import sequence
 from tests.linker_core.engine.serving import PROMPT, Served, serve_three
 
 SCHEMA = {
@@ -162,6 +166,27 @@ def test_a_dead_end_fails_its_request_alone(served: Served) -> None:
     assert len(served.driver.tokens(good)) == GREEDY.max_tokens
 
 
+def test_a_grammar_that_grows_too_complex_fails_its_request_alone(served: Served) -> None:
+    # So many keys begin alike that the parser would have to follow more of them than it may.
+    keys = {f"p{n}": {"type": "string", "pattern": "^(a|b)*c{1,50}$"} for n in range(700)}
+    many = json_schema({"type": "object", "properties": keys})
+    bad = served.driver.submit("base", PROMPT, constrained(many))
+    good = served.driver.submit("base", PROMPT, constrained(regex("abc")))
+    assert error(served.driver, bad) == ("invalid_request_error", "structured_outputs")
+    assert "2000" in (served.driver.errors[bad]["message"] or "")
+    assert text(served, "base", served.driver.tokens(good)) == "abc"
+
+
+def test_matcher_refuses_a_token_that_its_grammar_does_not_allow(served: Served) -> None:
+    tokenizer = GrammarTokenizers().get(0, "base", served.paths["base"])
+    state = sequence(vocab_size=512, grammar=regex("ab"))
+    matcher = compile_grammar(state, tokenizer)
+    (a,) = Tokenizer.load(served.paths["base"]).encode("a", add_special_tokens=False)
+    assert not matcher.take(a)
+    with pytest.raises(InvalidRequestError):
+        matcher.take(a)
+
+
 def test_a_grammar_beyond_the_limit_is_refused_before_it_is_compiled(served: Served) -> None:
     grammar = regex("a" * (64 << 10))
     request_id = served.driver.submit("base", PROMPT, constrained(grammar))
@@ -169,8 +194,19 @@ def test_a_grammar_beyond_the_limit_is_refused_before_it_is_compiled(served: Ser
     assert served.driver.engine._grammars._executor is None
 
 
-def test_a_model_without_a_usable_tokenizer_refuses_grammars_alone(served: Served) -> None:
-    (served.paths["half"] / "tokenizer.json").write_text("{}")
+def test_an_end_token_beyond_the_tokenizer_does_not_matter(served: Served) -> None:
+    generation = json.dumps({"eos_token_id": [END, 100_000]})
+    (served.paths["half"] / "generation_config.json").write_text(generation)
+    tokens = served.driver.generate("half", PROMPT, constrained(regex("abc")))
+    assert tokens[-1] == END
+    assert text(served, "half", tokens) == "abc"
+
+
+@pytest.mark.parametrize("content", ["{}", "/etc/hostname", "[]", ""])
+def test_a_model_without_a_usable_tokenizer_refuses_grammars_alone(
+    served: Served, content: str
+) -> None:
+    (served.paths["half"] / "tokenizer.json").write_text(content)
     bad = served.driver.submit("half", PROMPT, constrained(regex("a")))
     plain = served.driver.submit("half", PROMPT)
     assert error(served.driver, bad) == ("invalid_request_error", "structured_outputs")

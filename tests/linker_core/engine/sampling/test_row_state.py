@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from linker_core.engine.sampling.row_state import RowState
@@ -14,6 +14,7 @@ TOKENS = st.lists(st.integers(0, 150), max_size=200)
 
 
 @settings(deadline=None)
+@example(prompt=list(range(150)), output=list(range(151)), stride=40)  # more than fit at first
 @given(prompt=TOKENS, output=TOKENS, stride=st.integers(1, 40))
 def test_counts_kept_up_step_by_step_are_those_of_all_tokens(
     prompt: list[int], output: list[int], stride: int
