@@ -17,7 +17,6 @@ from functools import cache, partial
 import llvmlite.binding as llvm
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from linker_core.engine.arithmetic import (
     AttentionShape,
@@ -197,10 +196,6 @@ class CompiledArithmetic:
 
     def gate(self, gate_TI: torch.Tensor, up_TI: torch.Tensor, activation: str) -> None:
         """See `Arithmetic.gate`."""
-        if activation == "gelu":  # the error function is torch's
-            self._recording = None
-            torch.mul(F.gelu(gate_TI), up_TI, out=gate_TI)
-            return
         task = (
             *(gate_TI.data_ptr(), gate_TI.stride(0), up_TI.data_ptr(), up_TI.stride(0)),
             *(*gate_TI.shape, 0),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from llvmlite import ir
 
 from linker_core.engine.cpu.emitter import F32, I64, POINTER, Emitter, i64, vector
-from linker_core.engine.cpu.vector_math import sigmoid
+from linker_core.engine.cpu.vector_math import normal_cdf, sigmoid
 
 _PIECE = 1024  # elements that a thread takes at a time
 
@@ -62,6 +62,8 @@ def _activated(e: Emitter, activation: str, x: ir.Value) -> ir.Value:
         return b.fmul(x, sigmoid(e, x))
     if activation == "relu":
         return e.maximum(e.constant(0.0, x), x)
+    if activation == "gelu":
+        return b.fmul(x, normal_cdf(e, x))
     assert activation == "gelu_pytorch_tanh"
     cubic = b.fmul(b.fmul(b.fmul(x, x), x), e.constant(_GELU_CUBE, x))
     scaled = b.fmul(b.fadd(x, cubic), e.constant(_GELU_SCALE, x))

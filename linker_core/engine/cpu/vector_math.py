@@ -23,6 +23,13 @@ _EXP_MIN, _EXP_MAX = -87.3, 88.72
 # Taylor's series of (e**r - 1 - r) / r²; the first term left out, of e**r, is below 2**-27
 # where |r| <= ln 2 / 2.
 _SERIES = tuple(1.0 / math.factorial(n) for n in range(7, 1, -1))
+# Φ(-s) e**(s²/2) as a polynomial in u = 1 / (1 + 0.3 s), highest power first, no constant term:
+# least squares of the relative error over 0 <= s <= 14, where it stays below 5e-9.
+_NORMAL_TAIL_SCALE = 0.3
+_NORMAL_TAIL = (
+    *(-0.0208782614, 0.113806516, -0.231400286, 0.195974185, -0.0828475505),
+    *(0.0979556973, 0.0777838584, 0.110361191, 0.119557241, 0.119687407),
+)
 
 
 class _Reduced(NamedTuple):
@@ -53,6 +60,22 @@ def sigmoid(e: Emitter, x: ir.Value) -> ir.Value:
     b = e.builder
     one = e.constant(1.0, x)
     return b.fdiv(one, b.fadd(one, exponential(e, b.fneg(x))))
+
+
+def normal_cdf(e: Emitter, x: ir.Value) -> ir.Value:
+    """Returns Φ(x), the share of the standard normal distribution below x.
+
+    Right to a few units in the last place; below -4 as right as x² is.
+    """
+    b = e.builder
+    one, size = e.constant(1.0, x), e.intrinsic("fabs", x)
+    u = b.fdiv(one, e.fma(e.constant(_NORMAL_TAIL_SCALE, x), size, one))
+    series = e.constant(_NORMAL_TAIL[0], x)
+    for term in _NORMAL_TAIL[1:]:
+        series = e.fma(series, u, e.constant(term, x))
+    power = exponential(e, b.fmul(b.fmul(x, x), e.constant(-0.5, x)))
+    beyond = b.fmul(b.fmul(series, u), power)
+    return b.select(b.fcmp_ordered("<", x, e.constant(0.0, x)), beyond, b.fsub(one, beyond))
 
 
 def tanh(e: Emitter, x: ir.Value) -> ir.Value:

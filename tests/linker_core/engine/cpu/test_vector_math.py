@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -8,13 +9,18 @@ import pytest
 from llvmlite import ir
 
 from linker_core.engine.cpu.emitter import F32, POINTER, Emitter, vector
-from linker_core.engine.cpu.vector_math import exponential, sigmoid, tanh
+from linker_core.engine.cpu.vector_math import exponential, normal_cdf, sigmoid, tanh
 from tests.linker_core.engine.cpu.compiled import compiled, record, run
 
 _LANES = 8
 _TASK = ("x", "y", "count")
 Floats = npt.NDArray[np.float32]
-_FUNCTIONS = {"exponential": exponential, "sigmoid": sigmoid, "tanh": tanh}
+_FUNCTIONS = {
+    "exponential": exponential,
+    "sigmoid": sigmoid,
+    "tanh": tanh,
+    "normal_cdf": normal_cdf,
+}
 
 
 def _emit(module: ir.Module) -> None:
@@ -93,3 +99,15 @@ def test_tanh_is_right_to_four_units_from_the_smallest_to_the_largest(
     found = compute("tanh", ends)
     assert found.tolist() == [-1.0, -1.0, 0.0, 0.0, 1.0, 1.0]
     assert np.signbit(found).tolist() == [True, True, True, False, False, False]
+
+
+def test_normal_cdf_is_the_share_below(compute: Callable[[str, Floats], Floats]) -> None:
+    x = np.linspace(-12.0, 12.0, 48_001).astype(np.float32)
+    exact = np.array([0.5 * math.erfc(-float(v) / math.sqrt(2.0)) for v in x])
+    found = compute("normal_cdf", x)
+    middle = np.abs(x) <= 4
+    assert _units(found[middle], exact[middle]) <= 16.0
+    # Beyond, the rounding of x² / 2 is what counts.
+    assert (np.abs(found - exact) / exact <= 1e-7 * (8 + x.astype(np.float64) ** 2)).all()
+    ends = np.array([-np.inf, -3e38, -0.0, 0.0, 3e38, np.inf], dtype=np.float32)
+    assert compute("normal_cdf", ends).tolist() == [0.0, 0.0, 0.5, 0.5, 1.0, 1.0]
