@@ -16,9 +16,12 @@ class EngineConfig:
     device: Literal["cpu", "cuda"] = "cpu"
     memory_budget_bytes: int | None = None  # weights and KV pages together; None: no limit of ours
     kv_cache_tokens: int = 16_384  # token slots of the KV cache of one family
-    page_tokens: int = 16  # token slots of a page
+    page_tokens: int = 16  # token slots of a page; a power of two
     max_batch_tokens: int = 256  # rows of a step; short enough for the heartbeat on two cores
     max_num_seqs: int = 64  # sequences running at once
+    # torch's words: medium rounds the inputs of float32 products to bfloat16, on CPUs that then
+    # multiply faster (AVX512_BF16); elsewhere it is highest.
+    matmul_precision: Literal["highest", "medium"] = "highest"
 
     def to_json(self) -> str:
         """Returns the record as one line of JSON."""

@@ -100,9 +100,10 @@ class EngineSettings(_Section):
     memory_budget: Bytes | None = None  # weights and KV pages together
     max_model_len: int | None = Field(default=None, ge=1, le=2**24)
     kv_cache_tokens: int = Field(default=16_384, ge=16, le=2**30)
-    page_tokens: int = Field(default=16, ge=1, le=1024)
+    page_tokens: Literal[1, 2, 4, 8, 16, 32, 64, 128, 256] = 16
     max_batch_tokens: int = Field(default=256, ge=1, le=65536)
     max_num_seqs: int = Field(default=64, ge=1, le=4096)
+    matmul_precision: Literal["highest", "medium"] = "highest"
 
     def to_engine_config(self) -> EngineConfig:
         """Returns what the engine process is told."""
@@ -113,6 +114,7 @@ class EngineSettings(_Section):
             page_tokens=self.page_tokens,
             max_batch_tokens=self.max_batch_tokens,
             max_num_seqs=self.max_num_seqs,
+            matmul_precision=self.matmul_precision,
         )
 
 

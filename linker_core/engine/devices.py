@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 
 from linker_core.engine.arithmetic import Arithmetic, TorchArithmetic
-from linker_core.engine.cpu.arithmetic import CompiledArithmetic
+from linker_core.engine.cpu.arithmetic import CompiledArithmetic, can_round
+
+_log = logging.getLogger(__name__)
 
 
-def arithmetic_for(device: torch.device, *, rounded: bool = False) -> Arithmetic:
+def arithmetic_for(device: torch.device, *, precision: str = "highest") -> Arithmetic:
     """Returns the arithmetic of a device.
 
     Args:
         device: Where everything lies.
-        rounded: See `CompiledArithmetic`; nothing elsewhere.
+        precision: Of float32 products on a CPU, "highest" or "medium": see `EngineConfig`.
     """
+    rounded = precision == "medium"
+    if rounded and not (device.type == "cpu" and can_round()):
+        _log.warning("matmul_precision medium changes nothing on this device")
     return CompiledArithmetic(rounded=rounded) if device.type == "cpu" else TorchArithmetic()
 
 

@@ -75,7 +75,8 @@ class Family:
         self.name = name
         self.model = model
         self.cache = KVCache(shape, device=device)
-        self.runner = Runner(model, self.cache, arithmetic_for(device), device=device)
+        arithmetic = arithmetic_for(device, precision=config.matmul_precision)
+        self.runner = Runner(model, self.cache, arithmetic, device=device)
         self.scheduler = Scheduler(
             self.cache,
             max_batch_tokens=config.max_batch_tokens,

@@ -67,6 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--memory-budget", help="bytes for weights and KV pages: 8589934592, 512M, 8G, 8GiB")
     add("--max-model-len", type=int, help="longest prompt and answer together, in tokens")
     add("--device", choices=("cpu", "cuda"))
+    add(
+        "--matmul-precision",
+        choices=("highest", "medium"),
+        help="medium rounds products' inputs to bfloat16: faster on CPUs with AVX512_BF16",
+    )
     add("--host", help="interface to listen on (default 127.0.0.1)")
     add("--port", type=int, help="port to listen on (default 8000)")
     add("--no-auth", action="store_true", help="listen beyond the loopback without keys")
@@ -100,6 +105,7 @@ def settings_from(args: argparse.Namespace) -> Settings:
         },
         "engine": {
             "device": args.device,
+            "matmul_precision": args.matmul_precision,
             "memory_budget": args.memory_budget,
             "max_model_len": args.max_model_len,
         },
