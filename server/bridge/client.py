@@ -80,8 +80,19 @@ class EngineClient:
         model: str,
         prompt_ids: tuple[int, ...],
         sampling: SamplingParams,
+        *,
+        priority: int = 0,
+        cache_salt: str = "",
     ) -> AsyncGenerator[TokenOutput, None]:
         """Generates one sequence, a token at a time. Closing the iterator early aborts it.
+
+        Args:
+            request_id: Unique among running sequences.
+            model: Resident.
+            prompt_ids: At least one.
+            sampling: How tokens are chosen.
+            priority: Smaller is sooner.
+            cache_salt: Prefixes are shared among sequences of the same salt alone.
 
         Raises:
             LinkerError: The sequence failed, or the engine died.
@@ -89,7 +100,14 @@ class EngineClient:
         self._check_open()
         mailbox = self._mailboxes[request_id] = Mailbox(MAX_UNREAD_TOKENS)
         self._outbox.put(
-            Submit(request_id=request_id, model=model, prompt_ids=prompt_ids, sampling=sampling)
+            Submit(
+                request_id=request_id,
+                model=model,
+                prompt_ids=prompt_ids,
+                sampling=sampling,
+                priority=priority,
+                cache_salt=cache_salt,
+            )
         )
         finished = False
         try:

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
 from fastapi import Request
@@ -16,6 +17,7 @@ from fastapi.responses import JSONResponse, Response
 
 from linker_core.errors import InvalidRequestError
 from server.gateway.generation import Delta, SequenceSpec, generate
+from server.gateway.logprobs import prompt_logprobs
 from server.gateway.schemas import GenerationRequest, StreamOptions
 from server.gateway.services import Services
 from server.gateway.streaming import DONE, EventStream, event, unless_disconnected
@@ -67,6 +69,7 @@ class Answer(ABC, Generic[_Request]):
         self._id = f"{self.id_prefix}-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._specs: Sequence[SequenceSpec] = ()
+        self._num_cached: dict[int, int] = {}  # prompt tokens found in the cache, by choice
 
     @abstractmethod
     def prepare(self) -> None:
@@ -84,8 +87,12 @@ class Answer(ABC, Generic[_Request]):
     def _chunk_choices(self, delta: Delta, *, is_first: bool) -> list[Json]:
         """Returns the choices of the chunks that one piece becomes; none if it shows nothing."""
 
-    def _beside_choices(self) -> Json:
-        """Returns what the answer, or its first chunk, carries beside the choices."""
+    def _beside_choices(self, first: Delta) -> Json:  # noqa: ARG002 - for those who override it
+        """Returns what the answer, or its first chunk, carries beside the choices.
+
+        Args:
+            first: The first piece of a choice.
+        """
         return {}
 
     async def respond(self, http_request: Request) -> Response:
@@ -98,6 +105,11 @@ class Answer(ABC, Generic[_Request]):
         services, request = self._services, self._request
         await asyncio.to_thread(self.prepare)
         if request.stream:
+            if request.prompt_logprobs is not None:
+                raise InvalidRequestError(
+                    "prompt_logprobs come with whole answers; leave stream out.",
+                    param="prompt_logprobs",
+                )
             timeout_s = services.settings.http.send_timeout_s
             return EventStream(self.stream(), metrics=services.metrics, send_timeout_s=timeout_s)
         if request.stream_options is not None:
@@ -116,11 +128,15 @@ class Answer(ABC, Generic[_Request]):
         num_tokens = 0
         async with aclosing(self._deltas()) as deltas:
             async for delta in deltas:
-                num_tokens += 1
+                num_tokens += delta.is_answer
                 collected[delta.index].add(delta)
+        # Off the event loop: every token of every prompt may have its text to be found.
+        return await asyncio.to_thread(self._whole, collected, num_tokens)
+
+    def _whole(self, collected: Sequence[Collected], num_tokens: int) -> Json:
         choices = [self._choice(index, choice) for index, choice in enumerate(collected)]
-        usage = {"usage": self._usage(num_tokens)}
-        return self._record(self.whole_object, choices, usage | self._beside_choices())
+        more = {"usage": self._usage(num_tokens)} | self._beside_choices(collected[0].deltas[0])
+        return self._record(self.whole_object, choices, more)
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Yields encoded events, one write per piece, `[DONE]` last.
@@ -133,14 +149,19 @@ class Answer(ABC, Generic[_Request]):
         num_tokens = 0
         async with aclosing(self._deltas()) as deltas:
             async for delta in deltas:
-                num_tokens += 1
+                num_tokens += delta.is_answer
                 more: Json = {"usage": None} if options.include_usage else {}
                 if options.continuous_usage_stats:
                     more = {"usage": self._usage(num_tokens)}
                 if not begun:
-                    more |= self._beside_choices()
-                choices = self._chunk_choices(delta, is_first=delta.index not in begun)
+                    more |= self._beside_choices(delta)
+                is_first = delta.index not in begun
                 begun.add(delta.index)
+                if delta.token.prompt_logprobs is None:
+                    choices = self._chunk_choices(delta, is_first=is_first)
+                else:
+                    work = partial(self._chunk_choices, delta, is_first=is_first)
+                    choices = await asyncio.to_thread(work)
                 if choices:
                     yield b"".join(self._event([choice], more) for choice in choices)
         if options.include_usage:
@@ -155,6 +176,8 @@ class Answer(ABC, Generic[_Request]):
             pieces = generate(self._specs, client=client, metrics=services.metrics)
             async with aclosing(pieces):
                 async for delta in pieces:
+                    if delta.token.num_cached_tokens is not None:
+                        self._num_cached[delta.index] = delta.token.num_cached_tokens
                     yield delta
 
     def _event(self, choices: list[Json], more: Json) -> bytes:
@@ -170,24 +193,39 @@ class Answer(ABC, Generic[_Request]):
             **more,
         }
 
-    def _usage(self, num_tokens: int) -> dict[str, int]:
+    def _usage(self, num_tokens: int) -> Json:
         """Returns the counts so far; a prompt with several choices counts once."""
-        prompts = self._specs[:: self._request.n or 1]
+        n, prompts = self._request.n or 1, self._specs[:: self._request.n or 1]
         num_prompt = sum(len(spec.prompt_ids) for spec in prompts)
+        # Choices find what the first of them computed; the fewest were found by that one.
+        found = [[self._num_cached.get(spec.index + k, 0) for k in range(n)] for spec in prompts]
         return {
             "prompt_tokens": num_prompt,
             "completion_tokens": num_tokens,
             "total_tokens": num_prompt + num_tokens,
+            "prompt_tokens_details": {"cached_tokens": sum(map(min, found))},
         }
 
     def _token_ids(self, deltas: Sequence[Delta]) -> dict[str, list[int]]:
         """Returns the field of the tokens' ids, stop tokens included, where it is asked for."""
         if not self._request.return_token_ids:
             return {}
-        return {"token_ids": [delta.token.token_id for delta in deltas]}
+        return {"token_ids": [delta.token.token_id for delta in deltas if delta.is_answer]}
 
     def _prompt_ids(self, index: int) -> dict[str, list[int]]:
         """Returns the field of a prompt's ids as the model sees them, where it is asked for."""
         if not self._request.return_token_ids:
             return {}
         return {"prompt_token_ids": list(self._specs[index].prompt_ids)}
+
+    def _prompt_logprobs(self, first: Delta) -> Json:
+        """Returns the field of a prompt's log-probabilities, where it is asked for.
+
+        Args:
+            first: The first piece of a choice of that prompt.
+        """
+        num_top, prompt = self._request.prompt_logprobs, first.token.prompt_logprobs
+        if num_top is None or prompt is None:
+            return {}
+        tokenizer = self._model.text.tokenizer
+        return {"prompt_logprobs": prompt_logprobs(prompt, tokenizer, num_top=num_top)}

@@ -14,7 +14,7 @@ from server.gateway.body import read_object
 from server.gateway.generation import Delta
 from server.gateway.logprobs import chat_logprobs
 from server.gateway.openapi import answers, takes
-from server.gateway.prompts import chat_prompt, sequences
+from server.gateway.prompts import Lengths, Reports, chat_prompt, sequences, truncated
 from server.gateway.schemas import CHAT_NEUTRAL, ChatRequest, parse_request
 from server.gateway.services import Services
 
@@ -48,15 +48,17 @@ class ChatAnswer(Answer[ChatRequest]):
     chunk_object = "chat.completion.chunk"
 
     def prepare(self) -> None:
-        request = self._request
+        request, model = self._request, self._model
+        max_tokens = request.max_completion_tokens or request.max_tokens
+        prompt = truncated(chat_prompt(request, model), request, model, max_tokens=max_tokens)
+        num_top = (request.top_logprobs or 0) if request.logprobs else None
         self._specs = sequences(
             request,
-            self._model,
-            [chat_prompt(request, self._model)],
+            model,
+            [prompt],
             request_id=self._id,
-            max_tokens=request.max_completion_tokens or request.max_tokens,
-            default_max_tokens=None,
-            logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+            lengths=Lengths(asked=max_tokens, default=None),
+            reports=Reports(logprobs=num_top, prompt_logprobs=request.prompt_logprobs),
         )
 
     def _choice(self, index: int, collected: Collected) -> Json:
@@ -86,8 +88,8 @@ class ChatAnswer(Answer[ChatRequest]):
             chunks.append(choice(content, logprobs=logprobs, finish_reason=reason, **ids))
         return chunks
 
-    def _beside_choices(self) -> Json:
-        return self._prompt_ids(0)
+    def _beside_choices(self, first: Delta) -> Json:
+        return self._prompt_ids(0) | self._prompt_logprobs(first)
 
     def _logprobs(self, deltas: Sequence[Delta]) -> Json | None:
         if not self._request.logprobs:

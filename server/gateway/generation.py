@@ -9,8 +9,10 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from linker_core.engine.messages import FinishReason, SamplingParams, TokenOutput
+from linker_core.errors import InvalidRequestError
 from linker_core.text.detokenizer import Detokenizer
 from server.bridge.client import EngineClient
+from server.gateway.formats import STRUCTURED_OUTPUTS
 from server.metrics.serving import ServingMetrics
 from server.onboarding.catalog import ServedModel
 
@@ -37,6 +39,10 @@ class SequenceSpec:
     sampling: SamplingParams
     text: TextOptions
     arrived_at: float  # monotonic seconds
+    priority: int = 0  # smaller is sooner
+    cache_salt: str = ""
+    grammar_param: str | None = None  # the field that asked for the grammar, if there is one
+    prompt_only: bool = False  # the one token that is generated is no answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +53,7 @@ class Delta:
     token: TokenOutput
     text: str  # may be empty: held back, or not text
     finish_reason: FinishReason | None
+    is_answer: bool = True  # False: the token came for what it says of the prompt
 
 
 async def generate(
@@ -104,7 +111,14 @@ async def _run(
         include_stop=spec.text.include_stop,
     )
     num_tokens, ended = 0, "abort"
-    tokens = client.submit(spec.request_id, spec.model.name, spec.prompt_ids, spec.sampling)
+    tokens = client.submit(
+        spec.request_id,
+        spec.model.name,
+        spec.prompt_ids,
+        spec.sampling,
+        priority=spec.priority,
+        cache_salt=spec.cache_salt,
+    )
     try:
         async with aclosing(tokens):
             async for token in tokens:
@@ -112,14 +126,16 @@ async def _run(
                 if num_tokens == 1:
                     after_s = time.monotonic() - spec.arrived_at
                     metrics.first_token(spec.model.name, after_s=after_s)
-                text, finish_reason = _advance(detokenizer, token, spec.text)
-                if finish_reason is not None:
-                    ended = finish_reason.value
-                yield Delta(index=spec.index, token=token, text=text, finish_reason=finish_reason)
-                if finish_reason is not None:
+                delta = _delta(spec, detokenizer, token)
+                if delta.finish_reason is not None:
+                    ended = delta.finish_reason.value
+                yield delta
+                if delta.finish_reason is not None:
                     return  # a stop string: closing the tokens aborts the sequence
-    except Exception:
+    except Exception as error:
         ended = "error"
+        if isinstance(error, InvalidRequestError) and error.param == STRUCTURED_OUTPUTS:
+            error.param = spec.grammar_param  # as the client said it
         raise
     finally:
         metrics.finished(
@@ -129,6 +145,15 @@ async def _run(
             tokens=num_tokens,
             after_s=time.monotonic() - spec.arrived_at,
         )
+
+
+def _delta(spec: SequenceSpec, detokenizer: Detokenizer, token: TokenOutput) -> Delta:
+    """Returns what a token adds."""
+    if spec.prompt_only:
+        ended = FinishReason.LENGTH
+        return Delta(index=spec.index, token=token, text="", finish_reason=ended, is_answer=False)
+    text, finish_reason = _advance(detokenizer, token, spec.text)
+    return Delta(index=spec.index, token=token, text=text, finish_reason=finish_reason)
 
 
 def _advance(

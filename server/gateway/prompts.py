@@ -1,19 +1,34 @@
-"""From a request to token ids and sampling parameters, checked against the model. Blocking."""
+"""From a request to token ids and sequences, checked against the model. Blocking."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
-from linker_core.engine.messages import SamplingParams
 from linker_core.errors import ContextLengthError, InvalidRequestError
+from server.gateway.formats import constraint_of
 from server.gateway.generation import SequenceSpec, TextOptions
+from server.gateway.sampling import check_token_ids, sampling_params
 from server.gateway.schemas import ChatRequest, CompletionRequest, GenerationRequest, Message
 from server.onboarding.catalog import ServedModel
 
 COMPLETION_MAX_TOKENS = 16  # where the client does not say
-_GREEDY_BELOW = 1e-5  # a smaller temperature would overflow the division by it
+
+
+class Lengths(NamedTuple):
+    """How long an answer may be."""
+
+    asked: int | None  # what the client says; 0: the prompt only
+    default: int | None  # otherwise, cut to the context; None: all that is left of it
+
+
+class Reports(NamedTuple):
+    """Alternatives to report per token, None for no report."""
+
+    logprobs: int | None
+    prompt_logprobs: int | None
 
 
 def chat_prompt(request: ChatRequest, model: ServedModel) -> list[int]:
@@ -56,19 +71,40 @@ def completion_prompts(request: CompletionRequest, model: ServedModel) -> list[l
         encode(one, add_special_tokens=special) if isinstance(one, str) else one for one in prompts
     ]
     for one in ids:
-        _check_token_ids(one, model, param="prompt")
+        check_token_ids(one, model, param="prompt")
     return ids
+
+
+def truncated(
+    ids: Sequence[int], request: GenerationRequest, model: ServedModel, *, max_tokens: int | None
+) -> tuple[int, ...]:
+    """Returns the last tokens of a prompt, as many as `truncate_prompt_tokens` leaves.
+
+    Raises:
+        InvalidRequestError: It would leave none, or more than the model takes.
+    """
+    keep = request.truncate_prompt_tokens
+    if keep is None:
+        return tuple(ids)
+    if keep == 0 or keep > model.max_model_len:
+        raise InvalidRequestError(
+            f"truncate_prompt_tokens is {keep}; it is -1 or lies within 1 to "
+            f"{model.max_model_len}, this model's context.",
+            param="truncate_prompt_tokens",
+        )
+    if keep < 0:
+        keep = max(1, model.max_model_len - max(1, max_tokens or 1))
+    return tuple(ids[-keep:])
 
 
 def sequences(
     request: GenerationRequest,
     model: ServedModel,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[tuple[int, ...]],
     *,
     request_id: str,
-    max_tokens: int | None,
-    default_max_tokens: int | None,
-    logprobs: int | None,
+    lengths: Lengths,
+    reports: Reports,
 ) -> list[SequenceSpec]:
     """Returns every sequence of a request, prompt by prompt.
 
@@ -77,20 +113,22 @@ def sequences(
         model: The model to run.
         prompts: Token ids.
         request_id: Unique; the sequences' ids are derived from it.
-        max_tokens: What the client asks for, if it does.
-        default_max_tokens: Otherwise, cut to the context; None: all that is left of it.
-        logprobs: Alternatives to report per token, None for no report.
+        lengths: Of the answers.
+        reports: What they say of their tokens.
 
     Raises:
-        InvalidRequestError: An empty prompt, ids out of range, or contradictory limits.
+        InvalidRequestError: An empty prompt, ids out of range, contradictory limits, or a
+            constraint that is none.
         ContextLengthError: A prompt and its answer do not fit.
     """
     arrived_at, n = time.monotonic(), request.n or 1
     options = _text_options(request)
-    base = _sampling(request, model, logprobs=logprobs)
+    constraint = constraint_of(request.response_format, request.structured_outputs)
+    grammar, grammar_param = (None, None) if constraint is None else constraint
+    base = sampling_params(request, model, grammar=grammar, **reports._asdict())
     specs: list[SequenceSpec] = []
     for prompt in prompts:
-        limit = _answer_tokens(request, len(prompt), model, max_tokens, default_max_tokens)
+        limit = _answer_tokens(request, len(prompt), model, lengths)
         if base.min_tokens > limit:
             raise InvalidRequestError(
                 f"min_tokens is {base.min_tokens}, max_tokens {limit}.", param="min_tokens"
@@ -102,10 +140,15 @@ def sequences(
                     request_id=f"{request_id}-{len(specs)}",
                     index=len(specs),
                     model=model,
-                    prompt_ids=tuple(prompt),
-                    sampling=replace(base, max_tokens=limit, seed=seed),
+                    prompt_ids=prompt,
+                    # A prompt is computed by asking for the token after it.
+                    sampling=replace(base, max_tokens=max(1, limit), seed=seed),
                     text=options,
                     arrived_at=arrived_at,
+                    priority=request.priority or 0,
+                    cache_salt=request.cache_salt or "",
+                    grammar_param=grammar_param,
+                    prompt_only=limit == 0,
                 )
             )
     return specs
@@ -120,13 +163,10 @@ def _template_record(message: Message) -> Mapping[str, object]:
 
 
 def _answer_tokens(
-    request: GenerationRequest,
-    num_prompt: int,
-    model: ServedModel,
-    max_tokens: int | None,
-    default: int | None,
+    request: GenerationRequest, num_prompt: int, model: ServedModel, lengths: Lengths
 ) -> int:
-    """Returns how many tokens an answer may have."""
+    """Returns how many tokens an answer may have; 0 wants room for one all the same."""
+    max_tokens, default = lengths
     prompt_field = "messages" if isinstance(request, ChatRequest) else "prompt"
     if num_prompt == 0:
         raise InvalidRequestError(
@@ -158,55 +198,3 @@ def _text_options(request: GenerationRequest) -> TextOptions:
         include_stop=request.include_stop_str_in_output is True,
         skip_special_tokens=request.skip_special_tokens is not False,
     )
-
-
-def _sampling(
-    request: GenerationRequest, model: ServedModel, *, logprobs: int | None
-) -> SamplingParams:
-    """Returns the parameters but for the length; what is not said comes from the model."""
-    defaults = model.text.generation
-
-    def choose(value: float | None, name: str, otherwise: float) -> float:
-        return float(defaults.get(name, otherwise)) if value is None else value
-
-    temperature = choose(request.temperature, "temperature", 1.0)
-    top_k = int(defaults.get("top_k", 0)) if request.top_k is None else request.top_k
-    stop_ids = frozenset(request.stop_token_ids or ())
-    _check_token_ids(stop_ids, model, param="stop_token_ids")
-    if not request.ignore_eos:
-        width = model.text.config.vocab_size
-        stop_ids |= {token for token in model.text.eos_token_ids if token < width}
-    return SamplingParams(
-        max_tokens=1,
-        temperature=temperature if temperature >= _GREEDY_BELOW else 0.0,
-        top_p=choose(request.top_p, "top_p", 1.0) or 1.0,
-        top_k=top_k if top_k > 0 else None,
-        min_p=choose(request.min_p, "min_p", 0.0),
-        seed=request.seed,
-        frequency_penalty=request.frequency_penalty or 0.0,
-        presence_penalty=request.presence_penalty or 0.0,
-        repetition_penalty=choose(request.repetition_penalty, "repetition_penalty", 1.0),
-        logit_bias=_logit_bias(request, model),
-        min_tokens=request.min_tokens or 0,
-        stop_token_ids=stop_ids,
-        logprobs=logprobs,
-    )
-
-
-def _logit_bias(request: GenerationRequest, model: ServedModel) -> dict[int, float]:
-    bias = {}
-    for key, value in (request.logit_bias or {}).items():
-        if not (key.isascii() and key.isdigit() and len(key) <= 9):
-            raise InvalidRequestError("logit_bias: keys are token ids.", param="logit_bias")
-        bias[int(key)] = value
-    _check_token_ids(bias, model, param="logit_bias")
-    return bias
-
-
-def _check_token_ids(
-    ids: Sequence[int] | frozenset[int] | Mapping[int, float], model: ServedModel, *, param: str
-) -> None:
-    """Bounds ids by the width of the logits, which may exceed the tokenizer's vocabulary."""
-    width = model.text.config.vocab_size
-    if ids and max(ids) >= width:
-        raise InvalidRequestError(f"{param}: token ids end at {width - 1}.", param=param)

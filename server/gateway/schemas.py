@@ -10,9 +10,10 @@ import logging
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from linker_core.errors import InvalidRequestError
+from server.gateway.formats import ResponseFormat, StructuredOutputs
 from server.settings import SharingPolicy
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,16 @@ StopText = Annotated[str, Field(min_length=1, max_length=1024)]
 TokenId = Annotated[int, Field(ge=0)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 _Request = TypeVar("_Request", bound=BaseModel)
+
+
+def _printable(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("only printable characters are taken")
+    return text
+
+
+CacheSalt = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_printable)]
+BadWord = Annotated[str, Field(min_length=1, max_length=256)]
 
 
 class _Strict(BaseModel):
@@ -73,6 +84,14 @@ class GenerationRequest(_Strict):
     presence_penalty: Penalty | None = None
     repetition_penalty: float | None = Field(default=None, ge=1e-3, le=100, allow_inf_nan=False)
     logit_bias: dict[str, Bias] | None = Field(default=None, max_length=1024)
+    allowed_token_ids: list[TokenId] | None = Field(default=None, min_length=1, max_length=2**18)
+    bad_words: list[BadWord] | None = Field(default=None, max_length=256)
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    prompt_logprobs: int | None = Field(default=None, ge=0, le=20)
+    truncate_prompt_tokens: int | None = Field(default=None, ge=-1, le=2**31)  # -1: what fits
+    priority: int | None = Field(default=None, ge=-(2**31), le=2**31 - 1)  # smaller is sooner
+    cache_salt: CacheSalt | None = None
     min_tokens: int | None = Field(default=None, ge=0)
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
@@ -112,6 +131,8 @@ class CompletionRequest(GenerationRequest):
         ]
     )
     logprobs: int | None = Field(default=None, ge=0, le=20)
+    max_tokens: int | None = Field(default=None, ge=0)  # 0: the prompt only, so with echo
+    echo: bool | None = None
 
 
 class SharingBody(BaseModel):
@@ -142,14 +163,6 @@ class PlanBody(SharingBody):
 
 
 _NEUTRAL: dict[str, tuple[object, ...]] = {
-    "allowed_token_ids": (None,),
-    "bad_words": (None, []),
-    "cache_salt": (None,),
-    "priority": (None, 0),
-    "prompt_logprobs": (None,),
-    "response_format": (None, {"type": "text"}),
-    "structured_outputs": (None,),
-    "truncate_prompt_tokens": (None,),
     "variant_mode": (None, "planned"),
 }
 CHAT_NEUTRAL: dict[str, tuple[object, ...]] = {
@@ -167,7 +180,6 @@ CHAT_NEUTRAL: dict[str, tuple[object, ...]] = {
 COMPLETION_NEUTRAL: dict[str, tuple[object, ...]] = {
     **_NEUTRAL,
     "best_of": (None, 1),
-    "echo": (None, False),
     "suffix": (None, ""),
 }
 ONBOARD_NEUTRAL: dict[str, tuple[object, ...]] = {

@@ -31,6 +31,7 @@ from linker_core.engine.messages import (
     ModelLoad,
     ModelLoaded,
     ModelUnloaded,
+    PromptLogprob,
     Release,
     RequestFailed,
     Reserve,
@@ -79,8 +80,22 @@ class Running:
     submit: Submit
     num_done: int = 0
 
+    def prompt_logprobs(self) -> tuple[PromptLogprob, ...]:
+        """The prompt's tokens come second each time, every one less likely than the last."""
+        num_top = self.submit.sampling.prompt_logprobs or 0
+        return tuple(
+            PromptLogprob(
+                token_id=token,
+                logprob=-float(place),
+                rank=2,
+                top_logprobs=((7, -0.5), (token, -float(place)))[:num_top],
+            )
+            for place, token in enumerate(self.submit.prompt_ids[1:], start=1)
+        )
+
     def next_token(self) -> TokenOutput:
         prompt, sampling = self.submit.prompt_ids, self.submit.sampling
+        is_first = self.num_done == 0
         token = prompt[self.num_done % len(prompt)]
         self.num_done += 1
         reason = None
@@ -95,6 +110,12 @@ class Running:
             finish_reason=reason,
             logprob=None if sampling.logprobs is None else -0.5,
             top_logprobs=top[: sampling.logprobs or 0],
+            prompt_logprobs=(
+                self.prompt_logprobs()
+                if is_first and sampling.prompt_logprobs is not None
+                else None
+            ),
+            num_cached_tokens=len(prompt) // 2 if is_first else None,
         )
 
 

@@ -54,7 +54,24 @@ def test_too_long_is_told_before_a_stream_begins(server: LiveServer) -> None:
         ("frequency_penalty", 3), ("repetition_penalty", 0), ("logit_bias", {"x": 1}),
         ("logit_bias", {"512": 1}), ("logit_bias", {"1": 101}), ("stop_token_ids", [512]),
         ("stop_token_ids", [-1]), ("top_logprobs", 21), ("stream", "yes"), ("messages", []),
-        ("messages", "hi"), ("min_tokens", -1), ("model", 3),
+        ("messages", "hi"), ("min_tokens", -1), ("model", 3), ("priority", 2**31),
+        ("priority", 1.0), ("priority", True), ("cache_salt", ""), ("cache_salt", "s" * 257),
+        ("cache_salt", "a\nb"), ("cache_salt", "a\x00"), ("cache_salt", "\u202e"),
+        ("allowed_token_ids", []), ("allowed_token_ids", [512]), ("allowed_token_ids", [-1]),
+        ("bad_words", [""]), ("bad_words", ["a"] * 257), ("bad_words", ["a" * 257]),
+        ("bad_words", "a"), ("prompt_logprobs", 21), ("prompt_logprobs", -1),
+        ("truncate_prompt_tokens", 0), ("truncate_prompt_tokens", MAX_MODEL_LEN + 1),
+        ("truncate_prompt_tokens", -2), ("response_format", {"type": "xml"}),
+        ("response_format", {"type": "json_schema"}),
+        ("response_format", {"type": "json_schema", "json_schema": {"name": "a"}}),
+        ("response_format", {"type": "json_schema", "json_schema": {"name": "a b", "schema": {}}}),
+        ("response_format", {"type": "json_object", "json_schema": {"name": "a", "schema": {}}}),
+        ("structured_outputs", {}), ("structured_outputs", {"regex": "a", "choice": ["a"]}),
+        ("structured_outputs", {"choice": []}), ("structured_outputs", {"choice": [""]}),
+        ("structured_outputs", {"regex": ""}), ("structured_outputs", {"regex": "a" * 65537}),
+        ("structured_outputs", {"json": "{"}), ("structured_outputs", {"json": "[]"}),
+        ("structured_outputs", {"grammar": "root ::= ("}), ("structured_outputs", {"ebnf": "a"}),
+        ("structured_outputs", {"regex": "a", "disable_any_whitespace": True}),
     ],
 )  # fmt: skip
 def test_field_out_of_bounds_is_400_and_named(server: LiveServer, field: str, value: Any) -> None:
@@ -82,11 +99,8 @@ def test_fault_inside_a_message_is_named_by_its_path(
     ("field", "value"),
     [
         ("tools", [{"type": "function"}]), ("tool_choice", "required"),
-        ("response_format", {"type": "json_object"}), ("prompt_logprobs", 1),
         ("chat_template", "{{ 1 }}"), ("chat_template_kwargs", {"tokenize": True}),
-        ("structured_outputs", {"regex": "a"}), ("bad_words", ["a"]), ("priority", 1),
-        ("continue_final_message", True), ("allowed_token_ids", [1]), ("cache_salt", "s"),
-        ("truncate_prompt_tokens", 4), ("variant_mode", "unshared"),
+        ("continue_final_message", True), ("variant_mode", "unshared"),
     ],
 )  # fmt: skip
 def test_known_field_that_is_not_honoured_is_400(
@@ -104,12 +118,50 @@ def test_known_field_at_its_neutral_value_is_accepted(server: LiveServer) -> Non
     assert server.chat("base", **neutral).status_code == 200
 
 
-@pytest.mark.parametrize(("field", "value"), [("echo", True), ("suffix", "x"), ("best_of", 2)])
+@pytest.mark.parametrize(("field", "value"), [("suffix", "x"), ("best_of", 2)])
 def test_completion_field_that_is_not_honoured_is_400(
     server: LiveServer, field: str, value: Any
 ) -> None:
     body = {"model": "base", "prompt": "a", field: value}
     assert error_of(server, 400, "/v1/completions", **body)["param"] == field
+
+
+def test_prompt_alone_without_echo_is_400(server: LiveServer) -> None:
+    body = {"model": "base", "prompt": "a", "max_tokens": 0}
+    assert error_of(server, 400, "/v1/completions", **body)["param"] == "max_tokens"
+
+
+def test_prompt_logprobs_in_a_stream_is_400(server: LiveServer) -> None:
+    error = error_of(server, 400, model="base", messages=HI, stream=True, prompt_logprobs=1)
+    assert error["param"] == "prompt_logprobs"
+
+
+def test_two_constraints_of_one_answer_is_400(server: LiveServer) -> None:
+    both: dict[str, Any] = {
+        "response_format": {"type": "json_object"},
+        "structured_outputs": {"regex": "a"},
+    }
+    error = error_of(server, 400, model="base", messages=HI, **both)
+    assert error["param"] == "structured_outputs"
+
+
+@pytest.mark.parametrize(
+    ("outputs", "param"),
+    [
+        ({"choice": ["a" * 1024] * 65}, "structured_outputs.choice"),
+        ({"json": {"enum": ["a" * 65536]}}, "structured_outputs.json"),
+        ({"json": '{"a": 1, "a": 2}'}, "structured_outputs.json"),
+        ({"json": {"x": [[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[[]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]]}},
+         "structured_outputs.json"),
+        ({"grammar": "root ::= " + "(" * 30_000}, "structured_outputs.grammar"),
+    ],
+)  # fmt: skip
+def test_constraint_too_large_or_deep_is_400_before_it_is_compiled(
+    server: LiveServer, outputs: dict[str, Any], param: str
+) -> None:
+    error = error_of(server, 400, model="base", messages=HI, structured_outputs=outputs)
+    assert error["param"] == param
+    assert len(error["message"]) < 400
 
 
 @pytest.mark.parametrize("prompt", ["", [], [[]], [""], [512], [[1], "a"], [-1], {"a": 1}, None])

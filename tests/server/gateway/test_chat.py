@@ -38,7 +38,10 @@ def test_chat_answers_with_text_usage_and_finish_reason(server: LiveServer) -> N
         }
     ]
     # <|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n, answered up to <|im_end|>.
-    assert answer["usage"] == {"prompt_tokens": 21, "completion_tokens": 9, "total_tokens": 30}
+    assert answer["usage"] == {
+        "prompt_tokens": 21, "completion_tokens": 9, "total_tokens": 30,
+        "prompt_tokens_details": {"cached_tokens": 10},
+    }  # fmt: skip
 
 
 def test_chat_stops_at_max_tokens_with_length(server: LiveServer) -> None:
@@ -80,7 +83,10 @@ def test_several_choices_have_their_index(server: LiveServer) -> None:
     answer = server.chat("base", n=3).json()
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
     assert {choice["message"]["content"] for choice in answer["choices"]} == {"user\nhi"}
-    assert answer["usage"] == {"prompt_tokens": 21, "completion_tokens": 27, "total_tokens": 48}
+    assert answer["usage"] == {
+        "prompt_tokens": 21, "completion_tokens": 27, "total_tokens": 48,
+        "prompt_tokens_details": {"cached_tokens": 10},
+    }  # fmt: skip
 
 
 def test_stream_has_the_documented_order_byte_for_byte(server: LiveServer) -> None:
@@ -99,7 +105,8 @@ def test_stream_has_the_documented_order_byte_for_byte(server: LiveServer) -> No
         + prefix + '{"index":0,"delta":{"content":"u"},' + quiet
         + prefix + '{"index":0,"delta":{"content":"s"},'
         + '"logprobs":null,"finish_reason":"length"}],"usage":null}\n\n'
-        + prefix + '],"usage":{"prompt_tokens":21,"completion_tokens":3,"total_tokens":24}}\n\n'
+        + prefix + '],"usage":{"prompt_tokens":21,"completion_tokens":3,"total_tokens":24,'
+        + '"prompt_tokens_details":{"cached_tokens":10}}}\n\n'
         + "data: [DONE]\n\n"
     )  # fmt: skip
     assert re.fullmatch(r"chatcmpl-[0-9a-f]{32}", head["id"])
@@ -221,3 +228,16 @@ def test_token_ids_are_returned_on_request(server: LiveServer) -> None:
     ids = [i for chunk in chunks for i in chunk["choices"][0].get("token_ids", [])]
     assert ids == answer["choices"][0]["token_ids"]
     assert chunks[0]["prompt_token_ids"] == answer["prompt_token_ids"]
+
+
+def test_prompt_logprobs_stand_beside_the_choices(server: LiveServer) -> None:
+    answer = server.chat("base", n=2, max_tokens=1, prompt_logprobs=0).json()
+    entries = answer["prompt_logprobs"]
+    assert len(entries) == 21
+    assert entries[:2] == [None, {"87": {"logprob": -1.0, "rank": 2, "decoded_token": "u"}}]
+
+
+def test_chat_prompt_is_truncated_to_its_end(server: LiveServer) -> None:
+    whole = server.chat("base", max_tokens=1, return_token_ids=True).json()["prompt_token_ids"]
+    cut = server.chat("base", max_tokens=1, return_token_ids=True, truncate_prompt_tokens=4)
+    assert cut.json()["prompt_token_ids"] == whole[-4:]

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
+
 from tests.server.fake_engine import MAX_MODEL_LEN
 from tests.server.live import LiveServer
 
@@ -18,7 +20,10 @@ def test_completion_of_a_text(server: LiveServer) -> None:
     assert answer["object"] == "text_completion"
     choice = {"index": 0, "text": "abcab", "logprobs": None, "finish_reason": "length"}
     assert answer["choices"] == [choice]
-    assert answer["usage"] == {"prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8}
+    assert answer["usage"] == {
+        "prompt_tokens": 3, "completion_tokens": 5, "total_tokens": 8,
+        "prompt_tokens_details": {"cached_tokens": 1},
+    }  # fmt: skip
 
 
 def test_completion_has_sixteen_tokens_when_nothing_is_said(server: LiveServer) -> None:
@@ -93,3 +98,93 @@ def test_token_ids_are_returned_on_request(server: LiveServer) -> None:
     chunks = [json.loads(line[6:])["choices"][0] for line in stream if line.startswith("data: {")]
     assert [token for chunk in chunks for token in chunk["token_ids"]] == ids
     assert [chunk.get("prompt_token_ids") for chunk in chunks] == [ids, None, None]
+
+
+def test_echo_puts_the_prompt_before_every_choice(server: LiveServer) -> None:
+    assert text_of(server, ["ab", "cd"], n=2, max_tokens=1, echo=True) == [
+        "aba", "aba", "cdc", "cdc",
+    ]  # fmt: skip
+    assert text_of(server, [67, 68], max_tokens=1, echo=True) == ["aba"]
+
+
+def test_echo_of_token_ids_shows_special_tokens_when_asked_for(server: LiveServer) -> None:
+    more: dict[str, Any] = {"max_tokens": 1, "echo": True, "ignore_eos": True}
+    assert text_of(server, [67, 1], **more) == ["aa"]
+    assert text_of(server, [67, 1], skip_special_tokens=False, **more) == ["a<|im_start|>a"]
+
+
+def test_echo_with_logprobs_has_the_prompt_and_the_answer(server: LiveServer) -> None:
+    answer = server.complete("base", [67, 68, 69], max_tokens=1, logprobs=1, echo=True).json()
+    record = answer["choices"][0]["logprobs"]
+    seventh = server.services.catalog.models()[0].text.tokenizer.token_text(7)
+    assert record == {
+        "tokens": ["a", "b", "c", "a"],
+        "token_logprobs": [None, -1.0, -2.0, -0.5],
+        "top_logprobs": [None, {seventh: -0.5, "b": -1.0}, {seventh: -0.5, "c": -2.0}, {"a": -0.5}],
+        "text_offset": [0, 1, 2, 3],
+    }
+
+
+def test_echo_ends_with_the_generated_token_even_if_it_ends_the_answer(server: LiveServer) -> None:
+    answer = server.complete("base", [2, 67], max_tokens=1, logprobs=1, echo=True).json()
+    choice = answer["choices"][0]
+    assert choice["finish_reason"] == "stop"
+    assert choice["logprobs"]["tokens"] == ["<|im_end|>", "a", "<|im_end|>"]
+
+
+def test_echo_without_an_answer_returns_the_prompt_alone(server: LiveServer) -> None:
+    answer = server.complete("base", "abc", max_tokens=0, logprobs=0, echo=True).json()
+    choice = answer["choices"][0]
+    assert (choice["text"], choice["finish_reason"]) == ("abc", "length")
+    assert choice["logprobs"]["token_logprobs"] == [None, -1.0, -2.0]
+    assert answer["usage"]["completion_tokens"] == 0
+    assert text_of(server, "abc", max_tokens=0, echo=True) == ["abc"]
+
+
+@pytest.mark.parametrize("max_tokens", [0, 3])
+def test_stream_with_echo_says_what_the_whole_answer_says(
+    server: LiveServer, max_tokens: int
+) -> None:
+    more: dict[str, Any] = {"max_tokens": max_tokens, "echo": True, "logprobs": 1, "n": 2}
+    whole = server.complete("base", "äbc", **more).json()["choices"]
+    events = server.complete("base", "äbc", stream=True, **more).text.split("\n\n")
+    chunks = [json.loads(line[6:])["choices"][0] for line in events if line.startswith("data: {")]
+    for choice in whole:
+        mine = [chunk for chunk in chunks if chunk["index"] == choice["index"]]
+        assert "".join(chunk["text"] for chunk in mine) == choice["text"]
+        for name, values in choice["logprobs"].items():
+            assert [v for chunk in mine for v in chunk["logprobs"][name]] == values
+        assert mine[-1]["finish_reason"] == choice["finish_reason"]
+
+
+def test_prompt_logprobs_have_ranks_and_texts(server: LiveServer) -> None:
+    answer = server.complete("base", [67, 68], max_tokens=1, prompt_logprobs=1).json()
+    choice = answer["choices"][0]
+    assert choice["text"] == "a"
+    assert choice["logprobs"] is None
+    first, second = choice["prompt_logprobs"]
+    assert first is None
+    assert second["68"] == {"logprob": -1.0, "rank": 2, "decoded_token": "b"}
+    assert second["7"]["rank"] == 1
+    assert list(second) == ["68", "7"]
+
+
+def test_prompt_logprobs_and_echo_report_as_many_as_each_asks_for(server: LiveServer) -> None:
+    more: dict[str, Any] = {"prompt_logprobs": 0, "logprobs": 1, "echo": True, "max_tokens": 1}
+    choice = server.complete("base", [67, 68], **more).json()["choices"][0]
+    assert list(choice["prompt_logprobs"][1]) == ["68"]
+    assert len(choice["logprobs"]["top_logprobs"][1]) == 2
+
+
+def test_prompt_is_truncated_to_its_end(server: LiveServer) -> None:
+    more: dict[str, Any] = {"max_tokens": 2, "echo": True}
+    assert text_of(server, "abcdef", truncate_prompt_tokens=2, **more) == ["efef"]
+    assert text_of(server, "ab", truncate_prompt_tokens=9, **more) == ["abab"]
+    fitting = server.complete("base", "a" * 500, truncate_prompt_tokens=-1, max_tokens=3).json()
+    assert fitting["usage"]["total_tokens"] == MAX_MODEL_LEN
+
+
+def test_usage_counts_cached_tokens_once_per_prompt(server: LiveServer) -> None:
+    usage = server.complete("base", ["abcd", "ab"], n=3, max_tokens=1).json()["usage"]
+    assert usage["prompt_tokens"] == 6
+    assert usage["prompt_tokens_details"] == {"cached_tokens": 3}

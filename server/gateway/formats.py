@@ -1,0 +1,151 @@
+"""What an answer must follow, as clients say it, and the grammar that says the same.
+
+Compiles nothing: that is the engine's, whose refusals name `STRUCTURED_OUTPUTS`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, NamedTuple
+
+import llguidance
+from pydantic import BaseModel, ConfigDict, Field
+
+from linker_core.errors import InvalidRequestError
+from linker_core.weights import strict_json
+
+STRUCTURED_OUTPUTS: Final = "structured_outputs"
+_RESPONSE_FORMAT: Final = "response_format"
+_MAX_CHARS = 64 * 1024  # of one constraint; about what the engine compiles
+_MAX_DEPTH = 32  # of a schema
+_MAX_CHOICES = 1024
+
+_Text = Annotated[str, Field(min_length=1, max_length=_MAX_CHARS)]
+
+
+class JsonSchema(BaseModel):
+    """A named schema. Answers follow it whether or not the client asks for `strict`."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    definition: dict[str, Any] = Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(BaseModel):
+    """OpenAI's way to say it."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class StructuredOutputs(BaseModel):
+    """vLLM's way to say it; exactly one of the fields."""
+
+    # What vLLM knows beside these cannot be honoured, so nothing else is taken.
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    # `json` alone would hide a method of the base class.
+    schema_: dict[str, Any] | _Text | None = Field(default=None, alias="json")
+    regex: _Text | None = None
+    choice: list[_Text] | None = Field(default=None, min_length=1, max_length=_MAX_CHOICES)
+    grammar: _Text | None = None  # Lark or GBNF
+
+
+class Constraint(NamedTuple):
+    """A grammar, and the field of the request that asked for it."""
+
+    grammar: str
+    param: str
+
+
+def constraint_of(
+    response_format: ResponseFormat | None, structured: StructuredOutputs | None
+) -> Constraint | None:
+    """Returns what an answer must follow; None for free text.
+
+    Raises:
+        InvalidRequestError: A constraint that contradicts itself or another, is too long or too
+            deep, or is none.
+    """
+    asked = None if response_format is None else _of_format(response_format)
+    if structured is None:
+        return asked
+    if asked is not None:
+        raise InvalidRequestError(
+            "response_format and structured_outputs both constrain the answer; keep one.",
+            param=STRUCTURED_OUTPUTS,
+        )
+    return _of_structured(structured)
+
+
+def _of_format(asked: ResponseFormat) -> Constraint | None:
+    param = f"{_RESPONSE_FORMAT}.json_schema"
+    if (asked.json_schema is not None) != (asked.type == "json_schema"):
+        raise InvalidRequestError(f"{param} belongs to type json_schema.", param=param)
+    if asked.json_schema is not None:
+        return _of_schema(asked.json_schema.definition, f"{param}.schema")
+    if asked.type == "json_object":
+        return _of_schema({"type": "object"}, _RESPONSE_FORMAT)
+    return None
+
+
+def _of_structured(asked: StructuredOutputs) -> Constraint:
+    given = asked.model_dump(by_alias=True, exclude_none=True)
+    if len(given) != 1:
+        raise InvalidRequestError(
+            "structured_outputs takes exactly one of json, regex, choice and grammar.",
+            param=STRUCTURED_OUTPUTS,
+        )
+    (kind, value), *_ = given.items()
+    param = f"{STRUCTURED_OUTPUTS}.{kind}"
+    if kind == "json":
+        return _of_schema(_parsed(value, param) if isinstance(value, str) else value, param)
+    if kind == "choice":
+        value = json.dumps(value, ensure_ascii=False)
+        _check_length(value, param)
+    try:
+        return Constraint(llguidance.grammar_from(kind, value), param)
+    except ValueError as error:
+        raise InvalidRequestError(f"{param}: {error!s:.200}.", param=param) from error
+
+
+def _of_schema(schema: Mapping[str, Any], param: str) -> Constraint:
+    if _is_deeper(schema, _MAX_DEPTH):
+        raise InvalidRequestError(
+            f"{param} is nested deeper than {_MAX_DEPTH} levels. Flatten it.", param=param
+        )
+    text = json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
+    _check_length(text, param)
+    return Constraint(llguidance.grammar_from("json_schema", text), param)
+
+
+def _parsed(text: str, param: str) -> Mapping[str, Any]:
+    try:
+        schema = strict_json.parse(text.encode())
+    except ValueError as error:
+        raise InvalidRequestError(f"{param} is not JSON: {error!s:.200}.", param=param) from error
+    if not isinstance(schema, dict):
+        raise InvalidRequestError(f"{param} is no JSON object.", param=param)
+    return schema
+
+
+def _check_length(text: str, param: str) -> None:
+    if len(text) > _MAX_CHARS:
+        raise InvalidRequestError(
+            f"{param} has {len(text)} characters; at most {_MAX_CHARS} are compiled. Shorten it.",
+            param=param,
+        )
+
+
+def _is_deeper(value: object, levels: int) -> bool:
+    """Bodies are bounded in depth, so this recursion is."""
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_is_deeper(one, levels - 1) for one in inner)
