@@ -1,0 +1,153 @@
+"""Compiled code: kept where only its user can write, and read only if it is whole."""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import llvmlite.binding as llvm
+import pytest
+
+from linker_core import machine_code
+from linker_core.machine_code import (
+    cache_directory,
+    cached_code,
+    compile_module,
+    load_code,
+    seal,
+)
+
+ADDS = """
+define i64 @plus(i64 %a, i64 %b) {
+  %sum = add i64 %a, %b
+  ret i64 %sum
+}
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "linker"
+
+
+class Builds:
+    """Counts how often something is built."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> bytes:
+        self.count += 1
+        return b"code"
+
+
+def test_compiled_module_does_what_its_text_says() -> None:
+    initialised = f'target triple = "{llvm.get_process_triple()}"\n'
+    engine = load_code(compile_module(initialised + ADDS))
+    plus = ctypes.CFUNCTYPE(ctypes.c_int64, ctypes.c_int64, ctypes.c_int64)
+    function: Callable[[int, int], int] = plus(engine.get_function_address("plus"))
+    assert function(40, 2) == 42
+
+
+def test_code_is_built_once_for_the_same_sources(folder: Path) -> None:
+    builds = Builds()
+    for _ in range(3):
+        assert cached_code("thing", sources=b"a", build=builds) == b"code"
+    assert builds.count == 1
+    (file,) = folder.iterdir()
+    assert file.name.startswith("thing-")
+    assert file.read_bytes() == seal(b"code")
+
+
+@pytest.mark.parametrize(("name", "sources"), [("other", b"a"), ("thing", b"b")])
+def test_other_names_and_sources_are_built_anew(name: str, sources: bytes) -> None:
+    builds = Builds()
+    cached_code("thing", sources=b"a", build=builds)
+    cached_code(name, sources=sources, build=builds)
+    assert builds.count == 2
+
+
+def test_another_cpu_builds_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    builds = Builds()
+    cached_code("thing", sources=b"a", build=builds)
+    monkeypatch.setattr(machine_code, "host_features", lambda: ("other", "+vectors"))
+    cached_code("thing", sources=b"a", build=builds)
+    assert builds.count == 2
+
+
+@pytest.mark.parametrize("damage", ["cut", "turned", "emptied"])
+def test_damaged_file_is_built_again_and_replaced(folder: Path, damage: str) -> None:
+    builds = Builds()
+    cached_code("thing", sources=b"a", build=builds)
+    (file,) = folder.iterdir()
+    whole = file.read_bytes()
+    turned = bytes([*whole[:-1], whole[-1] ^ 1])
+    file.write_bytes({"cut": whole[:-1], "turned": turned, "emptied": b""}[damage])
+    assert cached_code("thing", sources=b"a", build=builds) == b"code"
+    assert builds.count == 2
+    assert file.read_bytes() == whole
+    assert list(folder.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702])
+def test_folder_that_others_can_write_is_neither_read_nor_written(
+    folder: Path, mode: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    builds = Builds()
+    cached_code("thing", sources=b"a", build=builds)
+    (file,) = folder.iterdir()
+    file.write_bytes(seal(b"planted"))
+    folder.chmod(mode)
+    with caplog.at_level(logging.WARNING):
+        assert cached_code("thing", sources=b"a", build=builds) == b"code"
+    assert builds.count == 2
+    assert "is not this user's alone" in caplog.text
+    assert file.read_bytes() == seal(b"planted")
+
+
+def test_folder_of_somebody_else_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    builds = Builds()
+    cached_code("thing", sources=b"a", build=builds)
+    stranger = os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: stranger)
+    cached_code("thing", sources=b"a", build=builds)
+    assert builds.count == 2
+
+
+def test_folder_is_made_for_its_user_alone(folder: Path) -> None:
+    cached_code("thing", sources=b"a", build=Builds())
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_without_room_for_a_cache_code_is_still_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = tmp_path / "a-file"
+    taken.touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(taken))
+    builds = Builds()
+    for _ in range(2):
+        assert cached_code("thing", sources=b"a", build=builds) == b"code"
+    assert builds.count == 2
+
+
+def test_cache_lies_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert cache_directory() == tmp_path / "linker"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_directory() == tmp_path / "home" / ".cache" / "linker"
+
+
+def test_file_that_cannot_be_finished_leaves_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_self: Path, _target: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)
+    assert cached_code("thing", sources=b"a", build=Builds()) == b"code"
+    assert list(folder.iterdir()) == []
