@@ -103,6 +103,8 @@ def _pair(args: argparse.Namespace, shape: Mapping[str, Any]) -> Iterator[tuple[
 def _flat(figures: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
     """Yields every value of nested figures under its dotted name."""
     for name, value in figures.items():
+        if name == "commands":
+            continue  # too long for a table; they were told when they were started
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
         else:
