@@ -21,6 +21,13 @@ _MAX_CHARS = 64 * 1024  # of one constraint; about what the engine compiles
 _MAX_DEPTH = 32  # of a schema
 _MAX_CHOICES = 1024
 
+# As llguidance names what is not a schema; its "grammar" is Lark or GBNF.
+_KINDS: Final[Mapping[str, llguidance.GrammarFormat]] = {
+    "regex": "regex",
+    "choice": "choice",
+    "grammar": "grammar",
+}
+
 _Text = Annotated[str, Field(min_length=1, max_length=_MAX_CHARS)]
 
 
@@ -102,7 +109,7 @@ def _of_structured(asked: StructuredOutputs) -> Constraint:
             "structured_outputs takes exactly one of json, regex, choice and grammar.",
             param=STRUCTURED_OUTPUTS,
         )
-    (kind, value), *_ = given.items()
+    ((kind, value),) = given.items()
     param = f"{STRUCTURED_OUTPUTS}.{kind}"
     if kind == "json":
         return _of_schema(_parsed(value, param) if isinstance(value, str) else value, param)
@@ -110,7 +117,7 @@ def _of_structured(asked: StructuredOutputs) -> Constraint:
         value = json.dumps(value, ensure_ascii=False)
         _check_length(value, param)
     try:
-        return Constraint(llguidance.grammar_from(kind, value), param)
+        return Constraint(llguidance.grammar_from(_KINDS[kind], value), param)
     except ValueError as error:
         raise InvalidRequestError(f"{param}: {error!s:.200}.", param=param) from error
 
