@@ -1,48 +1,20 @@
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from http.server import ThreadingHTTPServer
 
 import pytest
 
 from linker_core.errors import LinkerError
 from server.cli.bench.http_streams import Completion, complete
-
-
-class _Answers(BaseHTTPRequestHandler):
-    """Streams as many words as are asked for; the model's name says what goes wrong."""
-
-    asked: list[dict[str, Any]]
-
-    def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.asked.append({"path": self.path, **body})
-        if body["model"] == "unknown":
-            self.send_error(404)
-            return
-        self.send_response(200)
-        self.end_headers()
-        given = body["max_tokens"] - (body["model"] == "short")
-        for _ in range(given):
-            self._send({"choices": [{"text": " word"}], "usage": None})
-        self._send({"choices": [{"text": ""}]})
-        self._send({"choices": [], "usage": {"completion_tokens": given}})
-        self.wfile.write(b"data: [DONE]\n\n")
-
-    def _send(self, event: dict[str, Any]) -> None:
-        self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
-
-    def log_message(self, *_: Any) -> None:
-        """Says nothing."""
+from tests.server.cli.bench.fake_server import Answers
 
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    _Answers.asked = []
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Answers) as server:
+    Answers.asked = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Answers) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{server.server_port}"
@@ -59,7 +31,7 @@ def test_streams_are_counted_by_usage_and_timed_by_text(url: str) -> None:
     assert found.num_tokens == 8
     assert [len(stream) for stream in found.streams] == [4, 4]
     assert all(0 < at <= found.seconds for stream in found.streams for at in stream)
-    first = min(_Answers.asked, key=lambda body: str(body["model"]))
+    first = min(Answers.asked, key=lambda body: str(body["model"]))
     assert first == {
         "path": "/v1/completions", "model": "a", "prompt": "hello", "max_tokens": 4,
         "temperature": 0.0, "stream": True, "top_k": 1,
