@@ -118,7 +118,10 @@ def choose_activation(path: Path, chance: random.Random) -> None:
 def random_family(
     tmp_path: Path, architecture: str, arithmetic: Arithmetic, chance: random.Random
 ) -> Family:
-    """A donor, a variant with added tokens, two more, and a stranger of another type."""
+    """A donor, a variant with added tokens, two more, a stranger of another type, an alias.
+
+    The last has the donor's blocks between ends of its own.
+    """
     tie = chance.random() < 0.5
     base = make_checkpoint(tmp_path / "base", architecture=architecture, tie=tie, vocab_size=VOCAB)
     choose_activation(base, chance)
@@ -146,12 +149,14 @@ def random_family(
     )
     aliased, _ = random_plan(chance)
     family.add(stored_tensors(stranger, donor=family.stored[0], aliased=aliased))
+    near = make_variant(tmp_path / "near", base, scale=0.3, seed=8)
+    family.add(stored_tensors(near, donor=family.stored[0], aliased=lambda name: "layers" in name))
     return family
 
 
 def random_sequences(chance: random.Random) -> list[Sequence]:
     sequences = []
-    for slot in chance.choices(range(5), k=7):
+    for slot in chance.choices(range(6), k=7):
         length = chance.randint(1, MAX_TOKENS)
         width = VOCAB + ADDED if slot == 1 else VOCAB
         tokens = [chance.randrange(width) for _ in range(length)]
