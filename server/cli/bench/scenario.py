@@ -6,8 +6,10 @@ import argparse
 import difflib
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -75,13 +77,29 @@ def run_scenarios(scenarios: Mapping[str, Scenario], args: argparse.Namespace) -
         dtypes=args.dtype or DTYPES,
     )
     results: dict[str, Any] = {}
-    for name in wanted:
-        # With each, since a machine is not equally busy all along.
-        found = {"machine": machine(), "rounds": args.rounds, "tokens": args.tokens}
-        results[name] = found | scenarios[name](settings)
-        if args.results is not None:
-            _add_result(args.results, f"{args.benchmark} {name}", results[name])
+    with _interruptible():
+        for name in wanted:
+            # With each, since a machine is not equally busy all along.
+            found = {"machine": machine(), "rounds": args.rounds, "tokens": args.tokens}
+            results[name] = found | scenarios[name](settings)
+            if args.results is not None:
+                _add_result(args.results, f"{args.benchmark} {name}", results[name])
     return results
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Lets both signals end what was started on the way out, halted processes above all.
+
+    A shell's background job would ignore SIGINT, and SIGTERM would leave no time.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def machine() -> dict[str, Any]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -98,3 +99,24 @@ def test_race_measures_the_scenarios_asked_for_and_keeps_the_rest(
 def test_race_refuses_what_it_cannot_measure(arguments: tuple[str, ...], complaint: str) -> None:
     with pytest.raises(InvalidRequestError, match=complaint):
         run("decode", *arguments)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_race_ends_what_it_started_on_both_signals(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[signal.Signals] = []
+
+    def measure(_settings: Settings) -> dict[str, Any]:
+        try:
+            signal.raise_signal(number)
+        finally:
+            ended.append(number)
+        return FIGURES
+
+    monkeypatch.setattr(decode, "SCENARIOS", {"single": measure})
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt):
+        run("decode", "--alone")
+    assert ended == [number]
+    assert signal.getsignal(number) is before
