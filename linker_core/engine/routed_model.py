@@ -62,11 +62,16 @@ class RoutedModel:
         out: torch.Tensor = self._model.model.embed_tokens(ids_T.unsqueeze(0))[0]
         return out
 
-    def rotation(self, positions_T: torch.Tensor) -> Rotation:
-        """Returns the rotation of every row, in buffers of the step."""
+    def rotation(self, positions_T: torch.Tensor, num_positions: int) -> Rotation:
+        """Returns the rotation of every row, in buffers of the step.
+
+        Args:
+            positions_T: Of the rows.
+            num_positions: More than the largest of them; the device is not asked for it.
+        """
         buffer, width = self.context.arithmetic.buffer, self.config.head_dim
         parts = []
-        for name, known in self._rotations.up_to(positions_T)._asdict().items():
+        for name, known in self._rotations.up_to(num_positions)._asdict().items():
             out_TD = buffer(name, len(positions_T), width, known)
             parts.append(torch.index_select(known, 0, positions_T, out=out_TD))
         return Rotation(*parts)
@@ -120,9 +125,8 @@ class _Rotations:
         self._dtype = dtype
         self._known: Rotation | None = None
 
-    def up_to(self, positions_T: torch.Tensor) -> Rotation:
-        """Returns the rotation of at least all positions up to the largest."""
-        num_positions = int(positions_T.max()) + 1
+    def up_to(self, num_positions: int) -> Rotation:
+        """Returns the rotation of at least so many positions from the first on."""
         known = self._known
         while known is None or len(known.cos_TD) < num_positions:
             first = 0 if known is None else len(known.cos_TD)

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 import numpy as np
 import torch
 
+from linker_core.engine.uploads import upload
+
 if TYPE_CHECKING:
     from linker_core.engine.arithmetic import Arithmetic
 
@@ -72,7 +74,7 @@ class RowMap:
         found = self._labels_T.get(labels)
         if found is None:
             numbers_T = np.asarray(labels, np.int64)[self._numbers_T]
-            found = self._labels_T[labels] = torch.from_numpy(numbers_T).to(self._device)
+            found = self._labels_T[labels] = upload(numbers_T, self._device)
         return found
 
     def _build(self, labels: Labels) -> tuple[RowGroup, ...]:
@@ -85,7 +87,7 @@ class RowMap:
     def _group(self, rows_n: np.ndarray) -> RowGroup:
         first, last = int(rows_n[0]), int(rows_n[-1])
         run = slice(first, last + 1) if last - first + 1 == len(rows_n) else None
-        return RowGroup(torch.from_numpy(rows_n).to(self._device), run)
+        return RowGroup(upload(rows_n, self._device), run)
 
 
 def partition(items: Iterable[Item]) -> tuple[Labels, list[Item]]:

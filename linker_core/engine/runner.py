@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from linker_core.engine.arithmetic import Arithmetic, Span
@@ -16,9 +17,11 @@ from linker_core.engine.kv_cache import KVCache
 from linker_core.engine.leaf import RoutedLeaf
 from linker_core.engine.page_table import PageTable
 from linker_core.engine.routed_model import RoutedModel
-from linker_core.engine.rows import RowMap, StepContext
+from linker_core.engine.rows import RowMap, StepContext, partition
+from linker_core.engine.uploads import upload
 from linker_core.residency.ledger import Stored
 from linker_core.weights.architecture import ModelConfig
+from linker_core.weights.keys import EMBED_NAME, FINAL_NORM_NAME, LM_HEAD_NAME
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +64,8 @@ class Runner:
         self.context = StepContext(arithmetic)
         self.model = RoutedModel(config, self.context, device=device, dtype=cache.shape.dtype)
         self._device = device
+        # Of each slot: slots of one kind have the same storages in every block.
+        self._kinds: dict[int, int] = {}
 
     def bind(self, slot: int, tensors: Mapping[str, Stored]) -> None:
         """Lets rows of `slot` be served by `tensors`, named as in the checkpoint.
@@ -78,12 +83,25 @@ class Runner:
             for leaf in bound:
                 leaf.unbind(slot)
             raise
+        self._sort()
 
     def unbind(self, slot: int) -> None:
         """Forgets `slot` and every storage that no other slot uses."""
         for leaf in self.model.leaves:
             leaf.unbind(slot)
+        self._sort()
         self.context.arithmetic.forget()
+
+    def _sort(self) -> None:
+        """Numbers the kinds of slots anew."""
+        outside = (EMBED_NAME, FINAL_NORM_NAME, LM_HEAD_NAME)
+        leaves = [leaf for leaf in self.model.leaves if f"{leaf.leaf_name}.weight" not in outside]
+        slots = list(self.model.leaves[0].stored)
+        labels, _ = partition(
+            tuple(stored for leaf in leaves for stored in leaf.stored[slot].values())
+            for slot in slots
+        )
+        self._kinds = dict(zip(slots, labels, strict=True))
 
     @torch.inference_mode()
     def forward(self, chunks: Sequence[Chunk]) -> StepResult:
@@ -103,7 +121,7 @@ class Runner:
         arithmetic = self.context.arithmetic
         spans = [Span(chunk.start, len(chunk.token_ids), chunk.table) for chunk in chunks]
         batch = arithmetic.prepare(spans, self.cache)
-        rotation = self.model.rotation(self._on_device(positions))
+        rotation = self.model.rotation(self._on_device(positions), max(positions) + 1)
         embedded_TH = self.model.embed(self._on_device(ids))
         num_rows, hidden = embedded_TH.shape
         x_TH = arithmetic.buffer("x", num_rows, hidden, embedded_TH).copy_(embedded_TH)
@@ -114,7 +132,8 @@ class Runner:
 
         # Steps that only decode come again; their attention differs by what `prepare` says.
         decodes = len(chunks) == len(slots)
-        arithmetic.run(tuple(slots) if decodes else None, run_blocks)
+        key = tuple(self._kinds[slot] for slot in slots) if decodes else None
+        arithmetic.run(key, run_blocks)
         x_TH = self.model.final_norm(x_TH)
         return StepResult(self._logits(x_TH, chunks, slots), _finite(x_TH, chunks))
 
@@ -130,7 +149,7 @@ class Runner:
         return self.model.logits(x_TH)
 
     def _on_device(self, values: Sequence[int]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.long, device=self._device)
+        return upload(np.array(values, np.int64), self._device)
 
 
 def _wanted_rows(chunks: Sequence[Chunk]) -> list[int]:

@@ -147,7 +147,7 @@ def project(
             arithmetic.multiply(x_TH, group, [Product(table.own, own_Tn, None)])
             y_TV[group.indices_n.unsqueeze(1), table.positions] = group.take(own_Tn)
         # The donor's further rows are no tokens of this one.
-        y_TV[group.indices_n, table.num_rows :] = 0.0
+        y_TV[:, table.num_rows :].index_fill_(0, group.indices_n, 0.0)
     return y_TV
 
 

@@ -198,7 +198,7 @@ class Walk:
         self._model.block(
             layer,
             x_nH,
-            rotation=self._model.rotation(positions_n),
+            rotation=self._model.rotation(positions_n, max(p.num_tokens for p in batch)),
             batch=self._context.arithmetic.prepare(self._spans(batch), self._cache),
         )
 
