@@ -45,7 +45,7 @@ from linker_core.engine.rows import RowGroup
 _DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 # Below so many multiplications, or elements, a second thread takes longer to wake than it saves.
 _MIN_SHARED_PRODUCT, _MIN_SHARED_ELEMENTS = 1 << 16, 1 << 14
-_MIN_SHARED_SEEN = 1 << 10  # positions that all heads and rows see, together
+_MIN_SHARED_SEEN = 1 << 6  # positions that all rows see, together
 _NO_WINDOW = 1 << 62
 _MAX_TAPES = 64  # of the sets of rows that were computed last
 _PRODUCT_COUNTER = PRODUCT_TASK.index("next_piece")
@@ -82,16 +82,18 @@ class CompiledArithmetic:
 
     def run(self, key: Hashable | None, body: Callable[[], None]) -> None:
         """See `Arithmetic.run`."""
-        tape = self._tapes.get(key)
+        # Histories grow from step to step, so how many threads attend is not a matter of the key.
+        place = (key, self._num_attending())
+        tape = self._tapes.get(place)
         if tape is not None:
-            self._tapes.move_to_end(key)
+            self._tapes.move_to_end(place)
             tape.replay()
             return
         self._recording = None if key is None else Tape()
         try:
             body()
             if self._recording is not None:
-                self._tapes[key] = self._recording
+                self._tapes[place] = self._recording
         finally:
             self._recording = None
         if len(self._tapes) > _MAX_TAPES:
@@ -237,9 +239,12 @@ class CompiledArithmetic:
             _NO_WINDOW if shape.window is None else shape.window,
         )
         region = _attention(shape, cache.shape.page_tokens)
-        num_threads = _threads(batch.num_seen * shape.num_heads, _MIN_SHARED_SEEN)
-        self._run(region, task, num_threads=num_threads, counter=_ATTENTION_COUNTER)
+        self._run(region, task, num_threads=self._num_attending(), counter=_ATTENTION_COUNTER)
         return out_TX
+
+    def _num_attending(self) -> int:
+        """Returns how many threads attend what was prepared last."""
+        return _threads(self._batch.num_seen, _MIN_SHARED_SEEN)
 
     def _room(self, num_rows: int, width: int, num_threads: int) -> torch.Tensor:
         """Returns room for packed rows."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import torch
 from linker_core.engine.arithmetic import ByRow, Norm, Product
 from linker_core.engine.cpu import arithmetic as module
 from linker_core.engine.cpu.arithmetic import CompiledArithmetic, can_round
+from linker_core.engine.cpu.regions import Call, Region
 from linker_core.engine.rows import RowGroup
 from tests.linker_core.engine.attending import Attending, shape_of
 
@@ -168,6 +170,30 @@ def test_recorded_attention_follows_positions_and_pages(window: int | None) -> N
         strict=True,
     ):
         assert torch.equal(one.nan_to_num(-1.0), other.nan_to_num(-1.0))
+
+
+def test_recorded_attention_takes_more_threads_when_histories_are_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_MIN_SHARED_SEEN", 16)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    asked: list[int] = []
+    call = Region.call
+
+    def noted(
+        region: Region, record: Sequence[int], *, num_threads: int, counter: int | None = None
+    ) -> Call:
+        asked.append(num_threads)
+        return call(region, record, num_threads=num_threads, counter=counter)
+
+    monkeypatch.setattr(Region, "call", noted)
+    attending = Attending(CompiledArithmetic(), shape_of())
+    sequence = attending.sequence(30, seed=1)
+    attending.step([(sequence, 1)])  # makes room
+    asked.clear()
+    for _ in range(25):
+        attending.step([(sequence, 1)], key="key")
+    assert asked == [1, 2]  # one recording for few positions, one for many
 
 
 @pytest.mark.skipif(not can_round(), reason="no units for bfloat16")
