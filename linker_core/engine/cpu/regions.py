@@ -20,7 +20,6 @@ from linker_core.errors import LinkerError
 from linker_core.machine_code import cached_code, compile_module, load_code
 
 _EXTERNALS = ("omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier")
-_OWN_SOURCES = tuple(sorted(Path(__file__).parent.glob("*.py")))
 
 
 class Region:
@@ -91,8 +90,14 @@ def compile_regions(name: str, emit: Callable[[ir.Module], None]) -> Code:
         emit(module)
         return compile_module(str(module))
 
-    sources = b"".join(path.read_bytes() for path in _OWN_SOURCES)
-    return Code(cached_code(f"engine-{name}", sources=sources, build=build))
+    return Code(cached_code(f"engine-{name}", sources=_sources(), build=build))
+
+
+@cache
+def _sources() -> bytes:
+    """Returns all that emits code."""
+    paths = sorted(Path(__file__).parent.glob("*.py"))
+    return b"".join(path.read_bytes() for path in paths)
 
 
 class _OpenMP:
@@ -116,7 +121,9 @@ def _openmp() -> _OpenMP:
         LinkerError: There is none.
     """
     assert torch.get_num_threads()  # its pool is torch's to size
-    for line in Path("/proc/self/maps").read_text("ascii").splitlines():
+    # Other libraries' paths may be in any encoding.
+    maps = Path("/proc/self/maps").read_text("utf-8", "surrogateescape")
+    for line in maps.rstrip("\n").split("\n"):
         path = line.split(maxsplit=5)[-1]
         if Path(path).name.startswith("libgomp"):
             return _OpenMP(path)

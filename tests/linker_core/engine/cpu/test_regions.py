@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -90,6 +92,15 @@ def test_regions_are_compiled_once_and_then_loaded(tmp_path: Path) -> None:
     assert [path.suffix for path in (tmp_path / "linker").iterdir()] == [".o"]
     compile_regions("other", emit)
     assert compiled == ["once", "other"]
+
+
+@pytest.mark.usefixtures("forgotten_openmp")
+@pytest.mark.parametrize("name", ["lib é 库".encode(), b"lib\xff"])
+def test_openmp_is_found_beside_libraries_of_any_name(tmp_path: Path, name: bytes) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name))
+    path.write_bytes(bytes(mmap.PAGESIZE))
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ):
+        Region(compile_regions("marks", emit_marks), "marks")
 
 
 @pytest.mark.usefixtures("forgotten_openmp")
