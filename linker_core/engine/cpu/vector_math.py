@@ -50,8 +50,9 @@ def exponential(e: Emitter, x: ir.Value) -> ir.Value:
     power = b.fadd(parts.tail, e.constant(1.0, x))
     integers = parts.exponent.type
     scaled = b.bitcast(b.add(b.bitcast(power, integers), parts.exponent), x.type)
-    above = b.fcmp_ordered(">", x, highest)
-    scaled = b.select(above, e.constant(math.inf, x), scaled)
+    # A NaN's own bits may have turned it into a number: it is taken from x.
+    above = b.fcmp_unordered(">", x, highest)
+    scaled = b.select(above, b.fadd(x, e.constant(math.inf, x)), scaled)
     return b.select(b.fcmp_ordered("<", x, lowest), e.constant(0.0, x), scaled)
 
 

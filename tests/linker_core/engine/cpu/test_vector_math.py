@@ -80,6 +80,13 @@ def test_a_nan_stays_one_and_leaves_the_other_lanes(
     assert found[0] == compute(name, x[:1])[0]
 
 
+def test_exponential_of_a_nan_with_bits_of_its_own_stays_one(
+    compute: Callable[[str, Floats], Floats],
+) -> None:
+    bits = np.array([0x7FC00001, 0x7FC001FF, 0xFFC00080, 0x7F800001], dtype=np.uint32)
+    assert np.isnan(compute("exponential", bits.view(np.float32))).all()
+
+
 def test_sigmoid_is_right_to_three_units_and_saturates(
     compute: Callable[[str, Floats], Floats],
 ) -> None:
