@@ -6,7 +6,6 @@ behind a digest that shows a damaged file.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
@@ -33,19 +32,25 @@ def cached_code(name: str, *, sources: bytes, build: Callable[[], bytes]) -> byt
         build: Compiles it.
     """
     digest = hashlib.sha256(sources)
+    digest.update(Path(__file__).read_bytes())  # how it is compiled
     digest.update(f"{llvmlite.__version__} {host_features()}".encode())
     folder = cache_directory()
     path = folder / f"{name}-{digest.hexdigest()[:32]}.o"
-    with contextlib.suppress(OSError):
+    try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        logger.warning("%s is compiled at every start, for want of a cache: %s", name, error)
+        return build()
     if not _is_private(folder):
         logger.warning("%s is not this user's alone: %s is compiled at every start", folder, name)
         return build()
     code = _read(path)
     if code is None:
         code = build()
-        with contextlib.suppress(OSError):  # a full disk, or a folder that is read only
+        try:
             _write(path, seal(code))
+        except OSError as error:  # a full disk, or a folder that is read only
+            logger.warning("%s is compiled at every start, for want of a cache: %s", name, error)
     return code
 
 
@@ -89,7 +94,10 @@ def cache_directory() -> Path:
 
 def host_features() -> tuple[str, str]:
     """Returns this CPU's name and features, with vectors as wide as it has."""
-    return llvm.get_host_cpu_name(), f"{llvm.get_host_cpu_features().flatten()},-prefer-256-bit"
+    features = llvm.get_host_cpu_features().flatten()
+    if llvm.get_process_triple().startswith("x86_64"):  # LLVM takes half of some, unless told
+        features += ",-prefer-256-bit"
+    return llvm.get_host_cpu_name(), features
 
 
 def seal(code: bytes) -> bytes:
@@ -104,10 +112,7 @@ def _initialize() -> None:
 
 def _is_private(folder: Path) -> bool:
     """Whether nobody else can have put files into a directory."""
-    try:
-        status = folder.stat()
-    except OSError:
-        return False
+    status = folder.stat()
     return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from linker_core.machine_code import (
     cache_directory,
     cached_code,
     compile_module,
+    host_features,
     load_code,
     seal,
 )
@@ -133,6 +135,40 @@ def test_without_room_for_a_cache_code_is_still_built(
     for _ in range(2):
         assert cached_code("thing", sources=b"a", build=builds) == b"code"
     assert builds.count == 2
+
+
+def test_code_that_cannot_be_kept_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read_only(*_: object, **__: object) -> tuple[int, str]:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "mkstemp", read_only)
+    assert cached_code("thing", sources=b"a", build=Builds()) == b"code"
+    (tmp_path / "a-file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a-file"))
+    assert cached_code("other", sources=b"a", build=Builds()) == b"code"
+    read_only_told, no_folder_told = caplog.messages
+    assert "thing is compiled at every start" in read_only_told
+    assert "other is compiled at every start" in no_folder_told
+
+
+def test_other_ways_of_compiling_build_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builds = Builds()
+    cached_code("thing", sources=b"a", build=builds)
+    other = tmp_path / "machine_code.py"
+    other.write_bytes(Path(machine_code.__file__).read_bytes() + b"# and more")
+    monkeypatch.setattr(machine_code, "__file__", str(other))
+    cached_code("thing", sources=b"a", build=builds)
+    assert builds.count == 2
+
+
+def test_features_are_those_of_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    for triple, named in (("x86_64-unknown-linux-gnu", True), ("aarch64-linux-gnu", False)):
+        monkeypatch.setattr(llvm, "get_process_triple", lambda triple=triple: triple)
+        assert ("prefer-256-bit" in host_features()[1].split(",")[-1]) is named
 
 
 def test_cache_lies_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
