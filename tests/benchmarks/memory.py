@@ -50,7 +50,7 @@ def make_family(folder: Path, *, num_variants: int = 3) -> list[Path]:
 
 def measure(models: Sequence[Path], *, state: Path) -> list[Admission]:
     """Serves the first model, onboards the others one by one, and reads memory all along."""
-    with _server(models[0].parent, state) as (process, client):
+    with served(models[0].parent, state) as (process, client):
         return [
             _admit(process, client, path, donor=models[0].name if number else None)
             for number, path in enumerate(models)
@@ -117,12 +117,14 @@ class _PeakSampler(threading.Thread):
 
 
 @contextlib.contextmanager
-def _server(root: Path, state: Path) -> Iterator[tuple[psutil.Process, httpx.Client]]:
+def served(root: Path, state: Path, *options: str) -> Iterator[tuple[psutil.Process, httpx.Client]]:
+    """Runs `linker serve` on models below `root` until the block ends."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "server.cli.main", "serve", "--port", str(port)]
     places = ["--models-root", str(root), "--state", str(state)]
-    with subprocess.Popen([*command, *places], stderr=subprocess.DEVNULL) as server:
+    command += [*places, *options]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as server:
         try:
             url = f"http://127.0.0.1:{port}"
             with httpx.Client(base_url=url, timeout=_DEADLINE_S, trust_env=False) as client:

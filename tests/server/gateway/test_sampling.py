@@ -102,3 +102,13 @@ def test_schemas_become_grammars_that_know_their_field(
     assert spec.grammar_param == param
     assert spec.sampling.grammar is not None
     assert json.loads(spec.sampling.grammar)["grammars"][0]["json_schema"] == schema
+
+
+def test_blank_lines_of_a_grammar_go_before_anything_looks_for_its_kind(
+    server: LiveServer,
+) -> None:
+    grammar = "start: a" + "\n \n" * 20_000 + 'a: "x"'
+    (spec,) = specs_of(server, structured_outputs={"grammar": grammar})
+    assert spec.sampling.grammar is not None
+    lark = json.loads(spec.sampling.grammar)["grammars"][0]["lark_grammar"]
+    assert lark == 'start: a\na: "x"'
