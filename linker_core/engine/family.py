@@ -23,7 +23,7 @@ from linker_core.engine.sampling.choose import Sampled, not_finite
 from linker_core.engine.sampling.sampler import Sampler
 from linker_core.engine.scheduler import Scheduler
 from linker_core.engine.sequence import SequenceState
-from linker_core.engine.step import Computed, compute
+from linker_core.engine.step import Computed, compute, still_works
 from linker_core.errors import EngineFailureError, LinkerError
 from linker_core.weights.architecture import ModelConfig
 
@@ -37,7 +37,7 @@ class FamilyOutput:
     tokens: list[TokenOutput] = field(default_factory=list)
     failed: list[RequestFailed] = field(default_factory=list)
     ended: list[SequenceState] = field(default_factory=list)  # finished or failed
-    crashed: bool = False  # nothing of the step could be computed
+    crashed: bool = False  # nothing of the step could be computed, nor anything else
 
 
 def kv_shape(model: ModelConfig, config: EngineConfig, *, dtype: torch.dtype) -> KVShape:
@@ -107,9 +107,9 @@ class Family:
             _record_failure(sequence, error, output)
         if plan.chunks:
             run = compute(self.runner, plan.chunks)
-            output.crashed = not run.computed
             for chunk in run.failed:
                 self._fail(chunk.sequence, _not_computed(), output)
+            output.crashed = not run.computed and not still_works(self.runner)
             for part in run.computed:
                 self._postprocess(part, output)
         return output
@@ -143,7 +143,7 @@ class Family:
             if not finite:
                 self._fail(sequence, not_finite(sequence.model), output)
                 continue
-            if not self._gather(sequence, part.logits[first:end]):
+            if sequence.wants_prompt_rows and not self._gather(sequence, part.logits[first:end]):
                 self._fail(sequence, _not_computed(), output)
                 continue
             if wants_token := chunk.wants_token:
@@ -155,9 +155,7 @@ class Family:
         return asking, rows
 
     def _gather(self, sequence: SequenceState, logits_NV: torch.Tensor) -> bool:
-        """Takes what a chunk's rows say of the prompt, if that is asked for; False if it fails."""
-        if not sequence.wants_prompt_rows:
-            return True
+        """Takes what a chunk's rows say of the prompt; False if it fails."""
         try:
             self._prompt_logprobs[sequence].take(sequence.num_computed, logits_NV)
         except Exception:  # noqa: BLE001 - one request must not end the others of its batch

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+from linker_core.engine.page_table import PageTable
 from linker_core.engine.runner import Chunk, Runner
 from linker_core.engine.schedule import Scheduled
 
@@ -48,6 +49,32 @@ def compute(runner: Runner, chunks: Sequence[Scheduled]) -> StepRun:
     run = StepRun()
     _compute(runner, chunks, run)
     return run
+
+
+def still_works(runner: Runner) -> bool:
+    """Says whether a single token of any model can be computed.
+
+    That tells requests that cannot be computed from a device that no longer computes anything.
+
+    Args:
+        runner: Of the family; at least one page of its cache is free.
+    """
+    table = PageTable()
+    has_room = runner.cache.grow(table, 1)
+    assert has_room, "what failed has given its pages back"
+    try:
+        return any(_computes(runner, slot, table) for slot in runner.model.leaves[0].stored)
+    finally:
+        runner.cache.release(table)
+
+
+def _computes(runner: Runner, slot: int, table: PageTable) -> bool:
+    try:
+        runner.forward([Chunk(slot=slot, token_ids=[0], start=0, table=table, num_logits=1)])
+    except Exception:  # noqa: BLE001 - to know whether it fails is the purpose
+        _log.exception("not even a single token of slot %d can be computed", slot)
+        return False
+    return True
 
 
 def _compute(runner: Runner, chunks: Sequence[Scheduled], run: StepRun) -> None:

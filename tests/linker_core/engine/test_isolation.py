@@ -136,6 +136,43 @@ def test_faults_beside_working_rows_never_end_the_engine(
     assert set(culprits) == set(driver.errors)
 
 
+@pytest.mark.parametrize("model", MODELS)
+def test_a_request_that_always_fails_alone_never_ends_the_engine(
+    served: Served, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    driver = served.driver
+    want = answers(driver, mates(driver, range(3)))
+    poison(driver, monkeypatch)
+    culprits = []
+    for _ in range(2 * MAX_CRASHED_STEPS):
+        culprits.append(driver.submit(model, [POISON]))
+        driver.run()
+    assert {driver.errors[request_id]["code"] for request_id in culprits} == {"engine_failure"}
+    assert driver.engine.residents.families["base"].cache.num_used_pages == 0
+    assert answers(driver, mates(driver, range(3))) == want
+
+
+def test_a_model_that_never_computes_does_not_end_the_engine_for_the_others(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = served.driver
+    runner = driver.engine.residents.families["base"].runner
+    slot = driver.engine.residents.served["base"].slot
+    forward = runner.forward
+
+    def failing(chunks: Sequence[Chunk]) -> Any:
+        if any(chunk.slot == slot for chunk in chunks):
+            raise RuntimeError("a kernel failed")
+        return forward(chunks)
+
+    want = driver.generate("own", PROMPT)
+    monkeypatch.setattr(runner, "forward", failing)
+    for _ in range(2 * MAX_CRASHED_STEPS):
+        driver.submit("base", PROMPT)
+        driver.run()
+    assert driver.generate("own", PROMPT) == want
+
+
 @settings(
     max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
