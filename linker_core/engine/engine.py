@@ -6,7 +6,6 @@ Knows nothing of processes or sockets; the worker feeds it.
 from __future__ import annotations
 
 import itertools
-import logging
 import time
 from collections.abc import Callable
 
@@ -41,8 +40,6 @@ from linker_core.engine.residents import ResidentModel, Residents
 from linker_core.engine.sequence import SequenceState
 from linker_core.engine.snapshot import take_snapshot
 from linker_core.errors import ConflictError, LinkerError
-
-_log = logging.getLogger(__name__)
 
 SNAPSHOT_INTERVAL_S = 0.5
 # How long loading may hold the loop: short beside a decode step while sequences run.
@@ -110,7 +107,7 @@ class Engine:
             What happened since the last call, at most one StepOutput.
 
         Raises:
-            EngineBrokenError: Several steps in a row failed.
+            EngineBrokenError: Several steps in a row failed, and not for what they were to compute.
         """
         self._advance_loading()
         self._admit_constrained()
@@ -240,6 +237,7 @@ class Engine:
     def _report_snapshot(self) -> None:
         now_s = self._clock()
         if self._changed and now_s >= self._snapshot_due_s:
-            self._events.append(take_snapshot(self.residents, self.device))
+            sequences = [sequence for _, sequence in self._sequences.values()]
+            self._events.append(take_snapshot(self.residents, sequences, self.device))
             self._changed = bool(self._sequences)
             self._snapshot_due_s = now_s + SNAPSHOT_INTERVAL_S

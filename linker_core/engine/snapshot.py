@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 import torch
 
 from linker_core.engine.messages import ModelLoad, Snapshot
 from linker_core.engine.residents import Residents
+from linker_core.engine.sequence import SequenceState
 
 
-def take_snapshot(residents: Residents, device: torch.device) -> Snapshot:
-    """Returns bytes and loads of every served model, and what is left."""
+def take_snapshot(
+    residents: Residents, sequences: Iterable[SequenceState], device: torch.device
+) -> Snapshot:
+    """Returns bytes and loads of every served model, and what is left.
+
+    Args:
+        residents: The models.
+        sequences: All that were submitted and have not ended; what does not run waits, be it for
+            room or for its grammar.
+        device: Where everything lies.
+    """
     families = list(residents.families.values())
     running = Counter(s.model for family in families for s in family.scheduler.running)
-    waiting = Counter(s.model for family in families for s in family.scheduler.waiting)
+    present = Counter(sequence.model for sequence in sequences)
     num_pages = sum(family.cache.shape.num_pages for family in families)
     num_used = sum(family.cache.num_used_pages for family in families)
     return Snapshot(
         models={name: residents.bytes_of(name) for name in residents.served},
         load={
-            name: ModelLoad(running=running[name], waiting=waiting[name])
+            name: ModelLoad(running=running[name], waiting=present[name] - running[name])
             for name in residents.served
         },
         device=str(device),

@@ -224,6 +224,19 @@ def test_a_sequence_that_waits_for_its_grammar_can_be_aborted(served: Served) ->
     assert engine._grammars.num_pending == 0
 
 
+def test_snapshots_count_a_sequence_that_waits_for_its_grammar(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = served.driver.engine
+    monkeypatch.setattr(engine._grammars, "finished", lambda _timeout_s: [])
+    served.driver.submit("half", PROMPT, constrained(regex("a+")))
+    engine._snapshot_now()
+    served.driver.step()
+    load = served.driver.snapshot().load
+    assert (load["half"].running, load["half"].waiting) == (0, 1)
+    assert (load["base"].running, load["base"].waiting) == (0, 0)
+
+
 def test_models_with_the_same_tokenizer_share_what_is_prepared_while_one_is_there(
     served: Served,
 ) -> None:

@@ -31,7 +31,7 @@ def submit(
 
 
 def snapshot(driver: Driver) -> Snapshot:
-    return take_snapshot(driver.engine.residents, driver.engine.device)
+    return take_snapshot(driver.engine.residents, (), driver.engine.device)
 
 
 def num_cached(driver: Driver, request_id: str) -> int | None:
