@@ -8,6 +8,8 @@ import torch
 
 from linker_core.engine.arithmetic import Arithmetic, TorchArithmetic
 from linker_core.engine.cpu.arithmetic import CompiledArithmetic, can_round
+from linker_core.engine.cuda.arithmetic import CudaArithmetic
+from linker_core.engine.cuda.graphs import GraphCapture
 
 _log = logging.getLogger(__name__)
 
@@ -22,7 +24,19 @@ def arithmetic_for(device: torch.device, *, precision: str = "highest") -> Arith
     rounded = precision == "medium"
     if rounded and not (device.type == "cpu" and can_round()):
         _log.warning("matmul_precision medium changes nothing on this device")
-    return CompiledArithmetic(rounded=rounded) if device.type == "cpu" else TorchArithmetic()
+    if device.type == "cpu":
+        return CompiledArithmetic(rounded=rounded)
+    if device.type == "cuda":
+        return _cuda_arithmetic(device)
+    return TorchArithmetic()
+
+
+def _cuda_arithmetic(device: torch.device) -> CudaArithmetic:
+    # Triton comes with torch's CUDA wheels; a machine without such a device does without it.
+    from linker_core.engine.cuda.triton_kernels import TritonKernels  # noqa: PLC0415
+
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    return CudaArithmetic(TritonKernels(num_processors=processors), GraphCapture())
 
 
 def activation_dtype(device: torch.device) -> torch.dtype:

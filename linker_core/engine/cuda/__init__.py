@@ -1,0 +1,1 @@
+"""The operations of a block on CUDA devices: cuBLAS, Triton kernels, CUDA graphs."""

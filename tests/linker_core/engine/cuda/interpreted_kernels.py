@@ -1,0 +1,83 @@
+"""Every kernel, in Triton's interpreter, against its definition. `test_kernels.py` runs this.
+
+bfloat16 is left to the tests on a device: the interpreter multiplies its words as whole numbers.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from linker_core.engine.arithmetic import ByRow, Norm, TorchArithmetic
+from linker_core.engine.cuda.arithmetic import CudaArithmetic
+from linker_core.engine.cuda.triton_kernels import TritonKernels
+from tests.linker_core.engine.cuda.attended import CASES, Attended, Case, check_attention
+from tests.linker_core.engine.cuda.streams import check_mixed_batches
+from tests.tiny import ARCHITECTURES
+
+CPU = torch.device("cpu")
+
+
+def kernels(num_processors: int = 1) -> TritonKernels:
+    return TritonKernels(num_processors=num_processors)
+
+
+def random(*sizes: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(sizes, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_attend_mixed_steps_over_shuffled_pages_equals_the_definition(case: Case) -> None:
+    arithmetic = CudaArithmetic(kernels(), None)
+    attended = Attended(case, arithmetic, device=CPU, dtype=torch.float32)
+    check_attention(attended, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES[3:5], ids=str)
+def test_attend_histories_in_parts_equals_the_definition(case: Case) -> None:
+    # Eight parts for one row, four for three; the window leaves some of them empty.
+    arithmetic = CudaArithmetic(kernels(num_processors=8), None)
+    attended = Attended(case, arithmetic, device=CPU, dtype=torch.float32)
+    check_attention(attended, tolerance=1e-5)
+
+
+def test_attend_half_precision_rounds_what_it_stores_and_no_score() -> None:
+    case = Case(group=7, head_dim=64, window=24, softcap=5.0)
+    arithmetic = CudaArithmetic(kernels(), None)
+    attended = Attended(case, arithmetic, device=CPU, dtype=torch.float16)
+    check_attention(attended, tolerance=4e-3)
+
+
+@pytest.mark.parametrize("plus_one", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_normalize_weights_by_row_equals_the_definition(dtype: torch.dtype, plus_one: bool) -> None:
+    x_TX = random(5, 4 * 24)[:, 24:72]  # rows that are not dense, two runs each
+    weights = [random(24, seed=n, dtype=dtype) for n in (1, 2, 3)]
+    norm = Norm(1e-6, plus_one)
+    for by_row in (
+        ByRow(weights, torch.tensor([2, 0, 1, 1, 2])),
+        ByRow(weights[:1], None),
+        ByRow([weights[0], weights[1].double().float()], torch.tensor([1, 0, 1, 1, 0])),
+    ):
+        got, want = torch.full((5, 48), 7.0), torch.empty(5, 48)
+        kernels().normalize(x_TX, by_row, norm, got)
+        TorchArithmetic().normalize(x_TX, by_row, norm, want)
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_pytorch_tanh"])
+def test_gate_rows_of_a_shared_buffer_equals_the_definition(activation: str) -> None:
+    both = random(3, 2 * 1100) * 20.0
+    want = both.clone()
+    kernels().gate(both[:, :1100], both[:, 1100:], activation)
+    TorchArithmetic().gate(want[:, :1100], want[:, 1100:], activation)
+    torch.testing.assert_close(both, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_forward_over_the_kernels_gives_each_variants_own_logits(
+    tmp_path: Path, architecture: str
+) -> None:
+    check_mixed_batches(tmp_path, architecture, CudaArithmetic(kernels(), None))
