@@ -2,8 +2,6 @@
 
 float32 comes in and goes out. `Widened` turns the words into float32 and computes in it. `Rounded`
 leaves bfloat16 words as they are and rounds x to bfloat16; products and sums are float32.
-
-A packed block of x has room for four bytes an element in both.
 """
 
 from __future__ import annotations
@@ -21,6 +19,10 @@ class DotProduct(Protocol):
     @property
     def block(self) -> int:
         """Elements of a row that one step takes."""
+
+    @property
+    def packed(self) -> ir.Type:
+        """What an element of x is packed as, four bytes at most."""
 
     def pack(self, e: Emitter, x: ir.Value, target: ir.Value) -> None:
         """Writes a block of x, a float32 vector, to where `add` is to read it."""
@@ -49,6 +51,10 @@ class Widened:
     @property
     def block(self) -> int:
         return self._lanes
+
+    @property
+    def packed(self) -> ir.Type:
+        return F32
 
     def pack(self, e: Emitter, x: ir.Value, target: ir.Value) -> None:
         e.store(x, target)
@@ -85,6 +91,10 @@ class Rounded:
     @property
     def block(self) -> int:
         return 2 * self._LANES
+
+    @property
+    def packed(self) -> ir.Type:
+        return I16
 
     def pack(self, e: Emitter, x: ir.Value, target: ir.Value) -> None:
         b = e.builder

@@ -102,12 +102,12 @@ def emit_product(module: ir.Module, dot: DotProduct, *, dtype: str, tiling: Tili
         for outs in {tiling.outs(rows), 1}:
             tiles[rows, outs] = _emit_tile(module, dot, dtype, tiling.lanes, rows=rows, outs=outs)
     pack = _emit_pack(module, dot)
-    piece = _emit_piece(module, dot.block, dtype, tiling, tiles)
-    _emit_region(module, dot.block, tiling, pack, piece)
+    piece = _emit_piece(module, dot, dtype, tiling, tiles)
+    _emit_region(module, dot, tiling, pack, piece)
 
 
 def _emit_region(
-    module: ir.Module, block: int, tiling: Tiling, pack: ir.Function, piece: ir.Function
+    module: ir.Module, dot: DotProduct, tiling: Tiling, pack: ir.Function, piece: ir.Function
 ) -> None:
     """The whole of a thread's work: pack, then pieces until none is left."""
     e = Emitter(module, "product", [POINTER])
@@ -116,17 +116,17 @@ def _emit_region(
     x_stride, num_rows, width = (
         e.field(task, _TASK[key]) for key in ("x_stride", "num_rows", "width")
     )
-    padded = e.round_up(width, block)
+    padded = e.round_up(width, dot.block)
     is_few = b.icmp_signed("<=", num_rows, i64(tiling.panel_rows))
     thread, num_threads = e.thread_number(), e.num_threads()
     # One panel is packed by every thread for itself, which is sooner done than waiting.
-    own = e.at(packed, b.mul(thread, b.mul(num_rows, padded)), F32)
+    own = e.at(packed, b.mul(thread, b.mul(num_rows, padded)), dot.packed)
     packed = b.select(is_few, own, packed)
     step = i64(tiling.panel_rows)
     first_panel = b.select(is_few, i64(0), b.mul(thread, step))
     with e.loop(first_panel, num_rows, b.mul(num_threads, step)) as first:
         count = e.minimum(tiling.panel_rows, b.sub(num_rows, first))
-        target = e.at(packed, b.mul(first, padded), F32)
+        target = e.at(packed, b.mul(first, padded), dot.packed)
         e.call(pack, x, x_stride, e.at(rows, first, I64), count, width, target)
     with b.if_then(b.not_(is_few)):
         e.barrier()
@@ -161,19 +161,19 @@ def _emit_pack(module: ir.Module, dot: DotProduct) -> ir.Function:
     whole = e.round_down(width, dot.block)
     with e.loop(0, count) as row:
         source = e.at(x, b.mul(e.field(rows, row), x_stride), F32)
-        out = e.at(target, b.mul(row, i64(dot.block)), F32)
+        out = e.at(target, b.mul(row, i64(dot.block)), dot.packed)
         with e.loop(0, whole, dot.block) as k:
             values = e.load(e.at(source, k, F32), vector(F32, dot.block))
-            dot.pack(e, values, e.at(out, b.mul(k, count), F32))
+            dot.pack(e, values, e.at(out, b.mul(k, count), dot.packed))
         with b.if_then(b.icmp_signed("<", whole, width)):
             rest = e.load_part(e.at(source, whole, F32), F32, b.sub(width, whole), dot.block)
-            dot.pack(e, rest, e.at(out, b.mul(whole, count), F32))
+            dot.pack(e, rest, e.at(out, b.mul(whole, count), dot.packed))
     return e.finish()
 
 
 def _emit_piece(
     module: ir.Module,
-    block: int,
+    dot: DotProduct,
     dtype: str,
     tiling: Tiling,
     tiles: Mapping[tuple[int, int], ir.Function],
@@ -188,9 +188,9 @@ def _emit_piece(
     count = e.minimum(PIECE_ROWS, b.sub(num_out, first_out))
     weight = e.at(weight, b.mul(first_out, width), element_of(dtype))
     y = e.at(y, first_out, F32)
-    padded = e.round_up(width, block)
+    padded = e.round_up(width, dot.block)
     with e.loop(0, num_rows, tiling.panel_rows) as first:
-        panel = e.at(packed, b.mul(first, padded), F32)
+        panel = e.at(packed, b.mul(first, padded), dot.packed)
         panel_rows = e.at(rows, first, I64)
 
         def run(outs: int, of_rows: int, start: ir.Value, stop: ir.Value) -> None:
@@ -231,11 +231,11 @@ def _emit_tile(
     starts = [e.at(weight, b.mul(width, i64(out)), element) for out in range(outs)]
 
     def add(k: ir.Value, words: list[ir.Value]) -> None:
-        x = e.at(panel, b.mul(k, i64(rows)), F32)
+        x = e.at(panel, b.mul(k, i64(rows)), dot.packed)
         for row in range(rows):
             for out in range(outs):
                 total = totals[row][out]
-                total.set(dot.add(e, total.get(), words[out], e.at(x, row * dot.block, F32)))
+                total.set(dot.add(e, total.get(), words[out], e.at(x, row * dot.block, dot.packed)))
 
     def step(k: ir.Value) -> None:
         add(k, [dot.load(e, e.at(start, k, element)) for start in starts])
