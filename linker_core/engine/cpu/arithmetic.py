@@ -37,7 +37,7 @@ from linker_core.engine.cpu.norm_code import NormSpec, emit_norm
 from linker_core.engine.cpu.paged_batch import PagedBatch
 from linker_core.engine.cpu.product_code import PIECE_ROWS, Tiling, emit_product, packed_elements
 from linker_core.engine.cpu.product_code import TASK as PRODUCT_TASK
-from linker_core.engine.cpu.regions import Region, compile_regions
+from linker_core.engine.cpu.regions import Region, compile_regions, require_openmp
 from linker_core.engine.cpu.tape import Tape
 from linker_core.engine.kv_cache import KVCache
 from linker_core.engine.rows import RowGroup
@@ -60,9 +60,13 @@ class CompiledArithmetic:
     Args:
         rounded: Whether products round their rows to bfloat16 over bfloat16 words, which halves
             their time on CPUs with units for it (AVX512_BF16); elsewhere it changes nothing.
+
+    Raises:
+        LinkerError: torch here runs on another OpenMP than GNU's.
     """
 
     def __init__(self, *, rounded: bool = False) -> None:
+        require_openmp()
         self._rounded = rounded
         self._packed = torch.empty(0)
         self._buffers: dict[str, torch.Tensor] = {}
@@ -129,6 +133,7 @@ class CompiledArithmetic:
 
     def multiply(self, x_TI: torch.Tensor, rows: RowGroup, products: Sequence[Product]) -> None:
         """See `Arithmetic.multiply`."""
+        assert x_TI.dtype is torch.float32, "the loops know no other rows"
         dtypes = {product.weight_OI.dtype for product in products}
         for dtype in dtypes:
             same = (
@@ -146,6 +151,7 @@ class CompiledArithmetic:
         apart: list[Product] = []  # those whose bias is not in the weight's type
         for product in products:
             weight_OI, y_TO, bias = product
+            assert weight_OI.is_contiguous()
             lies_at, by_row = 0, 0
             if bias is not None and any(b.dtype is not weight_OI.dtype for b in bias.tensors):
                 apart.append(product)
@@ -213,6 +219,7 @@ class CompiledArithmetic:
 
     def prepare(self, spans: Sequence[Span], cache: KVCache) -> PagedBatch:
         """See `Arithmetic.prepare`."""
+        assert cache.shape.dtype is torch.float32, "the loops know no other pages"
         if not self._batch.fill(spans, cache):
             self.forget()
         return self._batch
@@ -238,7 +245,7 @@ class CompiledArithmetic:
             *(out_TX.data_ptr(), out_TX.stride(0), _float_bits(shape.scaling)),
             _NO_WINDOW if shape.window is None else shape.window,
         )
-        region = _attention(shape, cache.shape.page_tokens)
+        region = _attention(_attention_spec(shape, cache.shape.page_tokens))
         self._run(region, task, num_threads=self._num_attending(), counter=_ATTENTION_COUNTER)
         return out_TX
 
@@ -351,10 +358,10 @@ def _gate(activation: str) -> Region:
     return Region(compile_regions(f"gate-{activation}-{lanes}", emit), f"gate_{activation}")
 
 
-@cache
-def _attention(shape: AttentionShape, page_tokens: int) -> Region:
+def _attention_spec(shape: AttentionShape, page_tokens: int) -> AttentionSpec:
+    """Returns what is compiled for a layer: the same for layers with and without a window."""
     tiling = _tiling()
-    spec = AttentionSpec(
+    return AttentionSpec(
         head_dim=shape.head_dim,
         group=shape.num_heads // shape.num_kv_heads,
         page_tokens=page_tokens,
@@ -362,5 +369,9 @@ def _attention(shape: AttentionShape, page_tokens: int) -> Region:
         num_registers=tiling.num_registers,
         softcap=shape.softcap,
     )
+
+
+@cache
+def _attention(spec: AttentionSpec) -> Region:
     emit = partial(emit_attention, spec=spec)
     return Region(compile_regions(f"{spec.symbol}-{spec.lanes}", emit), spec.symbol)

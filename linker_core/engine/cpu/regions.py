@@ -100,6 +100,15 @@ def _sources() -> bytes:
     return b"".join(path.read_bytes() for path in paths)
 
 
+def require_openmp() -> None:
+    """Makes sure that regions can run here.
+
+    Raises:
+        LinkerError: torch here runs on another OpenMP than GNU's.
+    """
+    _openmp()
+
+
 class _OpenMP:
     """What the regions need of libgomp."""
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from llvmlite import ir
 
 from linker_core.engine.arithmetic import ByRow, Norm, Product
 from linker_core.engine.cpu import arithmetic as module
 from linker_core.engine.cpu.arithmetic import CompiledArithmetic, can_round
-from linker_core.engine.cpu.regions import Call, Region
+from linker_core.engine.cpu.regions import Call, Code, Region, compile_regions
 from linker_core.engine.rows import RowGroup
-from tests.linker_core.engine.attending import Attending, shape_of
+from tests.linker_core.engine.attending import Attending, empty_cache, shape_of
 
 WIDTH = 40
 
@@ -194,6 +195,35 @@ def test_recorded_attention_takes_more_threads_when_histories_are_long(
     for _ in range(25):
         attending.step([(sequence, 1)], key="key")
     assert asked == [1, 2]  # one recording for few positions, one for many
+
+
+def test_layers_with_and_without_a_window_share_their_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled: list[str] = []
+
+    def noted(name: str, emit: Callable[[ir.Module], None]) -> Code:
+        compiled.append(name)
+        return compile_regions(name, emit)
+
+    monkeypatch.setattr(module, "compile_regions", noted)
+    module._attention.cache_clear()
+    for window in (None, 9, 5):
+        attending = Attending(CompiledArithmetic(), shape_of(window=window))
+        attending.step([(attending.sequence(3, seed=1), 3)])
+    assert len(compiled) == 1
+
+
+def test_what_the_loops_would_misread_is_refused() -> None:
+    arithmetic, x_TI = CompiledArithmetic(), torch.zeros(2, WIDTH)
+    weight, y_TO = torch.zeros(WIDTH, 3).T, torch.zeros(2, 3)
+    with pytest.raises(AssertionError):
+        arithmetic.multiply(x_TI, whole(2), [Product(weight, y_TO, None)])
+    product = Product(weight.contiguous(), y_TO, None)
+    with pytest.raises(AssertionError):
+        arithmetic.multiply(x_TI.bfloat16(), whole(2), [product])
+    with pytest.raises(AssertionError):
+        arithmetic.prepare([], empty_cache(shape_of(), dtype=torch.bfloat16))
 
 
 @pytest.mark.skipif(not can_round(), reason="no units for bfloat16")

@@ -13,6 +13,7 @@ import torch
 from llvmlite import ir
 
 from linker_core.engine.cpu import regions
+from linker_core.engine.cpu.arithmetic import CompiledArithmetic
 from linker_core.engine.cpu.emitter import I64, POINTER, Emitter, i64
 from linker_core.engine.cpu.regions import Region, compile_regions
 from linker_core.errors import LinkerError
@@ -108,3 +109,5 @@ def test_another_openmp_than_gnus_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Path, "read_text", lambda *_: "7f00-7f01 r-xp 0 08:01 5 /lib/libomp.so\n")
     with pytest.raises(LinkerError, match="GNU's OpenMP"):
         compile_regions("refused", emit_marks)
+    with pytest.raises(LinkerError, match="GNU's OpenMP"):
+        CompiledArithmetic()
