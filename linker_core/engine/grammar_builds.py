@@ -5,20 +5,21 @@ llguidance gives the interpreter free while it compiles.
 
 from __future__ import annotations
 
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+import functools
+import itertools
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 import llguidance
 
+from linker_core.engine import grammar_trial
 from linker_core.engine.grammar import Matcher, uncompilable
 from linker_core.engine.grammar_tokenizers import GrammarTokenizer, GrammarTokenizers
 from linker_core.engine.sequence import SequenceState
 from linker_core.errors import LinkerError
 
 MAX_GRAMMAR_BYTES = 64 << 10
-# Of one matcher; about 60 MB. llguidance's own bound would be ten times as much.
-_MAX_LEXER_STATES = 30_000
-_MAX_GRAMMAR_SYMBOLS = 100_000
+_REMEMBERED_TRIALS = 256  # 16 MiB of grammars at the most
 
 
 class GrammarBuilds:
@@ -27,7 +28,9 @@ class GrammarBuilds:
     def __init__(self) -> None:
         self._executor: ThreadPoolExecutor | None = None
         self._pending: dict[SequenceState, Future[Matcher]] = {}
-        self._tokenizers = GrammarTokenizers()  # touched by the thread alone
+        # Touched by the thread alone.
+        self._tokenizers = GrammarTokenizers()
+        self._ends = functools.lru_cache(_REMEMBERED_TRIALS)(grammar_trial.ends)
 
     @property
     def num_pending(self) -> int:
@@ -61,9 +64,10 @@ class GrammarBuilds:
         """
         if not self._pending:
             return []
-        wait(self._pending.values(), timeout_s, FIRST_COMPLETED)
-        ready = [sequence for sequence, future in self._pending.items() if future.done()]
-        return [(sequence, _outcome(self._pending.pop(sequence))) for sequence in ready]
+        # One thread makes them in their order, so none is ready before the first.
+        wait(itertools.islice(self._pending.values(), 1), timeout_s)
+        made = itertools.takewhile(lambda entry: entry[1].done(), self._pending.items())
+        return [(sequence, _outcome(self._pending.pop(sequence))) for sequence, _ in list(made)]
 
     def forget_model(self, slot: int) -> None:
         """Drops what is kept of a model that has gone."""
@@ -72,6 +76,9 @@ class GrammarBuilds:
 
     def _build(self, sequence: SequenceState, directory: Path) -> Matcher:
         tokenizer = self._tokenizers.get(sequence.slot, sequence.model, directory)
+        assert sequence.sampling.grammar is not None
+        if not self._ends(sequence.sampling.grammar):
+            raise uncompilable(f"it takes more than {grammar_trial.MAX_CPU_S} s or too much memory")
         return compile_grammar(sequence, tokenizer)
 
 
@@ -83,12 +90,7 @@ def compile_grammar(sequence: SequenceState, tokenizer: GrammarTokenizer) -> Mat
     """
     grammar = sequence.sampling.grammar
     assert grammar is not None
-    # What its other limits leave open is work: about 20 ms for a mask, 60 ms to begin with.
-    limits = llguidance.LLParserLimits(
-        max_lexer_states=_MAX_LEXER_STATES,
-        max_grammar_size=_MAX_GRAMMAR_SYMBOLS,
-        verbose_errors=False,  # they would hold the answer so far
-    )
+    limits = grammar_trial.limits()
     inner = llguidance.LLMatcher(tokenizer.inner, grammar, log_level=0, limits=limits)
     if inner.is_error():
         raise uncompilable(inner.get_error())

@@ -177,6 +177,21 @@ def test_a_grammar_that_grows_too_complex_fails_its_request_alone(served: Served
     assert text(served, "base", served.driver.tokens(good)) == "abc"
 
 
+@pytest.mark.parametrize("num_patterns", [24, 200])
+def test_a_grammar_that_takes_endless_to_compile_fails_its_request_alone(
+    served: Served, num_patterns: int
+) -> None:
+    # Nothing that llguidance can be told bounds this; it grows by 30 MB a second.
+    patterns = [{"pattern": f"^.*[ab].{{{n}}}c.*$"} for n in range(10, 10 + num_patterns)]
+    endless = json_schema({"type": "string", "allOf": patterns})
+    bad = [served.driver.submit("base", PROMPT, constrained(endless)) for _ in range(3)]
+    good = served.driver.submit("base", PROMPT, constrained(regex("abc")))
+    for request_id in bad:
+        assert error(served.driver, request_id) == ("invalid_request_error", "structured_outputs")
+        assert "too much memory" in (served.driver.errors[request_id]["message"] or "")
+    assert text(served, "base", served.driver.tokens(good)) == "abc"
+
+
 def test_matcher_refuses_a_token_that_its_grammar_does_not_allow(served: Served) -> None:
     tokenizer = GrammarTokenizers().get(0, "base", served.paths["base"])
     state = sequence(vocab_size=512, grammar=regex("ab"))
