@@ -29,7 +29,7 @@ class Recorder:
 
     def __call__(self, body: Callable[[], None]) -> Callable[[], None]:
         self.num_captures += 1
-        mode = _Noting()
+        mode = Noting()
         with mode:
             body()
         calls = mode.calls
@@ -49,7 +49,13 @@ class Recorder:
         self.num_forgotten += 1
 
 
-class _Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Noting(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notes every operation down, and refuses those that wait for the device.
+
+    Attributes:
+        calls: Operation, arguments, and the tensors that came out.
+    """
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[tuple[Any, Any, Any, list[torch.Tensor]]] = []

@@ -16,7 +16,7 @@ from linker_core.engine.page_table import PageTable
 from linker_core.engine.rows import RowMap
 from tests.linker_core.engine.cuda.attended import CASES, Attended, Case, check_attention
 from tests.linker_core.engine.cuda.plain_kernels import PlainKernels
-from tests.linker_core.engine.cuda.recorded import Recorder
+from tests.linker_core.engine.cuda.recorded import Noting, Recorder
 from tests.linker_core.engine.cuda.streams import (
     MAX_TOKENS,
     Stream,
@@ -69,7 +69,7 @@ def test_multiply_rows_of_a_group_equals_the_plain_path(slots: list[int], by_row
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_forward_gives_each_variants_own_logits(tmp_path: Path, architecture: str) -> None:
     recorder = Recorder()
-    check_mixed_batches(tmp_path, architecture, plain(recorder))
+    check_mixed_batches(*mixed_family(tmp_path, architecture, plain(recorder)))
     assert recorder.num_captures == 1
     assert recorder.num_replays == 2
 
@@ -86,6 +86,15 @@ def test_forward_replayed_steps_equal_launched_ones_bit_for_bit(
         want_RV, got_RV = (forward(streams, lengths) for streams in both)
         assert torch.equal(want_RV, got_RV)
     assert (recorder.num_captures, recorder.num_replays) == (1, 10)
+
+
+def test_forward_asks_the_device_for_nothing_before_its_end(tmp_path: Path) -> None:
+    family, _ = mixed_family(tmp_path, "gemma2", plain())
+    streams = [Stream(family, n, seed=n) for n in range(5)]
+    for lengths in ([3, 9, 1, 4, 2], [1] * 5, [1] * 5):
+        with Noting() as noting:
+            forward(streams, lengths)
+        assert noting.calls  # none of which gives the host a number
 
 
 def test_forward_replays_over_other_sequences_pages_and_positions(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ pytest.importorskip("triton", reason="the extra 'kernels' is not installed")
 TESTS = Path(__file__).with_name("interpreted_kernels.py")
 
 
+@pytest.mark.timeout(900)  # every element of every launch is Python's
 def test_kernels_in_the_interpreter_equal_their_definitions() -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-x", str(TESTS)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
