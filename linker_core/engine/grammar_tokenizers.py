@@ -52,7 +52,8 @@ class GrammarTokenizers:
         if entry is None:
             entry = self._by_slot[slot] = self._prepare(model, directory)
         if isinstance(entry.tokenizer, LinkerError):
-            raise entry.tokenizer
+            # Without the frames of those who asked before, which it would keep for ever.
+            raise entry.tokenizer.with_traceback(None)
         return entry.tokenizer
 
     def forget(self, slot: int) -> None:

@@ -228,6 +228,17 @@ def test_a_model_without_a_usable_tokenizer_refuses_grammars_alone(
     assert len(served.driver.tokens(plain)) == GREEDY.max_tokens
 
 
+def test_what_is_kept_of_an_unusable_tokenizer_does_not_grow(served: Served) -> None:
+    (served.paths["half"] / "tokenizer.json").write_text("{}")
+    tokenizers = GrammarTokenizers()
+    depths = []
+    for _ in range(3):
+        with pytest.raises(InvalidRequestError) as caught:
+            tokenizers.get(0, "half", served.paths["half"])
+        depths.append(len(caught.traceback))  # each of its frames holds on to a request
+    assert depths == depths[:1] * 3
+
+
 def test_a_sequence_that_waits_for_its_grammar_can_be_aborted(served: Served) -> None:
     engine = served.driver.engine
     request_id = served.driver.submit("base", PROMPT, constrained(regex("a+")))
