@@ -21,13 +21,6 @@ _MAX_CHARS = 64 * 1024  # of one constraint; about what the engine compiles
 _MAX_DEPTH = 32  # of a schema
 _MAX_CHOICES = 1024
 
-# As llguidance names what is not a schema; its "grammar" is Lark or GBNF.
-_KINDS: Final[Mapping[str, llguidance.GrammarFormat]] = {
-    "regex": "regex",
-    "choice": "choice",
-    "grammar": "grammar",
-}
-
 _Text = Annotated[str, Field(min_length=1, max_length=_MAX_CHARS)]
 
 
@@ -103,25 +96,40 @@ def _of_format(asked: ResponseFormat) -> Constraint | None:
 
 
 def _of_structured(asked: StructuredOutputs) -> Constraint:
-    given = asked.model_dump(by_alias=True, exclude_none=True)
-    if len(given) != 1:
+    fields = (asked.schema_, asked.regex, asked.choice, asked.grammar)
+    if sum(value is not None for value in fields) != 1:
         raise InvalidRequestError(
             "structured_outputs takes exactly one of json, regex, choice and grammar.",
             param=STRUCTURED_OUTPUTS,
         )
-    ((kind, value),) = given.items()
+    if asked.schema_ is not None:
+        param = f"{STRUCTURED_OUTPUTS}.json"
+        given = asked.schema_
+        return _of_schema(_parsed(given, param) if isinstance(given, str) else given, param)
+    if asked.regex is not None:
+        return _of_regex(asked.regex)
+    if asked.choice is not None:
+        return _of_text("choice", json.dumps(asked.choice, ensure_ascii=False))
+    assert asked.grammar is not None
+    # llguidance looks for Lark with a pattern that is quadratic in blank lines, holding the
+    # interpreter: 24 s for 60,000 of them.
+    lines = (line for line in asked.grammar.split("\n") if line.strip())
+    return _of_text("grammar", "\n".join(lines))
+
+
+def _of_regex(regex: str) -> Constraint:
+    if (len(regex) - len(regex.rstrip("\\"))) % 2:  # llguidance would leave the last one out
+        param = f"{STRUCTURED_OUTPUTS}.regex"
+        raise InvalidRequestError(f"{param} ends inside an escape.", param=param)
+    return _of_text("regex", regex)
+
+
+def _of_text(kind: Literal["regex", "choice", "grammar"], text: str) -> Constraint:
+    """Returns what llguidance, too, calls by this name; its "grammar" is Lark or GBNF."""
     param = f"{STRUCTURED_OUTPUTS}.{kind}"
-    if kind == "json":
-        return _of_schema(_parsed(value, param) if isinstance(value, str) else value, param)
-    if kind == "choice":
-        value = json.dumps(value, ensure_ascii=False)
-        _check_length(value, param)
-    elif kind == "grammar":
-        # llguidance looks for Lark with a pattern that is quadratic in blank lines, holding the
-        # interpreter: 24 s for 60,000 of them.
-        value = "\n".join(line for line in value.split("\n") if line.strip())
+    _check_length(text, param)
     try:
-        return Constraint(llguidance.grammar_from(_KINDS[kind], value), param)
+        return Constraint(llguidance.grammar_from(kind, text), param)
     except ValueError as error:
         raise InvalidRequestError(f"{param}: {error!s:.200}.", param=param) from error
 

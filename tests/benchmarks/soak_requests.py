@@ -31,7 +31,8 @@ BAD: tuple[Json, ...] = (
     {"allowed_token_ids": [10**6]}, {"cache_salt": "a\nb"}, {"priority": 2**40},
     {"structured_outputs": {"regex": "(a"}}, {"structured_outputs": {"grammar": "root ::= ("}},
     {"structured_outputs": {"json": {"type": "strin"}}}, {"model": "nobody"}, {"stop": [""]},
-    {"min_tokens": 9, "max_tokens": 3}, {"prompt_logprobs": 99}, {"tools": [{"type": "x"}]},
+    {"min_tokens": 9, "max_tokens": 3}, {"prompt_logprobs": 99},
+    {"suffix": "x"},
 )  # fmt: skip
 
 

@@ -69,6 +69,7 @@ def test_too_long_is_told_before_a_stream_begins(server: LiveServer) -> None:
         ("structured_outputs", {}), ("structured_outputs", {"regex": "a", "choice": ["a"]}),
         ("structured_outputs", {"choice": []}), ("structured_outputs", {"choice": [""]}),
         ("structured_outputs", {"regex": ""}), ("structured_outputs", {"regex": "a" * 65537}),
+        ("structured_outputs", {"regex": "a\\"}), ("structured_outputs", {"regex": "\\\\\\"}),
         ("structured_outputs", {"json": "{"}), ("structured_outputs", {"json": "[]"}),
         ("structured_outputs", {"grammar": "root ::= ("}), ("structured_outputs", {"ebnf": "a"}),
         ("structured_outputs", {"regex": "a", "disable_any_whitespace": True}),

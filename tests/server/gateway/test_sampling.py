@@ -89,10 +89,10 @@ def test_bad_word_that_is_a_space_is_banned(server: LiveServer) -> None:
             }},
             "response_format.json_schema.schema", {"type": "array"},
         ),
-        ({"structured_outputs": {"json": {"type": "null"}}}, "structured_outputs.json",
-         {"type": "null"}),
-        ({"structured_outputs": {"json": '{"type": "null"}', "regex": None}},
-         "structured_outputs.json", {"type": "null"}),
+        ({"structured_outputs": {"json": {"const": None}}}, "structured_outputs.json",
+         {"const": None}),
+        ({"structured_outputs": {"json": '{"const": null}', "regex": None}},
+         "structured_outputs.json", {"const": None}),
     ],
 )  # fmt: skip
 def test_schemas_become_grammars_that_know_their_field(
