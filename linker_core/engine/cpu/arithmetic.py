@@ -41,6 +41,7 @@ from linker_core.engine.cpu.regions import Region, compile_regions, require_open
 from linker_core.engine.cpu.tape import Tape
 from linker_core.engine.kv_cache import KVCache
 from linker_core.engine.rows import RowGroup
+from linker_core.errors import LinkerError
 
 _DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 # Below so many multiplications, or elements, a second thread takes longer to wake than it saves.
@@ -62,11 +63,12 @@ class CompiledArithmetic:
             their time on CPUs with units for it (AVX512_BF16); elsewhere it changes nothing.
 
     Raises:
-        LinkerError: torch here runs on another OpenMP than GNU's.
+        LinkerError: torch here runs on another OpenMP than GNU's, or the CPU lacks vectors.
     """
 
     def __init__(self, *, rounded: bool = False) -> None:
         require_openmp()
+        _tiling()
         self._rounded = rounded
         self._packed = torch.empty(0)
         self._buffers: dict[str, torch.Tensor] = {}
@@ -313,13 +315,22 @@ def _float_bits(value: float) -> int:
 
 @cache
 def _tiling() -> Tiling:
-    """Returns how this CPU's vectors are used."""
+    """Returns how this CPU's vectors are used.
+
+    Raises:
+        LinkerError: It has none that multiply and add at once; in C's library that takes an age.
+    """
     features = llvm.get_host_cpu_features()
     if features.get("avx512f"):
         return Tiling(lanes=16, num_registers=32, panel_rows=6)
-    if features.get("avx2"):
+    if features.get("avx2") and features.get("fma"):
         return Tiling(lanes=8, num_registers=16, panel_rows=4)
-    return Tiling(lanes=4, num_registers=32 if features.get("neon") else 16, panel_rows=4)
+    if features.get("neon"):
+        return Tiling(lanes=4, num_registers=32, panel_rows=4)
+    raise LinkerError(
+        f"The CPU ({llvm.get_host_cpu_name()}) has neither AVX2 with FMA nor NEON, which the "
+        "engine's kernels need. In a virtual machine, give it the host's CPU model."
+    )
 
 
 def can_round() -> bool:
