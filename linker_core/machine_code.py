@@ -83,8 +83,8 @@ def compile_module(text: str) -> bytes:
 
 def cache_directory() -> Path:
     """Returns where compiled code is kept: linker/ under XDG_CACHE_HOME, else ~/.cache."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    if not base:
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    if not Path(base).is_absolute():  # the XDG rules say that a relative path is to be ignored
         try:
             base = str(Path("~/.cache").expanduser())
         except RuntimeError:

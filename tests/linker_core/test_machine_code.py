@@ -173,8 +173,11 @@ def test_features_are_those_of_the_processor(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_cache_lies_in_the_users_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_directory() == tmp_path / "linker"
-    monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for ignored in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", ignored)
+        assert cache_directory() == tmp_path / "home" / ".cache" / "linker"
+    monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_directory() == tmp_path / "home" / ".cache" / "linker"
 
 
