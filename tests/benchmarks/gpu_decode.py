@@ -175,14 +175,18 @@ def plain_rates(shape: Qwen2Config, args: argparse.Namespace) -> Iterator[tuple[
     """Yields rows and rates of transformers' own greedy generation."""
     torch.cuda.empty_cache()
     with torch.device(_CUDA):
-        model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16).eval()
+        model = AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            shape, dtype=torch.bfloat16
+        ).eval()
     prompt = torch.arange(100, 100 + args.prompt_tokens, device=_CUDA)
     for rows in (1, 8, _MAX_ROWS):
         ids = prompt.repeat(rows, 1)
 
         def generate(num_tokens: int, ids: torch.Tensor = ids) -> None:
             lengths = {"max_new_tokens": num_tokens, "min_new_tokens": num_tokens}
-            settings = GenerationConfig(**lengths, do_sample=False, pad_token_id=0)
+            settings = GenerationConfig(  # type: ignore[no-untyped-call]
+                **lengths, do_sample=False, pad_token_id=0
+            )
             model.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
 
         generate(2)

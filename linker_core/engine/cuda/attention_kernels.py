@@ -10,27 +10,25 @@ of a tile, S parts that a history is split into.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
 
 @triton.jit
 def rotate_rows(
-    qkv_TX: Any,
-    qkv_stride: Any,
-    cos_TD: Any,
-    sin_TD: Any,
-    keys_NKDP: Any,
-    values_NKPD: Any,
-    targets_T: Any,
+    qkv_TX,
+    qkv_stride,
+    cos_TD,
+    sin_TD,
+    keys_NKDP,
+    values_NKPD,
+    targets_T,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     PAGE_TOKENS: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
-) -> None:
+):
     """One head of one row: rotates a query in place, puts a key or value on its page."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     HALF: tl.constexpr = HEAD_DIM // 2
@@ -67,17 +65,17 @@ def rotate_rows(
 
 @triton.jit
 def attend_items(
-    qkv_TX: Any,
-    qkv_stride: Any,
-    keys_NKDP: Any,
-    values_NKPD: Any,
-    items_J4: Any,
-    pages_N: Any,
-    out_TX: Any,
-    out_stride: Any,
-    part_THSD: Any,
-    sums_THS2: Any,
-    scaling: Any,
+    qkv_TX,
+    qkv_stride,
+    keys_NKDP,
+    values_NKPD,
+    items_J4,
+    pages_N,
+    out_TX,
+    out_stride,
+    part_THSD,
+    sums_THS2,
+    scaling,
     NUM_KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -88,7 +86,7 @@ def attend_items(
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     NUM_PARTS: tl.constexpr,
-) -> None:
+):
     """A tile of an item's rows under one key/value head; or, of a row, a part of its history."""
     item, kv_head = tl.program_id(0), tl.program_id(1)
     TILE_ROWS: tl.constexpr = BLOCK_M // GROUP
@@ -173,14 +171,14 @@ def attend_items(
 
 @triton.jit
 def join_parts(
-    part_THSD: Any,
-    sums_THS2: Any,
-    out_TX: Any,
-    out_stride: Any,
+    part_THSD,
+    sums_THS2,
+    out_TX,
+    out_stride,
     HEAD_DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     NUM_PARTS: tl.constexpr,
-) -> None:
+):
     """One head of one row: the parts of its history, each weighed by its share of the softmax."""
     row, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     place_S = (row * tl.num_programs(1) + head) * NUM_PARTS + tl.arange(0, NUM_PARTS)

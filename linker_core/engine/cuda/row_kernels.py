@@ -6,27 +6,25 @@ intermediate size, V distinct weights.
 
 from __future__ import annotations
 
-from typing import Any
-
 import triton
 import triton.language as tl
 
 
 @triton.jit
 def normalize_runs(
-    x_TX: Any,
-    x_stride: Any,
-    out_TX: Any,
-    out_stride: Any,
-    weights: Any,
-    labels_T: Any,
-    eps: Any,
+    x_TX,
+    x_stride,
+    out_TX,
+    out_stride,
+    weights,
+    labels_T,
+    eps,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
     PLUS_ONE: tl.constexpr,
     BY_ROW: tl.constexpr,
     WEIGHT_TYPE: tl.constexpr,
-) -> None:
+):
     """One run of W elements of one row.
 
     `weights` is the weight of all rows; or, if they differ by row, the addresses [V] of weights of
@@ -52,14 +50,14 @@ def normalize_runs(
 
 @triton.jit
 def gate_rows(
-    gate_TI: Any,
-    gate_stride: Any,
-    up_TI: Any,
-    up_stride: Any,
-    width: Any,
+    gate_TI,
+    gate_stride,
+    up_TI,
+    up_stride,
+    width,
     ACTIVATION: tl.constexpr,
     BLOCK: tl.constexpr,
-) -> None:
+):
     """Overwrites a stretch of a row's gate by activation(gate) · up."""
     row = tl.program_id(0).to(tl.int64)
     places = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
