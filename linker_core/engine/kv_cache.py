@@ -98,6 +98,10 @@ class KVCache:
         """Returns how many free pages a sequence of `num_tokens` takes that begins with `found`."""
         return self.pages_for(num_tokens) - len(found) + self._pool.num_idle(found)
 
+    def freed_without(self, tables: Sequence[PageTable]) -> set[int]:
+        """Returns the pages that no one would hold any more if `tables` were released."""
+        return self._pool.held_by_none_but(table.pages.tolist() for table in tables)
+
     def share(self, table: PageTable, found: Sequence[int]) -> None:
         """Lets an empty table begin with pages that were found; they are only to be read."""
         assert len(table) == 0

@@ -131,11 +131,12 @@ class Occupancy:
         return self._cache.num_claimed(len(sequence.tokens), found)
 
     def _would_suffice(self, candidates: list[SequenceState], sequence: SequenceState) -> bool:
-        """Whether there may be room for a sequence once all candidates are gone."""
+        """Whether there is room for a sequence once all candidates are gone."""
         num_left = self._lanes.num_running - len(candidates)
-        num_freed = sum(len(candidate.table) for candidate in candidates)
-        num_pages = self._num_claimed(sequence) + num_left
-        return bool(candidates) and num_pages <= self._cache.num_free_pages + num_freed
+        freed = self._cache.freed_without([candidate.table for candidate in candidates])
+        found = self._cache.find(self._readable_keys(sequence))
+        num_pages = self._num_claimed(sequence) + num_left + len(freed.intersection(found))
+        return bool(candidates) and num_pages <= self._cache.num_free_pages + len(freed)
 
     def _preempt_worst(self, candidates: list[SequenceState]) -> SequenceState:
         """Puts one of the candidates back; it will be recomputed, its tokens so far kept."""

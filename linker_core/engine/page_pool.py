@@ -71,6 +71,11 @@ class PagePool:
         """Returns how many of some known pages no one holds."""
         return sum(page not in self._holders for page in pages)
 
+    def held_by_none_but(self, tables: Iterable[Sequence[int]]) -> set[int]:
+        """Returns the pages that some of the tables hold and no other does."""
+        held = Counter(page for table in tables for page in table)
+        return {page for page, holders in held.items() if holders == self._holders[page]}
+
     def hold(self, pages: Iterable[int]) -> None:
         """Holds known pages once more."""
         for page in pages:

@@ -25,21 +25,15 @@ def victims_to_admit(lanes: FairShare, waiting: SequenceState) -> list[SequenceS
     """Returns who may have to make room for a waiting sequence.
 
     That is whoever is less urgent by priority; and, if nothing of the waiting one's variant runs,
-    its equals among variants of which more than one runs.
+    its equals but for the most urgent sequence of every variant. So all of them may go together.
     """
-    running = lanes.running()
-    first = min(running, key=_urgency, default=None)
     starving = not lanes[waiting.slot].running
+    first = {min(lane.running, key=_urgency) for lane in lanes if lane.running}
     return [
         sequence
-        for sequence in running
+        for sequence in lanes.running()
         if sequence.priority > waiting.priority
-        or (
-            starving
-            and sequence is not first
-            and sequence.priority == waiting.priority
-            and len(lanes[sequence.slot].running) > 1
-        )
+        or (starving and sequence.priority == waiting.priority and sequence not in first)
     ]
 
 

@@ -86,3 +86,30 @@ def test_nobody_is_preempted_where_that_would_not_be_enough() -> None:
         model.step()
     assert model.scheduler.num_preemptions == 0
     assert model.step() == {other: 1, lone: 24}
+
+
+def test_sequences_whose_pages_are_shared_are_not_preempted_in_vain() -> None:
+    model = Simulation(num_pages=16, rows=64, num_seqs=8)
+    prompt = list(range(10, 42))
+    crowd = [model.submit(prompt, max_tokens=30) for _ in range(4)]
+    for _ in range(4):
+        model.step()
+    assert len(model.scheduler.running) == 4
+    # All but the first together have 5 pages that the first does not hold; 8 are needed.
+    large = model.submit(30, slot=1, max_tokens=3)
+    model.step()
+    assert model.scheduler.running == crowd
+    assert model.scheduler.num_preemptions == 0
+    model.run()
+    assert {large, *crowd} == set(model.finished)
+
+
+def test_nobody_is_preempted_where_too_few_may_be() -> None:
+    model = Simulation(num_pages=16, rows=64, num_seqs=8)
+    running = [model.submit(12, slot=slot, max_tokens=30) for slot in (0, 1, 1)]
+    model.step()
+    # Of the two of one variant only the second may go, and its pages are not enough.
+    model.submit(36, slot=2, max_tokens=3)
+    model.step()
+    assert model.scheduler.running == running
+    assert model.scheduler.num_preemptions == 0
