@@ -15,6 +15,7 @@ from linker_core.engine.page_table import PageTable
 from tests.linker_core.engine.cuda.attended import CASES, Attended, Case, check_attention
 from tests.linker_core.engine.cuda.streams import (
     Stream,
+    check_isolation,
     check_mixed_batches,
     forward,
     mixed_family,
@@ -101,6 +102,13 @@ def without_graphs() -> CudaArithmetic:
 
     processors = torch.cuda.get_device_properties(CUDA).multi_processor_count
     return CudaArithmetic(TritonKernels(num_processors=processors), None)
+
+
+def test_forward_keeps_what_is_not_finite_to_its_own_sequence(tmp_path: Path) -> None:
+    family, _ = mixed_family(
+        tmp_path, "qwen2", arithmetic_for(CUDA), device=CUDA, dtype=torch.bfloat16
+    )
+    check_isolation(family)
 
 
 def test_forward_waits_for_the_device_once_at_its_end(tmp_path: Path) -> None:

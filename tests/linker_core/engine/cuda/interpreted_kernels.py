@@ -14,7 +14,11 @@ from linker_core.engine.arithmetic import ByRow, Norm, TorchArithmetic
 from linker_core.engine.cuda.arithmetic import CudaArithmetic
 from linker_core.engine.cuda.triton_kernels import TritonKernels
 from tests.linker_core.engine.cuda.attended import CASES, Attended, Case, check_attention
-from tests.linker_core.engine.cuda.streams import check_mixed_batches, mixed_family
+from tests.linker_core.engine.cuda.streams import (
+    check_isolation,
+    check_mixed_batches,
+    mixed_family,
+)
 
 CPU = torch.device("cpu")
 
@@ -81,3 +85,10 @@ def test_forward_over_the_kernels_gives_each_variants_own_logits(
 ) -> None:
     arithmetic = CudaArithmetic(kernels(), None)
     check_mixed_batches(*mixed_family(tmp_path, architecture, arithmetic))
+
+
+def test_forward_over_the_kernels_keeps_what_is_not_finite_to_its_own_sequence(
+    tmp_path: Path,
+) -> None:
+    family, _ = mixed_family(tmp_path, "qwen2", CudaArithmetic(kernels(), None))
+    check_isolation(family)

@@ -166,3 +166,19 @@ def check_mixed_batches(family: Family, base: Path, *, tolerance: float = TOLERA
                 want_V = reference[streams[i].done - 1]
                 got_V = logits_RV[row, : len(want_V)].float().cpu()
                 assert relative_error(got_V, want_V) <= tolerance
+
+
+def check_isolation(family: Family) -> None:
+    """Asserts that NaN on one sequence's pages ends that sequence and changes no other's logits."""
+    whole, torn = ([Stream(family, n, seed=n) for n in (0, 1, 2)] for _ in range(2))
+    for streams in (whole, torn):
+        forward(streams, [3, 6, 5])
+    spoilt = int(torn[1].table.pages[0])
+    family.cache.keys_LNKDP[:, spoilt] = float("nan")
+    family.cache.values_LNKPD[:, spoilt] = float("nan")
+    for _ in range(3):  # launched, captured and replayed
+        want_RV = forward(whole, [1, 1, 1])
+        result = family.runner.forward([stream.chunk(1) for stream in torn])
+        assert result.finite == [True, False, True]
+        for row in (0, 2):
+            assert torch.equal(result.logits_RV[row], want_RV[row])

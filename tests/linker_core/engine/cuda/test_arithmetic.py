@@ -20,6 +20,7 @@ from tests.linker_core.engine.cuda.recorded import Noting, Recorder
 from tests.linker_core.engine.cuda.streams import (
     MAX_TOKENS,
     Stream,
+    check_isolation,
     check_mixed_batches,
     forward,
     mixed_family,
@@ -171,6 +172,11 @@ def test_grown_buffers_and_tables_drop_every_replay(tmp_path: Path) -> None:
         want_RV, got_RV = forward([plain_stream], [1]), forward([stream], [1])
         torch.testing.assert_close(got_RV, want_RV, rtol=1e-5, atol=1e-5)
     assert (recorder.num_captures, recorder.num_replays) == (2, 2)
+
+
+def test_forward_keeps_what_is_not_finite_to_its_own_sequence(tmp_path: Path) -> None:
+    family, _ = mixed_family(tmp_path, "qwen2", plain(Recorder()))
+    check_isolation(family)
 
 
 def test_capture_keeps_the_row_numbers_that_its_replays_read() -> None:
