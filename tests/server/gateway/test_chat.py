@@ -231,7 +231,8 @@ def test_token_ids_are_returned_on_request(server: LiveServer) -> None:
 
 
 def test_prompt_logprobs_stand_beside_the_choices(server: LiveServer) -> None:
-    answer = server.chat("base", n=2, max_tokens=1, prompt_logprobs=0).json()
+    answer = server.chat("base", n=3, max_tokens=1, prompt_logprobs=0).json()
+    assert len(answer["choices"]) == 3
     entries = answer["prompt_logprobs"]
     assert len(entries) == 21
     assert entries[:2] == [None, {"87": {"logprob": -1.0, "rank": 2, "decoded_token": "u"}}]
