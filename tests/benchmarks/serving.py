@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 _PICTURE = Path("docs/serving.svg")
 _BATCHES = ("batch 1", "batch 8", "batch 16")
 _BATCH_BARS = {"batch 1": 1.4, "batch 8": 1.5, "batch 16": 1.15, "prefill": 1.0}
-_COLOURS = ("tab:blue", "tab:orange", "tab:red", "tab:gray", "tab:olive")
+_COLOURS = ("tab:blue", "tab:cyan", "tab:orange", "tab:red", "tab:gray", "tab:olive")
 
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -46,6 +46,8 @@ def rows(results: Results) -> Iterator[Row]:
             if best := _best(single[work], "vllm"):
                 name = "first token of 512" if work == "prefill" else f"one variant, {work}"
                 yield Row(name, best, single[work]["ratios"][best], bar)
+                if rounded := single[work].get("rounded"):
+                    yield Row(f"{name}, medium", best, rounded["ratios"][best], bar)
         over = single["read"]["steps_over_reads"]
         yield Row("a token alone", "reading the weights", over, 1.6, at_most=True)
     if kin := results.get("decode kin"):

@@ -21,6 +21,7 @@ from server.cli.bench.read_speed import MemoryReader
 from server.cli.bench.scenario import (
     OURS,
     PROMPT_TOKENS,
+    ROUNDED,
     Settings,
     compared,
     memory_figures,
@@ -39,7 +40,10 @@ def measure_single(settings: Settings) -> dict[str, Any]:
     (base,) = settings.family(Kinship.EQUAL, 1)
     with Checkpoint.open(base) as checkpoint:
         reader = MemoryReader(checkpoint.nbytes)
-    launches = [peers.linker([base])]
+    launches = [
+        peers.linker([base]),
+        peers.linker([base], name=ROUNDED, matmul_precision="medium"),
+    ]
     if settings.peers is not None:
         for dtype in settings.dtypes:
             launches.append(peers.vllm(settings.peers, base, dtype=dtype))

@@ -40,9 +40,13 @@ def cache() -> Path:
     return home / "linker"
 
 
-def linker(models: Iterable[Path], *, name: str = "linker") -> Launch:
+def linker(
+    models: Iterable[Path], *, name: str = "linker", matmul_precision: str = "highest"
+) -> Launch:
     """Returns our engine with the environment that the server gives it."""
-    settings = json.dumps({"models": [str(path) for path in models]})
+    settings = json.dumps(
+        {"models": [str(path) for path in models], "matmul_precision": matmul_precision}
+    )
     return Launch(
         name=name,
         command=(sys.executable, "-P", "-m", _CHANNEL, _OWN, settings),

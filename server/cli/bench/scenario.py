@@ -21,6 +21,7 @@ from server.cli.bench.process_tree import TreeMemory
 from server.cli.bench.synthetic import SERVED, Kinship, write_family
 
 OURS: Final = "linker"
+ROUNDED: Final = "linker medium"  # ours with matmul_precision: medium
 PROMPT_TOKENS: Final = 32
 _MIB: Final = 2**20
 
@@ -117,11 +118,14 @@ def machine() -> dict[str, Any]:
 
 def compared(rounds: Mapping[str, Sequence[Round]]) -> dict[str, Any]:
     """Returns figures of each contender, and ours beside the others'."""
-    others = {name: found for name, found in rounds.items() if name != OURS}
-    return {
+    others = {name: found for name, found in rounds.items() if name not in (OURS, ROUNDED)}
+    found = {
         "figures": {name: summary(found) for name, found in rounds.items()},
         **against_best(rounds[OURS], others),
     }
+    if ROUNDED in rounds:
+        found["rounded"] = against_best(rounds[ROUNDED], others)
+    return found
 
 
 def memory_figures(memory: TreeMemory) -> dict[str, float]:

@@ -31,7 +31,7 @@ from server.cli.bench.runners.channel import RunRound
 def load(settings: dict[str, Any]) -> RunRound:
     """Loads `settings["models"]`; the first is the donor of what the others have equal to it."""
     die_with_parent()
-    engine = Engine(EngineConfig())
+    engine = Engine(EngineConfig(matmul_precision=settings["matmul_precision"]))
     donor, *variants = map(Path, settings["models"])
     for number, path in enumerate((donor, *variants)):
         engine.handle(_load_command(str(number), path, donor if number else None))
