@@ -34,7 +34,7 @@ def cached_code(name: str, *, sources: bytes, build: Callable[[], bytes]) -> byt
     digest = hashlib.sha256(sources)
     digest.update(Path(__file__).read_bytes())  # how it is compiled
     digest.update(f"{llvmlite.__version__} {host_features()}".encode())
-    folder = cache_directory()
+    folder = code_directory()
     path = folder / f"{name}-{digest.hexdigest()[:32]}.o"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -81,8 +81,13 @@ def compile_module(text: str) -> bytes:
     return code
 
 
+def code_directory() -> Path:
+    """Returns where compiled code is kept, a folder that nothing else makes."""
+    return cache_directory() / "code"
+
+
 def cache_directory() -> Path:
-    """Returns where compiled code is kept: linker/ under XDG_CACHE_HOME, else ~/.cache."""
+    """Returns the user's cache of this program: linker/ under XDG_CACHE_HOME, else ~/.cache."""
     base = os.environ.get("XDG_CACHE_HOME", "")
     if not Path(base).is_absolute():  # the XDG rules say that a relative path is to be ignored
         try:

@@ -33,7 +33,7 @@ define i64 @plus(i64 %a, i64 %b) {
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "linker"
+    return tmp_path / "linker" / "code"
 
 
 class Builds:
@@ -123,6 +123,15 @@ def test_folder_of_somebody_else_is_not_read(monkeypatch: pytest.MonkeyPatch) ->
 def test_folder_is_made_for_its_user_alone(folder: Path) -> None:
     cached_code("thing", sources=b"a", build=Builds())
     assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_cache_that_its_group_may_write_still_keeps_code(folder: Path) -> None:
+    folder.parent.mkdir()
+    folder.parent.chmod(0o775)  # as other commands make it where the umask is 002
+    builds = Builds()
+    for _ in range(2):
+        cached_code("thing", sources=b"a", build=builds)
+    assert builds.count == 1
 
 
 def test_without_room_for_a_cache_code_is_still_built(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from linker_core.errors import InvalidRequestError
+from linker_core.machine_code import cache_directory
 from server.bridge.process import ENGINE_ENVIRONMENT
 from server.cli.bench.contenders import Launch
 
@@ -29,15 +30,7 @@ _MALLOC: Final = "tcmalloc_minimal"
 
 def default_peers() -> Path:
     """Returns where the environments are kept: `linker/peers` under the user's cache."""
-    return cache() / "peers"
-
-
-def cache() -> Path:
-    """Returns `linker` under the user's cache directory."""
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG rules say that a relative path is to be ignored.
-    home = Path(named) if Path(named).is_absolute() else Path.home() / ".cache"
-    return home / "linker"
+    return cache_directory() / "peers"
 
 
 def linker(

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from linker_core.errors import InvalidRequestError
+from linker_core.machine_code import cache_directory
 from server.cli.bench.figures import Round, against_best, summary
-from server.cli.bench.peers import DTYPES, cache, default_peers
+from server.cli.bench.peers import DTYPES, default_peers
 from server.cli.bench.process_tree import TreeMemory
 from server.cli.bench.synthetic import SERVED, Kinship, write_family
 
@@ -71,7 +72,7 @@ def run_scenarios(scenarios: Mapping[str, Scenario], args: argparse.Namespace) -
     if args.rounds < 1 or args.tokens < 2:
         raise InvalidRequestError("--rounds takes at least 1, --tokens at least 2.")
     settings = Settings(
-        models=args.models or cache() / "bench",
+        models=args.models or cache_directory() / "bench",
         peers=None if args.alone else args.peers or default_peers(),
         rounds=args.rounds,
         tokens=args.tokens,

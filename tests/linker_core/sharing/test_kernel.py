@@ -169,7 +169,7 @@ def test_compiled_loops_are_kept_and_a_damaged_file_is_replaced(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     kernel.load_kernels.cache_clear()
     load_kernels()
-    (file,) = machine_code.cache_directory().iterdir()
+    (file,) = machine_code.code_directory().iterdir()
     kept = file.read_bytes()
     kernel.load_kernels.cache_clear()
     monkeypatch.setattr(sys, "executable", "/bin/false")  # nothing can be compiled now
@@ -199,7 +199,7 @@ def test_loops_are_not_run_from_a_folder_that_others_can_write(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     kernel.load_kernels.__wrapped__()
-    (kept,) = (tmp_path / "linker").iterdir()
+    (kept,) = machine_code.code_directory().iterdir()
     planted = machine_code.seal(b"not loops of ours")
     kept.write_bytes(planted)
     kept.parent.chmod(0o777)
@@ -216,7 +216,7 @@ def test_loops_that_cannot_be_compiled_say_so(
     kernel.load_kernels.cache_clear()
     with pytest.raises(LinkerError, match="could not be compiled"):
         load_kernels()
-    assert list(machine_code.cache_directory().iterdir()) == []
+    assert list(machine_code.code_directory().iterdir()) == []
 
 
 def test_compiled_loops_load_without_numba_numpy_or_torch() -> None:

@@ -90,7 +90,7 @@ def test_regions_are_compiled_once_and_then_loaded(tmp_path: Path) -> None:
     for _ in range(3):
         compile_regions("once", emit)
     assert compiled == ["once"]
-    assert [path.suffix for path in (tmp_path / "linker").iterdir()] == [".o"]
+    assert [path.suffix for path in (tmp_path / "linker" / "code").iterdir()] == [".o"]
     compile_regions("other", emit)
     assert compiled == ["once", "other"]
 
