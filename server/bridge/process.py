@@ -16,10 +16,11 @@ from multiprocessing.connection import Connection
 from typing import Self
 
 from linker_core.config import EngineConfig
+from server.bridge.cpu_quota import limited_threads
 
 logger = logging.getLogger(__name__)
 
-ENGINE_ENVIRONMENT = {
+_ENVIRONMENT = {
     # Freed weights go back to the system at once (glibc would keep a third of them).
     "MALLOC_MMAP_THRESHOLD_": "131072",
     # A thread that waits for the next region of a step spins for about 0.1 ms, then sleeps: waking
@@ -28,10 +29,15 @@ ENGINE_ENVIRONMENT = {
     "GOMP_SPINCOUNT": "10000",
 }
 
-
 ENGINE_COMMAND = (sys.executable, "-P", "-m", "linker_core.engine.worker")
 _HEARTBEAT_BYTES = 8
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def engine_environment() -> dict[str, str]:
+    """Returns what the engine gets where its user has not set it otherwise."""
+    num_threads = limited_threads()
+    return _ENVIRONMENT | ({} if num_threads is None else {"OMP_NUM_THREADS": str(num_threads)})
 
 
 @contextlib.contextmanager
@@ -85,7 +91,7 @@ class EngineProcess:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=2,  # the server's stdout is its own
                     pass_fds=(theirs.fileno(), memory_fd),
-                    env=ENGINE_ENVIRONMENT | os.environ,
+                    env=engine_environment() | os.environ,
                 )
         except BaseException:
             ours.close()

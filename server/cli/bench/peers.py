@@ -15,7 +15,7 @@ from typing import Final
 
 from linker_core.errors import InvalidRequestError
 from linker_core.machine_code import cache_directory
-from server.bridge.process import ENGINE_ENVIRONMENT
+from server.bridge.process import engine_environment
 from server.cli.bench.contenders import Launch
 
 DTYPES: Final = ("float32", "bfloat16")
@@ -43,7 +43,7 @@ def linker(
     return Launch(
         name=name,
         command=(sys.executable, "-P", "-m", _CHANNEL, _OWN, settings),
-        environment=ENGINE_ENVIRONMENT,
+        environment=engine_environment(),
         ours=True,
     )
 
