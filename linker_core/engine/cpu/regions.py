@@ -132,14 +132,19 @@ def _openmp() -> _OpenMP:
     assert torch.get_num_threads()  # its pool is torch's to size
     # Other libraries' paths may be in any encoding.
     maps = Path("/proc/self/maps").read_text("utf-8", "surrogateescape")
-    for line in maps.rstrip("\n").split("\n"):
-        path = line.split(maxsplit=5)[-1]
-        if Path(path).name.startswith("libgomp"):
-            return _OpenMP(path)
-    raise LinkerError(
-        "torch runs without GNU's OpenMP here, which the engine's kernels need. "
-        "Install torch from its own Linux wheels."
-    )
+    paths = [Path(line.split(maxsplit=5)[-1]) for line in maps.rstrip("\n").split("\n")]
+    found = [path for path in paths if path.name.startswith("libgomp")]
+    if not found:
+        raise LinkerError(
+            "torch runs without GNU's OpenMP here, which the engine's kernels need. "
+            "Install torch from its own Linux wheels."
+        )
+    # Other packages may have brought theirs, with a pool of its own. Torch's lies in torch/lib or
+    # in torch.libs; where there is none, torch shares the system's.
+    beside = Path(torch.__file__).parent
+    own = [path for path in found if path.is_relative_to(beside)]
+    own += [path for path in found if path.is_relative_to(beside.with_name("torch.libs"))]
+    return _OpenMP(str([*own, *found][0]))
 
 
 def _address_of(library: ctypes.CDLL, name: str) -> int:

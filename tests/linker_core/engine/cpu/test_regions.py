@@ -111,3 +111,21 @@ def test_another_openmp_than_gnus_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         compile_regions("refused", emit_marks)
     with pytest.raises(LinkerError, match="GNU's OpenMP"):
         CompiledArithmetic()
+
+
+@pytest.mark.usefixtures("forgotten_openmp")
+@pytest.mark.parametrize("place", ["torch/lib/libgomp.so.1", "torch.libs/libgomp-a34b3233.so.1"])
+def test_torchs_own_openmp_is_taken_before_another_packages(
+    monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    loaded: list[str] = []
+    others = "/site/sklearn.libs/libgomp-1.so", "/usr/lib/libgomp.so.1"
+    lines = [f"7f00-7f01 r-xp 0 08:01 5 {path}\n" for path in (*others, f"/site/{place}")]
+    monkeypatch.setattr(Path, "read_text", lambda *_: "".join(lines))
+    monkeypatch.setattr(torch, "__file__", "/site/torch/__init__.py")
+    monkeypatch.setattr(regions, "_OpenMP", loaded.append)
+    regions._openmp()
+    regions._openmp.cache_clear()
+    lines.pop()
+    regions._openmp()  # a system's torch brings none
+    assert loaded == [f"/site/{place}", others[0]]
