@@ -69,16 +69,21 @@ def compile_module(text: str) -> bytes:
 
     Nothing is reordered that the text does not allow to be.
     """
-    _initialize()
-    cpu, features = host_features()
-    machine = llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
-        cpu=cpu, features=features, opt=3, reloc="static", codemodel="jitdefault", jit=True
-    )
+    machine = target_machine()
     module = llvm.parse_assembly(text)
     passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
     passes.getModulePassManager().run(module, passes)
     code: bytes = machine.emit_object(module)
     return code
+
+
+def target_machine() -> Any:
+    """Returns llvmlite's target of code for this CPU, to be loaded by `load_code`."""
+    _initialize()
+    cpu, features = host_features()
+    return llvm.Target.from_triple(llvm.get_process_triple()).create_target_machine(
+        cpu=cpu, features=features, opt=3, reloc="static", codemodel="jitdefault", jit=True
+    )
 
 
 def code_directory() -> Path:

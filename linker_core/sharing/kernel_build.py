@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from linker_core.machine_code import host_features
+from linker_core.machine_code import target_machine
 
 # Sums may be reordered, which is what lets them vectorise; NaN and infinities keep their meaning,
 # since they are how non-finite weights show.
@@ -78,12 +78,7 @@ def _object_code() -> bytes:
     for name, compiled in _kernels().items():
         text = compiled.inspect_llvm().replace(compiled.native_name, name)
         module.link_in(llvm.parse_assembly(text))
-    cpu, features = host_features()
-    target = llvm.Target.from_triple(module.triple)
-    machine = target.create_target_machine(
-        cpu=cpu, features=features, opt=3, reloc="static", codemodel="jitdefault", jit=True
-    )
-    code: bytes = machine.emit_object(module)
+    code: bytes = target_machine().emit_object(module)
     return code
 
 
