@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,7 @@ def load_kernels() -> Kernels:
     Raises:
         LinkerError: They could not be compiled here.
     """
-    sources = _BUILD_SOURCE.read_bytes()
+    sources = _BUILD_SOURCE.read_bytes() + version("numba").encode()
     return Kernels(cached_code("scan", sources=sources, build=_build))
 
 

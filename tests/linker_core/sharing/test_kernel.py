@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,22 @@ def test_compiled_loops_are_kept_and_a_damaged_file_is_replaced(
     load_kernels()
     replaced = file.read_bytes()
     assert replaced == machine_code.seal(replaced[32:])
+
+
+def test_another_numba_compiles_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bytes] = []
+
+    def noted(_name: str, *, sources: bytes, build: Callable[[], bytes]) -> bytes:
+        del build
+        asked.append(sources)
+        return b"code"
+
+    monkeypatch.setattr(kernel, "Kernels", bytes)
+    monkeypatch.setattr(kernel, "cached_code", noted)
+    for number in ("1.0", "1.0", "2.0"):
+        monkeypatch.setattr(kernel, "version", {"numba": number}.__getitem__)
+        kernel.load_kernels.__wrapped__()
+    assert asked[0] == asked[1] != asked[2]
 
 
 def test_compiled_loops_work_where_nothing_can_be_kept(
