@@ -6,11 +6,13 @@ behind a digest that shows a damaged file.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
 import stat
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ import llvmlite.binding as llvm
 logger = logging.getLogger(__name__)
 
 _DIGEST_BYTES = 32
+_NAMED_DIGITS = 32  # of a file's name: what it was built from
+_KEPT_S = 30 * 24 * 3600.0  # how long a file is kept that nothing loads
 
 
 def cached_code(name: str, *, sources: bytes, build: Callable[[], bytes]) -> bytes:
@@ -35,7 +39,7 @@ def cached_code(name: str, *, sources: bytes, build: Callable[[], bytes]) -> byt
     digest.update(Path(__file__).read_bytes())  # how it is compiled
     digest.update(f"{llvmlite.__version__} {host_features()}".encode())
     folder = code_directory()
-    path = folder / f"{name}-{digest.hexdigest()[:32]}.o"
+    path = folder / f"{name}-{digest.hexdigest()[:_NAMED_DIGITS]}.o"
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
@@ -49,6 +53,7 @@ def cached_code(name: str, *, sources: bytes, build: Callable[[], bytes]) -> byt
         code = build()
         try:
             _write(path, seal(code))
+            _drop_old(folder, name)
         except OSError as error:  # a full disk, or a folder that is read only
             logger.warning("%s is compiled at every start, for want of a cache: %s", name, error)
     return code
@@ -131,6 +136,8 @@ def _read(path: Path) -> bytes | None:
         sealed = path.read_bytes()
     except OSError:
         return None
+    with contextlib.suppress(OSError):  # a folder that is read only is never cleared
+        os.utime(path)  # it is in use
     code = sealed[_DIGEST_BYTES:]
     return code if seal(code) == sealed else None
 
@@ -144,3 +151,12 @@ def _write(path: Path, sealed: bytes) -> None:
     except OSError:
         Path(unfinished).unlink()
         raise
+
+
+def _drop_old(folder: Path, name: str) -> None:
+    """Removes what other sources, versions and CPUs left under a name, if it is long unused."""
+    stale_s = time.time() - _KEPT_S
+    for path in folder.glob(f"{name}-{'[0-9a-f]' * _NAMED_DIGITS}.o*"):  # unfinished ones, too
+        with contextlib.suppress(FileNotFoundError):  # another process clears it at once
+            if path.stat().st_mtime < stale_s:
+                path.unlink()

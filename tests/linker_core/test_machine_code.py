@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -199,3 +200,37 @@ def test_file_that_cannot_be_finished_leaves_nothing(
     monkeypatch.setattr(Path, "replace", full)
     assert cached_code("thing", sources=b"a", build=Builds()) == b"code"
     assert list(folder.iterdir()) == []
+
+
+def test_file_long_unused_goes_when_its_name_is_built_anew(folder: Path) -> None:
+    builds = Builds()
+    cases = [("thing", b"old"), ("thing", b"used"), ("thing-else", b"old")]
+    for name, sources in cases:
+        cached_code(name, sources=sources, build=builds)
+    unfinished = folder / (min(folder.glob("thing-*.o")).name + "x7")
+    unfinished.touch()
+    for file in folder.iterdir():
+        os.utime(file, (0, time.time() - 31 * 24 * 3600))
+    cached_code("thing", sources=b"used", build=builds)  # from its file: nothing is dropped
+    assert (builds.count, len(list(folder.iterdir()))) == (3, 4)
+    cached_code("thing", sources=b"new", build=builds)
+    assert not unfinished.exists()
+    built = []
+    for name, sources in (("thing", b"new"), *cases):
+        before = builds.count
+        cached_code(name, sources=sources, build=builds)
+        built.append(builds.count > before)
+    assert built == [False, True, False, False]
+
+
+def test_file_of_a_cache_that_cannot_be_written_is_still_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def read_only(_path: Path) -> None:
+        raise OSError(30, "Read-only file system")
+
+    builds = Builds()
+    cached_code("thing", sources=b"a", build=builds)
+    monkeypatch.setattr(os, "utime", read_only)
+    assert cached_code("thing", sources=b"a", build=builds) == b"code"
+    assert builds.count == 1
