@@ -7,7 +7,8 @@ import logging
 import torch
 
 from linker_core.engine.arithmetic import Arithmetic, TorchArithmetic
-from linker_core.engine.cpu.arithmetic import CompiledArithmetic, can_round
+from linker_core.engine.cpu.arithmetic import CompiledArithmetic
+from linker_core.engine.cpu.kernels import can_round
 from linker_core.engine.cuda.arithmetic import CudaArithmetic
 from linker_core.engine.cuda.graphs import GraphCapture
 

@@ -12,9 +12,8 @@ import struct
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from functools import cache, partial
+from functools import cache
 
-import llvmlite.binding as llvm
 import numpy as np
 import torch
 
@@ -26,22 +25,23 @@ from linker_core.engine.arithmetic import (
     Rotation,
     Span,
 )
-from linker_core.engine.cpu.add_code import emit_add
-from linker_core.engine.cpu.attention_code import emit_attention
 from linker_core.engine.cpu.attention_spec import TASK as ATTENTION_TASK
-from linker_core.engine.cpu.attention_spec import AttentionSpec
-from linker_core.engine.cpu.dot_product import DotProduct, Rounded, Widened
 from linker_core.engine.cpu.gate_code import TASK as GATE_TASK
-from linker_core.engine.cpu.gate_code import emit_gate
-from linker_core.engine.cpu.norm_code import NormSpec, emit_norm
+from linker_core.engine.cpu.kernels import (
+    add_region,
+    attention_region,
+    gate_region,
+    host_tiling,
+    norm_region,
+    product_region,
+)
 from linker_core.engine.cpu.paged_batch import PagedBatch
-from linker_core.engine.cpu.product_code import PIECE_ROWS, Tiling, emit_product, packed_elements
+from linker_core.engine.cpu.product_code import PIECE_ROWS, packed_elements
 from linker_core.engine.cpu.product_code import TASK as PRODUCT_TASK
-from linker_core.engine.cpu.regions import Region, compile_regions, require_openmp
+from linker_core.engine.cpu.regions import Region, require_openmp
 from linker_core.engine.cpu.tape import Tape
 from linker_core.engine.kv_cache import KVCache
 from linker_core.engine.rows import RowGroup
-from linker_core.errors import LinkerError
 
 _DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 # Below so many multiplications, or elements, a second thread takes longer to wake than it saves.
@@ -68,7 +68,7 @@ class CompiledArithmetic:
 
     def __init__(self, *, rounded: bool = False) -> None:
         require_openmp()
-        _tiling()
+        host_tiling()
         self._rounded = rounded
         self._packed = torch.empty(0)
         self._buffers: dict[str, torch.Tensor] = {}
@@ -172,7 +172,7 @@ class CompiledArithmetic:
             *(packed.data_ptr(), num_pieces, 0, jobs.buffer_info()[0]),
         )
         self._run(
-            _product(dtype, self._rounded),
+            product_region(dtype, self._rounded),
             task,
             num_threads=num_threads,
             counter=_PRODUCT_COUNTER,
@@ -201,7 +201,7 @@ class CompiledArithmetic:
                 *(lies_at, by_row, _float_bits(norm.eps)),
             )
             num_threads = _threads(num_rows * num_elements, _MIN_SHARED_ELEMENTS)
-            region = _norm(dtype, norm.plus_one)
+            region = norm_region(dtype, norm.plus_one)
             self._run(region, task, num_threads=num_threads, kept=(*kept, rows.indices_n))
 
     def gate(self, gate_TI: torch.Tensor, up_TI: torch.Tensor, activation: str) -> None:
@@ -211,13 +211,13 @@ class CompiledArithmetic:
             *(*gate_TI.shape, 0),
         )
         num_threads = _threads(gate_TI.numel(), _MIN_SHARED_ELEMENTS)
-        region = _gate(activation)
+        region = gate_region(activation)
         self._run(region, task, num_threads=num_threads, counter=_GATE_COUNTER)
 
     def add(self, x_TH: torch.Tensor, y_TH: torch.Tensor) -> None:
         """See `Arithmetic.add`."""
         task = (x_TH.data_ptr(), x_TH.stride(0), y_TH.data_ptr(), y_TH.stride(0), *x_TH.shape)
-        self._run(_add(), task, num_threads=_threads(x_TH.numel(), _MIN_SHARED_ELEMENTS))
+        self._run(add_region(), task, num_threads=_threads(x_TH.numel(), _MIN_SHARED_ELEMENTS))
 
     def prepare(self, spans: Sequence[Span], cache: KVCache) -> PagedBatch:
         """See `Arithmetic.prepare`."""
@@ -247,7 +247,7 @@ class CompiledArithmetic:
             *(out_TX.data_ptr(), out_TX.stride(0), _float_bits(shape.scaling)),
             _NO_WINDOW if shape.window is None else shape.window,
         )
-        region = _attention(_attention_spec(shape, cache.shape.page_tokens))
+        region = attention_region(shape, cache.shape.page_tokens)
         self._run(region, task, num_threads=self._num_attending(), counter=_ATTENTION_COUNTER)
         return out_TX
 
@@ -257,7 +257,9 @@ class CompiledArithmetic:
 
     def _room(self, num_rows: int, width: int, num_threads: int) -> torch.Tensor:
         """Returns room for packed rows."""
-        needed = packed_elements(_tiling(), num_rows=num_rows, width=width, num_threads=num_threads)
+        needed = packed_elements(
+            host_tiling(), num_rows=num_rows, width=width, num_threads=num_threads
+        )
         if self._packed.numel() < needed:
             self._packed = torch.empty(needed)
         return self._packed
@@ -311,78 +313,3 @@ def _all_numbers(count: int) -> torch.Tensor:
 def _float_bits(value: float) -> int:
     """Returns the word whose first four bytes are a float32."""
     return int(struct.unpack("<q", struct.pack("<fI", value, 0))[0])
-
-
-@cache
-def _tiling() -> Tiling:
-    """Returns how this CPU's vectors are used.
-
-    Raises:
-        LinkerError: It has none that multiply and add at once; in C's library that takes an age.
-    """
-    features = llvm.get_host_cpu_features()
-    if features.get("avx512f"):
-        return Tiling(lanes=16, num_registers=32, panel_rows=6)
-    if features.get("avx2") and features.get("fma"):
-        return Tiling(lanes=8, num_registers=16, panel_rows=4)
-    if features.get("neon"):
-        return Tiling(lanes=4, num_registers=32, panel_rows=4)
-    raise LinkerError(
-        f"The CPU ({llvm.get_host_cpu_name()}) has neither AVX2 with FMA nor NEON, which the "
-        "engine's kernels need. In a virtual machine, give it the host's CPU model."
-    )
-
-
-def can_round() -> bool:
-    """Whether this CPU multiplies pairs of bfloat16."""
-    return bool(llvm.get_host_cpu_features().get("avx512bf16"))
-
-
-@cache
-def _product(dtype: str, rounded: bool) -> Region:
-    tiling = _tiling()
-    dot: DotProduct = Widened(dtype, tiling.lanes)
-    if rounded and dtype == "BF16" and can_round():
-        dot = Rounded()
-    name = f"product-{dtype}-{type(dot).__name__.lower()}-{tiling.lanes}"
-    emit = partial(emit_product, dot=dot, dtype=dtype, tiling=tiling)
-    return Region(compile_regions(name, emit), "product")
-
-
-@cache
-def _norm(dtype: str, plus_one: bool) -> Region:
-    spec = NormSpec(dtype=dtype, plus_one=plus_one, lanes=_tiling().lanes)
-    emit = partial(emit_norm, spec=spec)
-    return Region(compile_regions(f"{spec.symbol}-{spec.lanes}", emit), spec.symbol)
-
-
-@cache
-def _add() -> Region:
-    lanes = _tiling().lanes
-    return Region(compile_regions(f"add-{lanes}", partial(emit_add, lanes=lanes)), "add")
-
-
-@cache
-def _gate(activation: str) -> Region:
-    lanes = _tiling().lanes
-    emit = partial(emit_gate, activation=activation, lanes=lanes)
-    return Region(compile_regions(f"gate-{activation}-{lanes}", emit), f"gate_{activation}")
-
-
-def _attention_spec(shape: AttentionShape, page_tokens: int) -> AttentionSpec:
-    """Returns what is compiled for a layer: the same for layers with and without a window."""
-    tiling = _tiling()
-    return AttentionSpec(
-        head_dim=shape.head_dim,
-        group=shape.num_heads // shape.num_kv_heads,
-        page_tokens=page_tokens,
-        lanes=tiling.lanes,
-        num_registers=tiling.num_registers,
-        softcap=shape.softcap,
-    )
-
-
-@cache
-def _attention(spec: AttentionSpec) -> Region:
-    emit = partial(emit_attention, spec=spec)
-    return Region(compile_regions(f"{spec.symbol}-{spec.lanes}", emit), spec.symbol)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import llvmlite.binding as llvm
 import pytest
 import torch
-from llvmlite import ir
 
 from linker_core.engine.arithmetic import ByRow, Norm, Product
 from linker_core.engine.cpu import arithmetic as module
-from linker_core.engine.cpu.arithmetic import CompiledArithmetic, can_round
-from linker_core.engine.cpu.regions import Call, Code, Region, compile_regions
+from linker_core.engine.cpu.arithmetic import CompiledArithmetic
+from linker_core.engine.cpu.kernels import can_round
+from linker_core.engine.cpu.regions import Call, Region
 from linker_core.engine.rows import RowGroup
-from linker_core.errors import LinkerError
 from tests.linker_core.engine.attending import Attending, empty_cache, shape_of
 
 WIDTH = 40
@@ -197,42 +195,6 @@ def test_recorded_attention_takes_more_threads_when_histories_are_long(
     for _ in range(25):
         attending.step([(sequence, 1)], key="key")
     assert asked == [1, 2]  # one recording for few positions, one for many
-
-
-def test_layers_with_and_without_a_window_share_their_code(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    compiled: list[str] = []
-
-    def noted(name: str, emit: Callable[[ir.Module], None]) -> Code:
-        compiled.append(name)
-        return compile_regions(name, emit)
-
-    monkeypatch.setattr(module, "compile_regions", noted)
-    module._attention.cache_clear()
-    for window in (None, 9, 5):
-        attending = Attending(CompiledArithmetic(), shape_of(window=window))
-        attending.step([(attending.sequence(3, seed=1), 3)])
-    assert len(compiled) == 1
-
-
-@pytest.mark.parametrize(
-    ("features", "lanes"),
-    [(("avx2", "fma", "avx512f"), 16), (("avx2", "fma"), 8), (("neon",), 4), (("avx",), None)],
-)
-def test_vectors_are_those_of_the_processor(
-    monkeypatch: pytest.MonkeyPatch, features: tuple[str, ...], lanes: int | None
-) -> None:
-    monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: dict.fromkeys(features, True))
-    module._tiling.cache_clear()
-    try:
-        if lanes is None:
-            with pytest.raises(LinkerError, match="neither AVX2 with FMA nor NEON"):
-                CompiledArithmetic()
-        else:
-            assert module._tiling().lanes == lanes
-    finally:
-        module._tiling.cache_clear()
 
 
 def test_what_the_loops_would_misread_is_refused() -> None:

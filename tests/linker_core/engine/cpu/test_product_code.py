@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from linker_core.engine.cpu.arithmetic import can_round
+from linker_core.engine.cpu.kernels import can_round
 from linker_core.engine.cpu.product_code import PIECE_ROWS
 from tests.linker_core.engine.cpu.products import (
     DTYPES,
