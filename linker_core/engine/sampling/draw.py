@@ -1,7 +1,7 @@
 """Drawing tokens at a temperature, within min-p, top-k and top-p, for many rows at once.
 
-No row is ever sorted whole if its largest scores suffice, and no sum of a row depends on how many
-rows there are or on how wide the others are: a row alone draws what it draws in any batch.
+No row is sorted whole, and no sum of a row depends on how many rows there are or on how wide the
+others are: a row alone draws what it draws in any batch.
 
 Legend: G rows, V columns, C candidates, B runs of columns.
 """
@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from linker_core.engine.messages import SamplingParams
 from linker_core.engine.sampling.largest import Largest, largest
+from linker_core.engine.sampling.spread import Limits, draw_spread, masses, total_mass
 
 RUN_COLUMNS = 64  # scores have whole runs; a draw sums runs first, then looks into one
 _FIRST = 64  # candidates that hold the mass of most distributions
@@ -73,63 +73,30 @@ def _draw_unranked(scores_GV: torch.Tensor, uniform_G: torch.Tensor) -> torch.Te
     return (run_G1 * RUN_COLUMNS + inside_G1)[:, 0]
 
 
-class _Limits(NamedTuple):
-    """What bounds the draw of each row, as columns of one table, each [G, 1]."""
-
-    top_k: torch.Tensor
-    top_p: torch.Tensor
-    mass: torch.Tensor  # of all columns; infinite where top-k bounds them
-    uniform: torch.Tensor
-
-
 def _draw_ranked(
     scores_GV: torch.Tensor, params: Sequence[SamplingParams], uniform_G: torch.Tensor
 ) -> torch.Tensor:
-    """Draws from the largest scores of each row: few of them at first, for all rows at once."""
+    """Draws from the largest scores of each row, few of them wherever these are enough."""
     limits = _limits(scores_GV, params, uniform_G)
     few = [p.top_k for p in params if p.top_k is not None and p.top_k <= _FEW]
     tokens_G, is_enough_G = _draw_among(largest(scores_GV, max(_FIRST, *few, 0)), limits)
-    is_enough = is_enough_G.tolist()
-    for g, p in enumerate(params):
-        if not is_enough[g] or (p.top_k is not None and p.top_k > _FEW):
-            own = _Limits(*(column[g : g + 1] for column in limits))
-            tokens_G[g] = _draw_alone(scores_GV[g : g + 1], p.top_k, own)
+    if not bool(is_enough_G.all()):
+        rest = Limits(*(column[~is_enough_G] for column in limits))
+        tokens_G[~is_enough_G] = draw_spread(scores_GV[~is_enough_G], rest)
     return tokens_G
-
-
-def _draw_alone(scores_1V: torch.Tensor, top_k: int | None, limits: _Limits) -> torch.Tensor:
-    """Draws from a row that needs many candidates."""
-    if top_k is None:
-        token_1, is_enough_1 = _draw_among(_probable(scores_1V, limits), limits)
-        if bool(is_enough_1):
-            return token_1
-    return _draw_among(largest(scores_1V, top_k or scores_1V.shape[1]), limits)[0]
-
-
-def _probable(scores_1V: torch.Tensor, limits: _Limits) -> Largest:
-    """Returns, ranked, every token whose share of the mass is not negligible.
-
-    V tokens below a share of (1 - top_p) / V have less than 1 - top_p together, so all that top-p
-    keeps lie above; with half of that, rounding does not matter.
-    """
-    share = (1.0 - limits.top_p) / (2 * scores_1V.shape[1])
-    floor_11 = (share * limits.mass).log().float()
-    ids_C = (scores_1V >= floor_11)[0].nonzero()[:, 0]
-    values_C, order_C = torch.sort(scores_1V[0, ids_C], descending=True, stable=True)
-    return Largest(values_C.unsqueeze(0), ids_C[order_C].unsqueeze(0))
 
 
 def _limits(
     scores_GV: torch.Tensor, params: Sequence[SamplingParams], uniform_G: torch.Tensor
-) -> _Limits:
+) -> Limits:
     device, num_columns = scores_GV.device, scores_GV.shape[1]
     top_k = [num_columns if p.top_k is None else p.top_k for p in params]
     top_p = torch.tensor([p.top_p for p in params], dtype=torch.float64, device=device)
     mass = torch.full_like(uniform_G, torch.inf).unsqueeze(1)
     whole = [g for g, p in enumerate(params) if p.top_k is None]
     if whole:
-        mass[whole] = _run_masses(scores_GV[whole].exp_()).cumsum(dim=1)[:, -1:]
-    return _Limits(
+        mass[whole] = total_mass(scores_GV if len(whole) == len(params) else scores_GV[whole])
+    return Limits(
         top_k=torch.tensor(top_k, device=device).unsqueeze(1),
         top_p=top_p.unsqueeze(1),
         mass=mass,
@@ -137,21 +104,25 @@ def _limits(
     )
 
 
-def _draw_among(candidates: Largest, limits: _Limits) -> tuple[torch.Tensor, torch.Tensor]:
-    """Draws from the candidates; says for which rows these hold every token of top-p."""
-    weights_GC = candidates.values.double().exp_()
-    ranks_C = torch.arange(weights_GC.shape[1], device=weights_GC.device)
+def _draw_among(candidates: Largest, limits: Limits) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draws from the candidates; says for which rows these hold all that may be drawn."""
+    weights_GC = masses(candidates.values)
+    num_candidates = weights_GC.shape[1]
+    ranks_C = torch.arange(num_candidates, device=weights_GC.device)
     weights_GC.masked_fill_(ranks_C >= limits.top_k, 0.0)
     cumulated_GC = weights_GC.cumsum(dim=1)
-    mass = torch.where(torch.isinf(limits.mass), cumulated_GC[:, -1:], limits.mass)
+    by_rank = torch.isinf(limits.mass)
+    mass = torch.where(by_rank, cumulated_GC[:, -1:], limits.mass)
     wanted_G1 = limits.top_p * mass
-    is_enough_G = (cumulated_GC[:, -1:] >= wanted_G1)[:, 0]
+    is_enough_G1 = torch.where(
+        by_rank, limits.top_k <= num_candidates, cumulated_GC[:, -1:] >= wanted_G1
+    )
     # The fewest tokens whose mass reaches top_p: those before which it is not reached yet.
     before_GC = F.pad(cumulated_GC[:, :-1], (1, 0))
     weights_GC.masked_fill_((before_GC >= wanted_G1) & (limits.top_p < 1.0), 0.0)
     cumulated_GC = weights_GC.cumsum(dim=1)
     rank_G1 = _position(weights_GC, cumulated_GC, limits.uniform * cumulated_GC[:, -1:])
-    return candidates.ids.gather(1, rank_G1)[:, 0], is_enough_G
+    return candidates.ids.gather(1, rank_G1)[:, 0], is_enough_G1[:, 0]
 
 
 def _position(

@@ -28,10 +28,20 @@ def largest(scores_GV: torch.Tensor, num: int) -> Largest:
     tied_G = (values[:, num - 1] == values[:, num]) & (values[:, num] > -torch.inf)
     found = _by_rising_id(values[:, :num], ids[:, :num])
     if bool(tied_G.any()):
-        exact = _sorted(scores_GV[tied_G])
-        found.values[tied_G] = exact.values[:, :num]
-        found.ids[tied_G] = exact.ids[:, :num]
+        lowest_GC = _lowest_ids(scores_GV[tied_G], values[tied_G, num : num + 1], num)
+        tied = Largest(found.values[tied_G], found.ids[tied_G])
+        is_last_GC = tied.values == tied.values[:, -1:]
+        place_GC = (is_last_GC.cumsum(dim=1) - 1).clamp_(min=0)
+        found.ids[tied_G] = torch.where(is_last_GC, lowest_GC.gather(1, place_GC), tied.ids)
     return found
+
+
+def _lowest_ids(scores_GV: torch.Tensor, value_G1: torch.Tensor, num: int) -> torch.Tensor:
+    """Returns the lowest `num` columns with a score, rising; there are more than that, or any."""
+    num_columns = scores_GV.shape[1]
+    columns_V = torch.arange(num_columns, dtype=torch.int32, device=scores_GV.device)
+    ids_GV = torch.where(scores_GV == value_G1, columns_V, num_columns)
+    return ids_GV.topk(num, dim=1, largest=False).values.long()
 
 
 def _sorted(scores_GV: torch.Tensor) -> Largest:

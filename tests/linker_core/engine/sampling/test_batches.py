@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from linker_core.engine.messages import SamplingParams
 from linker_core.engine.sampling import choose as choose_module
 from linker_core.engine.sampling.choose import Result, Sampled
 from linker_core.engine.sampling.draw import draw
@@ -189,3 +190,24 @@ def test_sample_falls_back_to_single_rows_when_the_batch_fails(
     want = [Sampler().sample(logits[[row]], [states[row]])[0] for row in (0, 2)]
     assert [results[0], results[2]] == want
     assert "sampling failed for request r" in caplog.text
+
+
+@pytest.mark.parametrize(("top_p", "top_k"), [(0.9, None), (0.999999, None), (0.7, 3000)])
+def test_draw_from_spread_scores_is_the_draw_from_the_sorted_ones(
+    top_p: float, top_k: int | None
+) -> None:
+    # Many scores are equal, a few cannot be chosen, and no row is settled by its largest scores.
+    width, num_rows = 20_032, 8
+    generator = torch.Generator().manual_seed(1)
+    scores = (torch.randn(num_rows, width, generator=generator) * 8).round() / 8
+    scores -= scores.amax(dim=1, keepdim=True)
+    scores[:, ::7] = -torch.inf
+    params = SamplingParams(max_tokens=1, top_p=top_p, top_k=top_k)
+    numbers = torch.rand(num_rows, dtype=torch.float64, generator=generator)
+    tokens = draw(scores.clone(), [params] * num_rows, numbers)
+    for row in range(num_rows):
+        ids = scores[row].argsort(descending=True, stable=True)[:top_k]
+        weights = scores[row][ids].double().exp()
+        reached = (weights.cumsum(0) < top_p * weights.sum()).sum() + 1
+        shares = weights[:reached].cumsum(0) / weights[:reached].sum()
+        assert tokens[row] == ids[(shares <= numbers[row]).sum()]
