@@ -48,6 +48,7 @@ class RowState:
         self.bias = np.fromiter(params.logit_bias.values(), dtype=np.float32)
         self.bad_tokens = as_ids(word[0] for word in params.bad_words if len(word) == 1)
         self._bad_words = tuple(word for word in params.bad_words if len(word) > 1)
+        self._longest_beginning = max(map(len, self._bad_words), default=1) - 1
         self._counts = TokenCounts() if _penalises(params) else None
         self.is_edited = _edits(params) or matcher is not None
         self.is_plain = self.is_greedy and params.logprobs is None and not self.is_edited
@@ -64,7 +65,9 @@ class RowState:
         if self._hides_stops():
             banned.append(self.stops)
         if self._bad_words:
-            output = self.sequence.tokens[self.sequence.num_prompt :]
+            tokens = self.sequence.tokens
+            first = max(self.sequence.num_prompt, len(tokens) - self._longest_beginning)
+            output = tokens[first:]
             banned.append(as_ids(w[-1] for w in self._bad_words if _ends_with(output, w[:-1])))
         return banned
 
