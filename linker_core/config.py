@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Literal, Self
+from typing import Literal, Self, TypeAlias
+
+MatmulPrecision: TypeAlias = Literal["highest", "medium"]
 
 UNUSABLE_DEVICE_STATUS = 3  # an engine's exit status when another start would fail the same way
 
@@ -21,7 +23,12 @@ class EngineConfig:
     max_num_seqs: int = 64  # sequences running at once
     # torch's words: medium rounds the inputs of float32 products to bfloat16, on CPUs that then
     # multiply faster (AVX512_BF16); elsewhere it is highest.
-    matmul_precision: Literal["highest", "medium"] = "highest"
+    matmul_precision: MatmulPrecision = "highest"
+
+    @property
+    def served_precision(self) -> MatmulPrecision:
+        """What products are computed with: medium is for CPUs alone."""
+        return self.matmul_precision if self.device == "cpu" else "highest"
 
     def to_json(self) -> str:
         """Returns the record as one line of JSON."""

@@ -14,7 +14,7 @@ from typing import Annotated, Literal, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from linker_core.config import EngineConfig
+from linker_core.config import EngineConfig, MatmulPrecision
 from linker_core.errors import InvalidRequestError
 
 _SIZE = re.compile(r"(\d+)\s*(?:([KMGT])(iB|B)?|B)?", re.IGNORECASE)
@@ -103,7 +103,7 @@ class EngineSettings(_Section):
     page_tokens: Literal[1, 2, 4, 8, 16, 32, 64, 128, 256] = 16
     max_batch_tokens: int = Field(default=256, ge=1, le=65536)
     max_num_seqs: int = Field(default=64, ge=1, le=4096)
-    matmul_precision: Literal["highest", "medium"] = "highest"
+    matmul_precision: MatmulPrecision = "highest"
 
     def to_engine_config(self) -> EngineConfig:
         """Returns what the engine process is told."""

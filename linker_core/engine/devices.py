@@ -6,6 +6,7 @@ import logging
 
 import torch
 
+from linker_core.config import MatmulPrecision
 from linker_core.engine.arithmetic import Arithmetic, TorchArithmetic
 from linker_core.engine.cpu.arithmetic import CompiledArithmetic
 from linker_core.engine.cpu.kernels import can_round
@@ -15,7 +16,7 @@ from linker_core.engine.cuda.graphs import GraphCapture
 _log = logging.getLogger(__name__)
 
 
-def arithmetic_for(device: torch.device, *, precision: str = "highest") -> Arithmetic:
+def arithmetic_for(device: torch.device, *, precision: MatmulPrecision = "highest") -> Arithmetic:
     """Returns the arithmetic of a device.
 
     Args:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from linker_core.config import MatmulPrecision
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Price:
@@ -21,6 +23,7 @@ class Price:
     ppl_ratio: float  # perplexity of the text under the plan over that under the variant
     tokens: int  # response tokens measured
     calibration: str  # digest of the text
+    matmul_precision: MatmulPrecision | None  # of both sides; None: nothing was measured
 
     def to_json(self) -> dict[str, Any]:
         """Returns the price as plain JSON values; `from_json` restores it."""

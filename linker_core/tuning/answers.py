@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-from linker_core.config import EngineConfig
+from linker_core.config import EngineConfig, MatmulPrecision
 from linker_core.engine.engine import Engine
 from linker_core.engine.messages import (
     Event,
@@ -35,6 +35,7 @@ def own_answers(
     enough_tokens: int,
     device: Device,
     pace: Pace,
+    precision: MatmulPrecision,
 ) -> list[list[int]]:
     """Returns the variant's greedy answers, stop token included, to the first prompts.
 
@@ -46,6 +47,7 @@ def own_answers(
         enough_tokens: No further prompts are answered once the answers have as many tokens.
         device: Where.
         pace: Slows the work down while sequences run.
+        precision: Of the products: that of the serving engine.
 
     Raises:
         InsufficientCapacityError: The whole variant does not fit.
@@ -56,6 +58,7 @@ def own_answers(
             device=device,
             kv_cache_tokens=ANSWER_SEQUENCES * (MAX_PROMPT_TOKENS + ANSWER_TOKENS),
             max_num_seqs=ANSWER_SEQUENCES,
+            matmul_precision=precision,
         )
     )
     engine.handle(

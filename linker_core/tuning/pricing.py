@@ -43,6 +43,7 @@ class Pricer:
         self, walk: Walk, reader: SectionReader, own: Rungs, text: CalibrationText
     ) -> None:
         self._own = own
+        self._precision = walk.precision
         self._text = text
         token_ids = [token for s in text.sequences for token in s.token_ids]
         predicting, self._sequence_of = _predicting_rows(text)
@@ -98,6 +99,7 @@ class Pricer:
             ppl_ratio=float(np.exp(reading.loss_R.mean())),
             tokens=len(self._targets_R),
             calibration=self._text.digest,
+            matmul_precision=self._precision,
         )
 
     def _kl_upper(self, kl_R: Reals) -> float:

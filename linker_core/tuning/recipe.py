@@ -184,9 +184,14 @@ class _Measured:
         self._donor, self._variant = donor, variant
         self._device = torch.device(request.device)
         self._pace = pace
+        self._precision = request.matmul_precision
         self._tokenizer = Tokenizer.load(variant.path)
         self._text = calibration_text(
-            variant, request.calibration, device=request.device, pace=pace
+            variant,
+            request.calibration,
+            device=request.device,
+            pace=pace,
+            precision=self._precision,
         )
         self._own = identical_rungs(self._report, donor, variant)
         self._reader = SectionReader(
@@ -208,6 +213,7 @@ class _Measured:
             tasks,
             device=self._device,
             pace=self._pace,
+            precision=self._precision,
         )
         own, *planned = scorer.score([self._own, *map(self.rungs, thresholds)])
         return own, planned
@@ -217,7 +223,13 @@ class _Measured:
         plans = [self.rungs(one) for one in thresholds]
         distinct = [plan for i, plan in enumerate(plans) if plan not in plans[:i]]
         lengths = [len(sequence.token_ids) for sequence in self._text.sequences]
-        walk = Walk(self._variant.config, lengths, device=self._device, pace=self._pace)
+        walk = Walk(
+            self._variant.config,
+            lengths,
+            device=self._device,
+            pace=self._pace,
+            precision=self._precision,
+        )
         prices = Pricer(walk, self._reader, self._own, self._text).price(distinct)
         return [prices[distinct.index(plan)] for plan in plans]
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from linker_core.config import MatmulPrecision
 from linker_core.errors import InvalidRequestError
 from linker_core.sharing.report import ScanReport
 from linker_core.sharing.thresholds import BOUNDARY_EPSILON, Thresholds
@@ -35,6 +36,7 @@ class RecipeRequest:
     quality_budget: float = DEFAULT_QUALITY_BUDGET  # share of a score that may be lost
     calibration: str | None = None  # of the prices; see `calibration_text`
     device: Device = "cpu"
+    matmul_precision: MatmulPrecision = "highest"  # that the variant is served with
 
     def check(self) -> None:
         """Refuses a budget that means nothing.

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
+from linker_core.config import MatmulPrecision
 from linker_core.errors import InvalidRequestError
 
 SELF_CALIBRATION = "self"
@@ -56,6 +57,7 @@ class TuneRequest:
     goal: TuneGoal
     calibration: str | None = None  # None: shipped dialogues; "self"; or a file of JSON lines
     device: Device = "cpu"
+    matmul_precision: MatmulPrecision = "highest"  # that the variant is served with
 
     def to_json(self) -> dict[str, Any]:
         """Returns the request as plain JSON values; `from_json` restores it."""
@@ -67,12 +69,13 @@ class TuneRequest:
         return cls(**{**record, "goal": TuneGoal(**record["goal"])})
 
 
-def tuning_key(goal: TuneGoal, calibration_digest: str) -> str:
+def tuning_key(goal: TuneGoal, calibration_digest: str, precision: MatmulPrecision) -> str:
     """Returns what a stored result is found by, besides the two fingerprints.
 
     Args:
         goal: What was aimed at.
         calibration_digest: Of all that decides the text that the variant reads.
+        precision: Of the products; a price holds at its own alone.
     """
-    record = json.dumps([asdict(goal), calibration_digest], sort_keys=True)
+    record = json.dumps([asdict(goal), calibration_digest, precision], sort_keys=True)
     return hashlib.sha256(record.encode()).hexdigest()

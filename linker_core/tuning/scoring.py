@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from linker_core.config import MatmulPrecision
 from linker_core.errors import InvalidRequestError
 from linker_core.pace import Pace
 from linker_core.text.tokenizer import Tokenizer
@@ -46,6 +47,7 @@ class TaskScorer:
         tasks: What is asked.
         device: Where the walk runs.
         pace: Slows the walk down while others need the machine.
+        precision: Of the products; see `Walk`.
 
     Raises:
         InvalidRequestError: The tokenizer fails on a choice, or one is too long.
@@ -60,6 +62,7 @@ class TaskScorer:
         *,
         device: torch.device,
         pace: Pace,
+        precision: MatmulPrecision,
     ) -> None:
         self._tasks = tuple(tasks)
         choices = [c for task in tasks for example in task.examples for c in example.choices]
@@ -70,7 +73,10 @@ class TaskScorer:
         lengths = [len(sequence.token_ids) for sequence in sequences]
         token_ids = [token for sequence in sequences for token in sequence.token_ids]
         self._shared = SharedWalk(
-            Walk(config, lengths, device=device, pace=pace), reader, token_ids, rows
+            Walk(config, lengths, device=device, pace=pace, precision=precision),
+            reader,
+            token_ids,
+            rows,
         )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from linker_core.config import MatmulPrecision
 from linker_core.pace import Pace
 from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer
@@ -14,7 +15,12 @@ from linker_core.weights.checkpoint import Checkpoint
 
 
 def calibration_text(
-    variant: Checkpoint, calibration: str | None, *, device: Device, pace: Pace
+    variant: Checkpoint,
+    calibration: str | None,
+    *,
+    device: Device,
+    pace: Pace,
+    precision: MatmulPrecision,
 ) -> CalibrationText:
     """Returns the text that a variant's plans are priced on.
 
@@ -24,6 +30,7 @@ def calibration_text(
             for the variant's own answers to the shipped prompts.
         device: Where the variant answers.
         pace: Slows its answering down while sequences run.
+        precision: Of the products with which it answers.
 
     Raises:
         BadCheckpointError: The tokenizer or the template is damaged.
@@ -41,6 +48,11 @@ def calibration_text(
         return written_text(calibration, reader, context=context)
     prompts = prompts_to_answer(reader, context=context)
     answers = own_answers(
-        variant, prompts, enough_tokens=MAX_RESPONSE_TOKENS, device=device, pace=pace
+        variant,
+        prompts,
+        enough_tokens=MAX_RESPONSE_TOKENS,
+        device=device,
+        pace=pace,
+        precision=precision,
     )
     return with_answers(prompts[: len(answers)], answers)

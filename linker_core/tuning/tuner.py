@@ -81,10 +81,15 @@ class Tuner:
         self._donor, self._variant = donor, variant
         self._report = ScanReport.from_json(request.report)
         self._device = torch.device(request.device)
+        self._precision = request.matmul_precision
         self._pace = pace
         self._base = identical_rungs(self._report, donor, variant)
         self._text = calibration_text(
-            variant, request.calibration, device=request.device, pace=pace
+            variant,
+            request.calibration,
+            device=request.device,
+            pace=pace,
+            precision=self._precision,
         )
         self._meter = _Meter(_NUM_READS * (donor.nbytes + variant.nbytes), progress)
         self._reader = SectionReader(
@@ -173,11 +178,18 @@ class Tuner:
             ppl_ratio=1.0,
             tokens=self._text.num_response_tokens,
             calibration=self._text.digest,
+            matmul_precision=self._precision,
         )
 
     def _walk(self, text: CalibrationText, *, every: int = 1) -> Walk:
         lengths = [len(sequence.token_ids) for sequence in text.sequences[::every]]
-        return Walk(self._variant.config, lengths, device=self._device, pace=self._pace)
+        return Walk(
+            self._variant.config,
+            lengths,
+            device=self._device,
+            pace=self._pace,
+            precision=self._precision,
+        )
 
     def _result(self, chosen: PricedPlan) -> TuneResult:
         self._meter.finish()

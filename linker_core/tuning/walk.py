@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
+from linker_core.config import MatmulPrecision
 from linker_core.engine.arithmetic import ByRow, Product, Span
 from linker_core.engine.devices import activation_dtype, arithmetic_for
 from linker_core.engine.kv_cache import KVCache, KVShape
@@ -53,16 +54,24 @@ class Walk:
         lengths: Tokens of each sequence of the text; states hold them one after the other.
         device: Where everything lies.
         pace: Slows the walk down while others need the machine.
+        precision: Of the products; the engine's, for a price of what it serves.
     """
 
     def __init__(
-        self, config: ModelConfig, lengths: Sequence[int], *, device: torch.device, pace: Pace
+        self,
+        config: ModelConfig,
+        lengths: Sequence[int],
+        *,
+        device: torch.device,
+        pace: Pace,
+        precision: MatmulPrecision,
     ) -> None:
         self.config = config
         self.device = device
+        self.precision: MatmulPrecision = precision
         self.dtype = activation_dtype(device)
         self._pace = pace
-        self._context = StepContext(arithmetic_for(device))
+        self._context = StepContext(arithmetic_for(device, precision=precision))
         self._model = RoutedModel(config, self._context, device=device, dtype=self.dtype)
         self._leaves: dict[str, RoutedLeaf] = {leaf.leaf_name: leaf for leaf in self._model.leaves}
         self._lengths = tuple(lengths)

@@ -46,6 +46,7 @@ from server.onboarding.request import (
 from server.settings import POLICIES, SharingSettings
 
 _MIB = 2**20
+_HOW_TO_MEASURE = ("calibration", "device", "matmul_precision")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +106,7 @@ def _show(
 
 
 def _from_shapes(args: argparse.Namespace) -> dict[str, Any]:
-    of_weights = ("calibration", "device", "sample", "memory_budget", *SHARING_OPTIONS)
+    of_weights = (*_HOW_TO_MEASURE, "sample", "memory_budget", *SHARING_OPTIONS)
     for option in ("donor", "variant", "policy", *of_weights):
         if getattr(args, option) is not None:
             raise InvalidRequestError(
@@ -143,11 +144,11 @@ def _from_checkpoints(args: argparse.Namespace) -> tuple[SharePlan, TuneResult |
             raise InvalidRequestError(f"{option} has no meaning without --config.")
     request = OnboardRequest(name="", source="", **resolve_sharing(vars(args), SharingSettings()))
     check_sharing(request)
-    for option in ("calibration", "device"):
+    for option in _HOW_TO_MEASURE:
         if getattr(args, option) is not None and not may_be_measured(request):
             raise InvalidRequestError(
-                f"--{option} says how to measure, and policy {request.policy} measures nothing "
-                "here; leave it out, or name a --budget-kl above 0.",
+                f"--{option.replace('_', '-')} says how to measure, and policy {request.policy} "
+                "measures nothing here; leave it out, or name a --budget-kl above 0.",
                 param=option,
             )
     report = _scan(args, request)

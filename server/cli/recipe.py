@@ -86,6 +86,7 @@ def run_recipe(args: argparse.Namespace) -> int:
         quality_budget=budget,
         calibration=args.calibration,
         device=args.device or "cpu",
+        matmul_precision=args.matmul_precision or "highest",
     )
     # Imported here: torch takes seconds, and an argument may be refused before.
     module = importlib.import_module("linker_core.tuning.recipe")

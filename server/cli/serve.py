@@ -13,10 +13,11 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import uvicorn
 
+from linker_core.config import MatmulPrecision
 from linker_core.errors import InvalidRequestError
 from linker_core.tuning.dialogues import load_dialogues
 from linker_core.tuning.request import SELF_CALIBRATION
@@ -69,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", choices=("cpu", "cuda"))
     add(
         "--matmul-precision",
-        choices=("highest", "medium"),
+        choices=get_args(MatmulPrecision),
         help="medium rounds products' inputs to bfloat16: faster on CPUs with AVX512_BF16",
     )
     add("--host", help="interface to listen on (default 127.0.0.1)")

@@ -7,10 +7,12 @@ import asyncio
 import json
 import sys
 from pathlib import Path
+from typing import get_args
 
 from rich.console import Console
 from rich.table import Table
 
+from linker_core.config import MatmulPrecision
 from linker_core.sharing.report import Region, ScanReport
 from linker_core.tuning.request import (
     DEFAULT_BUDGET_KL,
@@ -59,6 +61,11 @@ def add_goal_arguments(parser: argparse.ArgumentParser) -> None:
         "the variant's own answers",
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), help="where to measure (cpu)")
+    parser.add_argument(
+        "--matmul-precision",
+        choices=get_args(MatmulPrecision),
+        help="of the server whose prices these are: linker serve's option (highest)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -113,6 +120,7 @@ def tune_pair(
         goal=goal,
         calibration=args.calibration if given else str(Path(args.calibration).resolve()),
         device=args.device or "cpu",
+        matmul_precision=args.matmul_precision or "highest",
     )
     with byte_progress("tuning") as progress:
         work = run_worker(

@@ -146,6 +146,7 @@ def build_services(
     async def loaded_engine() -> EngineClient:
         return await restorer.engine()
 
+    engine_config = settings.engine.to_engine_config()
     tuner = Tuner(
         engine=loaded_engine,
         device=settings.engine.device,
@@ -155,13 +156,18 @@ def build_services(
     admission = Admission(
         catalog=catalog,
         engine=lambda: services.engine.client,
-        engine_config=settings.engine.to_engine_config(),
+        engine_config=engine_config,
         max_model_len=settings.engine.max_model_len,
     )
     planner = Planner(
         registry=registry,
         scanner=Scanner(scan_command, device=settings.engine.device, busy=busy),
-        pricing=Pricing(registry=registry, tuner=tuner, calibration=settings.sharing.calibration),
+        pricing=Pricing(
+            registry=registry,
+            tuner=tuner,
+            calibration=settings.sharing.calibration,
+            precision=engine_config.served_precision,
+        ),
         snapshot=admission.snapshot,
     )
     roster = Roster(registry=registry, metrics=metrics)
@@ -177,7 +183,7 @@ def build_services(
         queue_limit=settings.models.onboarding_queue,
     )
     supervisor = EngineSupervisor(
-        settings.engine.to_engine_config(),
+        engine_config,
         on_running=restorer.restore,
         on_down=restorer.engine_down,
         command=engine_command,

@@ -85,7 +85,9 @@ class Onboarder:
         )
         self._num_rehearsing = 0
         self._departures = Departures(roster=roster, catalog=catalog, names=self._names)
-        self._startup = Startup(roster=roster, catalog=catalog, jobs=self._jobs, names=self._names)
+        self._startup = Startup(
+            roster=roster, catalog=catalog, jobs=self._jobs, planner=planner, names=self._names
+        )
         restorer.on_changed = self._startup.plan_anew
 
     async def open(self, startup: Sequence[OnboardRequest]) -> None:

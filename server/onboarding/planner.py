@@ -120,6 +120,11 @@ class Planner:
         """
         return await self._fingerprints.find(text, watch=Stopwatch(), on_progress=_ignore_progress)
 
+    def price_holds(self, plan: Json | None) -> bool:
+        """Whether a stored plan's price, if it can be read, was measured as it is served now."""
+        known = restored(SharePlan.from_json, plan)
+        return known is None or self._pricing.holds(known)
+
     async def _plan(
         self,
         request: OnboardRequest,

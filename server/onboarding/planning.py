@@ -21,7 +21,9 @@ from linker_core.weights.keys import block_name
 from server.onboarding.request import OnboardRequest
 
 # Of a plan that changes no bit; nothing has to be measured.
-_NOTHING: Final = Price(kl=0.0, kl_upper=0.0, top1=1.0, ppl_ratio=1.0, tokens=0, calibration="")
+_NOTHING: Final = Price(
+    kl=0.0, kl_upper=0.0, top1=1.0, ppl_ratio=1.0, tokens=0, calibration="", matmul_precision=None
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

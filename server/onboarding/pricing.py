@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+from linker_core.config import MatmulPrecision
+from linker_core.sharing.plan import SharePlan
 from linker_core.tuning.request import TuneGoal, TuneRequest, tuning_key
 from linker_core.tuning.result import TuneResult
 from server.onboarding.pairs import Pair, files_changed
@@ -21,19 +23,33 @@ class Pricing:
         registry: Keeps what was measured.
         tuner: Measures.
         calibration: The text: None for the shipped dialogues, "self", or a file of JSON lines.
+        precision: What the engine multiplies with.
     """
 
-    def __init__(self, *, registry: Registry, tuner: Tuner, calibration: str | None) -> None:
+    def __init__(
+        self,
+        *,
+        registry: Registry,
+        tuner: Tuner,
+        calibration: str | None,
+        precision: MatmulPrecision,
+    ) -> None:
         self._registry = registry
         self._tuner = tuner
         self._calibration = calibration
+        self._precision: MatmulPrecision = precision
+
+    def holds(self, plan: SharePlan) -> bool:
+        """Whether a plan costs what its price says as the engine multiplies now."""
+        price = plan.price
+        return price is None or price.matmul_precision in (None, self._precision)
 
     async def find(
         self, pair: Pair, goal: TuneGoal, *, watch: Stopwatch, on_progress: OnStageProgress
     ) -> TuneResult:
         """Returns the frontier of a pair and the choice towards a goal.
 
-        The same pair, goal and text, as the variant encodes it, are measured once.
+        The same pair, goal and text, as the variant encodes it, are measured once at a precision.
 
         Raises:
             BadCheckpointError: Files changed while they were read, or ended the worker.
@@ -45,7 +61,7 @@ class Pricing:
         text = await asyncio.to_thread(
             encode_text, donor, variant, self._calibration, device=self._tuner.device
         )
-        place = (*pair.fingerprints, tuning_key(goal, text.source_digest))
+        place = (*pair.fingerprints, tuning_key(goal, text.source_digest, self._precision))
         stored = await asyncio.to_thread(self._registry.tuning, *place)
         known = restored(TuneResult.from_json, stored)
         if known is not None:
@@ -58,6 +74,7 @@ class Pricing:
             donor_fingerprint=pair.donor.fingerprint,
             goal=goal,
             calibration=self._calibration,
+            matmul_precision=self._precision,
         )
         tuned = await self._tuner.run(request, nbytes=text.nbytes, on_progress=on_progress)
         watch.stop()

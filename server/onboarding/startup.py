@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from server.onboarding.catalog import Catalog
 from server.onboarding.jobs import JobRunner
 from server.onboarding.outcomes import interrupted_job
+from server.onboarding.planner import Planner
 from server.onboarding.request import OnboardRequest
 from server.onboarding.roster import Roster
 from server.registry.records import ModelRecord, ModelState
@@ -23,15 +24,23 @@ class Startup:
         roster: The known models and jobs.
         catalog: The resident models.
         jobs: Takes what is to be onboarded.
+        planner: Knows which prices still hold.
         names: Guards checks of names and donors together with the changes that follow from them.
     """
 
     def __init__(
-        self, *, roster: Roster, catalog: Catalog, jobs: JobRunner, names: asyncio.Lock
+        self,
+        *,
+        roster: Roster,
+        catalog: Catalog,
+        jobs: JobRunner,
+        planner: Planner,
+        names: asyncio.Lock,
     ) -> None:
         self._roster = roster
         self._catalog = catalog
         self._jobs = jobs
+        self._planner = planner
         self._names = names
         self._requested: dict[str, OnboardRequest] = {}
         self._names_at_start: frozenset[str] = frozenset()
@@ -40,7 +49,8 @@ class Startup:
         """Reads the registry and queues what is to be done, before the engine runs.
 
         A start-up model whose stored row was made from the same request keeps its plan; another
-        row of that name is replaced, and the variants of a replaced donor are planned anew.
+        row of that name is replaced, and the variants of a replaced donor are planned anew. So is
+        whatever was priced at another precision than is served now.
         """
         interrupted = await self._roster.open()
         self._requested = {request.name: request for request in startup}
@@ -48,6 +58,7 @@ class Startup:
         again = {name for name, request in requests.items() if not self._is_stored(request)}
         again |= {r.name for r in stored if r.donor in again and r.name not in requests}
         again |= {r.name for r in stored if r.state is ModelState.ONBOARDING}
+        again |= {r.name for r in stored if self._is_priced_otherwise(r)}
         for record in stored:
             if record.name in again and record.name not in requests:
                 requests[record.name] = OnboardRequest.from_json(record.request)
@@ -89,6 +100,9 @@ class Startup:
             and stored.state is ModelState.READY
             and stored.request == request.to_json()
         )
+
+    def _is_priced_otherwise(self, record: ModelRecord) -> bool:
+        return record.state is ModelState.READY and not self._planner.price_holds(record.plan)
 
     async def plan_anew(self, record: ModelRecord) -> bool:
         """Queues a start-up model whose files changed, and the variants of such a donor."""

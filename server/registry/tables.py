@@ -71,13 +71,13 @@ class ScanRow(Base):
 
 
 class TuningRow(Base):
-    """What a tuner found for two checkpoints, one goal and one text; never stale either."""
+    """What a tuner found for two checkpoints, goal, text and precision; never stale either."""
 
     __tablename__ = "tunings"
 
     donor_fingerprint: Mapped[str] = mapped_column(primary_key=True)
     variant_fingerprint: Mapped[str] = mapped_column(primary_key=True)
-    key: Mapped[str] = mapped_column(primary_key=True)  # tuning_key of goal and text
+    key: Mapped[str] = mapped_column(primary_key=True)  # tuning_key of the rest
     saved_at: Mapped[float]
     result: Mapped[dict[str, Any]] = mapped_column(_DamagedAsEmpty)
 

@@ -35,7 +35,9 @@ def main() -> None:
     request = TuneRequest.from_json(json.loads(sys.stdin.readline()))
     variant = Path(request.variant)
     with (variant / LOG).open("a") as log:
-        log.write(json.dumps({"goal": request.to_json()["goal"], "device": request.device}) + "\n")
+        asked = request.to_json()
+        kept = {key: asked[key] for key in ("goal", "device", "matmul_precision")}
+        log.write(json.dumps(kept) + "\n")
     emit({"stage": "tuning", "done_bytes": 1, "total_bytes": 2})
     while (variant / BLOCKER).exists():
         time.sleep(0.01)
@@ -60,7 +62,7 @@ def tune(request: TuneRequest) -> dict[str, Any]:
             )  # fmt: skip
             price = Price(
                 kl=kl, kl_upper=upper, top1=1 - kl, ppl_ratio=1 + kl, tokens=TOKENS,
-                calibration="text",
+                calibration="text", matmul_precision=request.matmul_precision,
             )  # fmt: skip
             return PricedPlan(
                 origin=origin, rungs=rungs, unique_bytes=size.unique_bytes, price=price

@@ -56,7 +56,7 @@ class _Bench:
     def __init__(self, donor: Checkpoint, variant: Checkpoint, report: ScanReport) -> None:
         self._donor, self._variant, self._report = donor, variant, report
         self._own = identical_rungs(report, donor, variant)
-        self._text = calibration_text(variant, None, device="cpu", pace=Pace())
+        self._text = calibration_text(variant, None, device="cpu", pace=Pace(), precision="highest")
         self._seconds: dict[str, list[float]] = {}
         self._read_bytes = 0
 
@@ -125,7 +125,7 @@ class _Bench:
 
     def _walk(self) -> Walk:
         lengths = [len(sequence.token_ids) for sequence in self._text.sequences]
-        return Walk(self._variant.config, lengths, device=_CPU, pace=Pace())
+        return Walk(self._variant.config, lengths, device=_CPU, pace=Pace(), precision="highest")
 
     def _reader(self) -> SectionReader:
         return SectionReader(

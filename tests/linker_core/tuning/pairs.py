@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
+from linker_core.config import MatmulPrecision
 from linker_core.pace import Pace
 from linker_core.sharing.plan import Rung
 from linker_core.sharing.planner import identical_rungs
@@ -50,11 +51,12 @@ class Pair:
             self.donor, self.variant, identical=identical, device=CPU, on_read=on_read
         )
 
-    def walk(self, lengths: Sequence[int]) -> Walk:
-        return Walk(self.variant.config, lengths, device=CPU, pace=Pace())
+    def walk(self, lengths: Sequence[int], *, precision: MatmulPrecision = "highest") -> Walk:
+        return Walk(self.variant.config, lengths, device=CPU, pace=Pace(), precision=precision)
 
-    def pricer(self, text: CalibrationText) -> Pricer:
-        walk = self.walk([len(sequence.token_ids) for sequence in text.sequences])
+    def pricer(self, text: CalibrationText, *, precision: MatmulPrecision = "highest") -> Pricer:
+        lengths = [len(sequence.token_ids) for sequence in text.sequences]
+        walk = self.walk(lengths, precision=precision)
         return Pricer(walk, self.reader(), self.base, text)
 
     def oracle(self, rungs: Rungs) -> PreTrainedModel:

@@ -45,7 +45,14 @@ def answered(
     path: Path, given: list[CalibrationPrompt], *, enough: int = 10_000
 ) -> list[list[int]]:
     with Checkpoint.open(path) as checkpoint:
-        return own_answers(checkpoint, given, enough_tokens=enough, device="cpu", pace=Pace())
+        return own_answers(
+            checkpoint,
+            given,
+            enough_tokens=enough,
+            device="cpu",
+            pace=Pace(),
+            precision="highest",
+        )
 
 
 def test_answers_are_the_variants_greedy_ones(tmp_path: Path) -> None:

@@ -182,6 +182,7 @@ def own_golds(pair: Pair, folder: Path) -> list[int]:
         [piqa],
         device=CPU,
         pace=Pace(),
+        precision="highest",
     )
     (likelihoods,) = asker.likelihoods([pair.base])
     by_context = {}
@@ -266,7 +267,7 @@ def test_sweep_scores_every_block_set_and_the_widest_that_holds_is_chosen(
 def test_scores_and_prices_are_those_of_the_plans_measured_alone(
     pair: Pair, tasks: Path, result: RecipeResult
 ) -> None:
-    text = calibration_text(pair.variant, None, device="cpu", pace=Pace())
+    text = calibration_text(pair.variant, None, device="cpu", pace=Pace(), precision="highest")
     asker = TaskScorer(
         pair.variant.config,
         Tokenizer.load(pair.variant.path),
@@ -274,6 +275,7 @@ def test_scores_and_prices_are_those_of_the_plans_measured_alone(
         load_tasks(tasks),
         device=CPU,
         pace=Pace(),
+        precision="highest",
     )
     own, *scores = asker.score([pair.base, *(plan.rungs for plan in result.plans)])
     assert own == {name: info.own for name, info in result.tasks.items()}

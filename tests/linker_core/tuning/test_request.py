@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from linker_core.config import MatmulPrecision
 from linker_core.tuning.request import TuneGoal, tuning_key
 
+PRECISIONS: tuple[MatmulPrecision, ...] = ("highest", "medium")
 
-def test_key_tells_goals_and_texts_apart() -> None:
+
+def test_key_tells_goals_texts_and_precisions_apart() -> None:
     goals = [
         TuneGoal(budget_kl=0.01),
         TuneGoal(budget_kl=0.02),
@@ -11,10 +14,16 @@ def test_key_tells_goals_and_texts_apart() -> None:
         TuneGoal(rungs={"a": "own", "b": "alias"}),
         TuneGoal(rungs={"a": "alias", "b": "alias"}),
     ]
-    keys = [tuning_key(goal, text) for goal in goals for text in ("one text", "another")]
+    keys = [
+        tuning_key(goal, text, precision)
+        for goal in goals
+        for text in ("one text", "another")
+        for precision in PRECISIONS
+    ]
     assert len(set(keys)) == len(keys)
 
 
 def test_key_does_not_care_for_the_order_of_rungs() -> None:
     one, other = {"a": "own", "b": "alias"}, {"b": "alias", "a": "own"}
-    assert tuning_key(TuneGoal(rungs=one), "") == tuning_key(TuneGoal(rungs=other), "")
+    keys = [tuning_key(TuneGoal(rungs=rungs), "", "highest") for rungs in (one, other)]
+    assert keys[0] == keys[1]

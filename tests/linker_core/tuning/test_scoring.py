@@ -81,6 +81,7 @@ def scorer(
         tasks,
         device=CPU,
         pace=Pace(),
+        precision="highest",
     )
 
 

@@ -45,8 +45,10 @@ def test_flags_become_settings(tmp_path: Path) -> None:
     tree = settings(
         *("--memory-budget", "2G", "--max-model-len", "128", "--device", "cuda", "--port", "0"),
         *("--tau-cos", "0.9", "--tau-frob", "0.1", "--state", "/s"),
-        *("--models-root", str(tmp_path)),
+        *("--models-root", str(tmp_path), "--matmul-precision", "medium"),
     )
+    assert tree.engine.matmul_precision == "medium"
+    assert tree.engine.to_engine_config().served_precision == "highest"  # of a CUDA device
     assert tree.engine.to_engine_config().memory_budget_bytes == 2 << 30
     assert (tree.engine.max_model_len, tree.engine.device) == (128, "cuda")
     assert (tree.sharing.tau_cos, tree.sharing.tau_frob) == (0.9, 0.1)

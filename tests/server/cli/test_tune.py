@@ -89,6 +89,20 @@ def test_plan_holds_the_budget_unless_told_otherwise(
     assert 0 < priced["price"]["kl"] < 0.5
 
 
+@pytest.mark.parametrize(
+    ("options", "precision"), [((), "highest"), (("--matmul-precision", "medium"), "medium")]
+)
+def test_prices_are_of_the_precision_asked_for(
+    pair: tuple[str, str],
+    capfd: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    precision: str,
+) -> None:
+    record = answer(capfd, "tune", *pair, *options)
+    assert {point["matmul_precision"] for point in record["frontier"]} == {precision}
+    assert answer(capfd, "plan", *pair, *options)["price"]["matmul_precision"] == precision
+
+
 def test_plan_from_a_sample_of_rows_is_that_of_the_whole(
     pair: tuple[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,6 +162,10 @@ def tuner_of(process: subprocess.Popen[str]) -> psutil.Process:
         (("plan", "--policy", "exact", "--calibration", "self"), "--calibration says how"),
         (("plan", "--tau-cos", "0.9", "--tau-frob", "0.1", "--device", "cpu"), "--device says how"),
         (("plan", "--budget-kl", "0", "--device", "cpu"), "--device says how"),
+        (
+            ("plan", "--policy", "exact", "--matmul-precision", "medium"),
+            "--matmul-precision says how",
+        ),
         (("plan", "--sample", "0.5"), "--policy thresholds"),
         (("plan", "--sample", "0.5", "--policy", "exact"), "--policy thresholds"),
         (("plan", "--tau-cos", "0.9", "--tau-frob", "0.1", "--budget-kl", "0"), "The plan costs"),

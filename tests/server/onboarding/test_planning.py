@@ -135,8 +135,9 @@ def result(pair: OpenPair, *, kl_upper: float) -> TuneResult:
     """A tuner's choice: the embedding is the variant's own, the rest is aliased."""
     rungs = dict.fromkeys(pair.variant.tensors, Rung.ALIAS) | {EMBED_NAME: Rung.OWN}
     price = Price(
-        kl=0.005, kl_upper=kl_upper, top1=0.99, ppl_ratio=1.01, tokens=4000, calibration="t"
-    )
+        kl=0.005, kl_upper=kl_upper, top1=0.99, ppl_ratio=1.01, tokens=4000, calibration="t",
+        matmul_precision="highest",
+    )  # fmt: skip
     size = pair.variant.tensors[EMBED_NAME].nbytes
     chosen = PricedPlan(origin="all blocks", rungs=rungs, unique_bytes=size, price=price)
     return TuneResult(

@@ -19,7 +19,7 @@ from tests.tiny import make_checkpoint, make_variant
 
 PRICE = {
     "kl": KL, "kl_upper": KL_UPPER, "top1": 1 - KL, "ppl_ratio": 1 + KL, "tokens": TOKENS,
-    "calibration": "text",
+    "calibration": "text", "matmul_precision": "highest",
 }  # fmt: skip
 BUDGET: dict[str, dict[str, object]] = {"sharing": {"policy": "budget"}}
 
@@ -52,7 +52,11 @@ def test_model_onboarded_without_a_policy_carries_its_price(
 ) -> None:
     card = priced.onboard("near", models["near"]).json()
     assert tunings(models["near"]) == [
-        {"goal": {"budget_kl": 0.01, "max_bytes": None, "rungs": None}, "device": "cpu"}
+        {
+            "goal": {"budget_kl": 0.01, "max_bytes": None, "rungs": None},
+            "device": "cpu",
+            "matmul_precision": "highest",
+        }
     ]
     assert (card["plan"]["policy"], card["plan"]["price"]) == ("budget", PRICE)
     assert card["plan"]["budget_kl"] == 0.01
@@ -107,6 +111,52 @@ def test_another_calibration_text_is_measured_anew(
     with live_server(tmp_path / "other", models=models, settings=settings) as server:
         server.until_ready()
     assert len(tunings(models["near"])) == 2
+
+
+MEDIUM: dict[str, dict[str, object]] = {**BUDGET, "engine": {"matmul_precision": "medium"}}
+
+
+def test_price_of_another_precision_is_measured_anew(
+    tmp_path: Path, models: dict[str, Path]
+) -> None:
+    state, near = tmp_path / "state", models["near"]
+    with live_server(state, models={"base": models["base"]}, root=tmp_path,
+                     settings=BUDGET) as server:  # fmt: skip
+        server.until_ready()
+        server.onboard("near", near)
+        server.onboard("exact", near, policy="exact")
+    with live_server(state, root=tmp_path, settings=MEDIUM) as server:
+        price = until_served(server, "near")["plan"]["price"]
+        assert price == {**PRICE, "matmul_precision": "medium"}
+        assert until_served(server, "exact")["plan"]["price"] is None
+        again = server.client.post("/models/plan", json={"name": "dry", "source": str(near)})
+        assert again.json()["price"]["matmul_precision"] == "medium"
+        assert (
+            len(server.client.get("/models/jobs").json()["data"]) == 4
+        )  # near alone was onboarded again
+    assert [entry["matmul_precision"] for entry in tunings(near)] == ["highest", "medium"]
+
+
+def until_served(server: LiveServer, name: str) -> dict[str, Any]:
+    def card() -> dict[str, Any]:
+        found: dict[str, Any] = server.client.get(f"/models/{name}").json()
+        return found
+
+    server.until(lambda: card()["state"] == "ready")
+    return card()
+
+
+def test_gpu_is_priced_at_highest_whatever_the_setting(
+    tmp_path: Path, models: dict[str, Path]
+) -> None:
+    engine: dict[str, object] = {
+        "memory_budget": 100 << 20, "device": "cuda", "matmul_precision": "medium",
+    }  # fmt: skip
+    settings = {**BUDGET, "engine": engine}
+    with live_server(tmp_path / "s", models=models, settings=settings) as server:
+        server.until_ready()
+    [asked] = tunings(models["near"])
+    assert (asked["device"], asked["matmul_precision"]) == ("cpu", "highest")
 
 
 def with_another_template(path: Path) -> None:
