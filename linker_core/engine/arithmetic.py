@@ -62,6 +62,17 @@ class AttentionShape(NamedTuple):
     softcap: float | None
 
 
+class Demand(NamedTuple):
+    """What a model's steps ask for: all that decides which code they need."""
+
+    weights: frozenset[torch.dtype]  # of products
+    norm_weights: frozenset[torch.dtype]
+    norm: Norm
+    activation: str
+    attention: frozenset[AttentionShape]
+    page_tokens: int
+
+
 class Span(NamedTuple):
     """The rows of one sequence in a batch: positions `start` to `start + num_rows - 1`."""
 
@@ -83,6 +94,12 @@ class Arithmetic(Protocol):
     What is computed within `run` goes through these operations alone, and through `buffer` for
     every tensor that does not last longer than the step.
     """
+
+    def warm_up(self, demand: Demand) -> None:
+        """Makes ready what would hold the first such step up, which may take seconds.
+
+        The one operation that another thread may call, beside steps.
+        """
 
     def buffer(self, name: str, num_rows: int, width: int, like: torch.Tensor) -> torch.Tensor:
         """Returns room [num_rows, width] of the type and on the device of `like`.
@@ -151,6 +168,9 @@ class Arithmetic(Protocol):
 
 class TorchArithmetic:
     """In torch's operations, on any device; activations have the dtype of their input."""
+
+    def warm_up(self, demand: Demand) -> None:
+        """See `Arithmetic.warm_up`."""
 
     def buffer(self, name: str, num_rows: int, width: int, like: torch.Tensor) -> torch.Tensor:
         """See `Arithmetic.buffer`."""

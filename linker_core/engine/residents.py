@@ -10,11 +10,13 @@ import itertools
 import json
 from collections.abc import Generator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from linker_core.config import EngineConfig
+from linker_core.engine.background import in_background
 from linker_core.engine.devices import activation_dtype
 from linker_core.engine.family import Family, kv_shape
 from linker_core.engine.kv_size import kv_cache_bytes
@@ -87,6 +89,9 @@ class Residents:
                 try:
                     # Once more: what was rewritten while it was read is torn.
                     _check_unchanged(message, checkpoint)
+                    # Code that is new to this machine; no step waits for its compilation.
+                    for _ in in_background(partial(family.runner.warm_up, resident.tensors)):
+                        yield message.plan.unique_bytes
                     slot = next(self._slots)
                     family.runner.bind(slot, resident.tensors)
                 except BaseException:

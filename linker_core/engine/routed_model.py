@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from linker_core.engine.arithmetic import AttentionShape, Norm, Rotation
+from linker_core.engine.arithmetic import AttentionShape, Demand, Norm, Rotation
 from linker_core.engine.block import Block
-from linker_core.engine.leaf import RoutedLeaf
+from linker_core.engine.leaf import RoutedLeaf, Tensors
 from linker_core.engine.routing import RoutedLinear, RoutedNorm
 from linker_core.engine.rows import StepContext
 from linker_core.engine.token_leaves import RoutedEmbedding, RoutedHead
@@ -56,6 +56,34 @@ class RoutedModel:
             for number, layer in enumerate(body.layers)
         ]
         self._rotations = _Rotations(body.rotary_emb, device=device, dtype=dtype)
+
+    def demand(self, tensors: Tensors, *, page_tokens: int) -> Demand:
+        """Returns what steps over `tensors` will ask of the arithmetic.
+
+        Args:
+            tensors: Of a model, by checkpoint name.
+            page_tokens: Tokens of a page of the KV cache.
+
+        Raises:
+            KeyError: A leaf has no tensor.
+        """
+        weights: set[torch.dtype] = set()
+        norm_weights: set[torch.dtype] = set()
+        for leaf in self.leaves:
+            stored = tensors[f"{leaf.leaf_name}.weight"]
+            found = norm_weights if isinstance(leaf, RoutedNorm) else weights
+            if not isinstance(leaf, RoutedEmbedding):
+                found |= {stored.base.tensor.dtype, stored.tensors[0].dtype}  # own rows, too
+        return Demand(
+            weights=frozenset(weights),
+            norm_weights=frozenset(norm_weights),
+            norm=_norm(self.config),
+            activation=self.config.hidden_act,
+            attention=frozenset(
+                attention_shape(self.config, layer) for layer in range(self.config.num_layers)
+            ),
+            page_tokens=page_tokens,
+        )
 
     def embed(self, ids_T: torch.Tensor) -> torch.Tensor:
         """Returns the first hidden states [T, H]."""
@@ -113,6 +141,10 @@ def attention_shape(config: ModelConfig, layer: int) -> AttentionShape:
     )
 
 
+def _norm(config: ModelConfig) -> Norm:
+    return Norm(config.rms_norm_eps, plus_one=config.architecture is Architecture.GEMMA2)
+
+
 class _Rotations:
     """Cosines and sines by position, worked out a block of positions at a time as they are needed.
 
@@ -144,7 +176,7 @@ def _route(
 ) -> list[RoutedLeaf]:
     """Replaces every leaf that has parameters, in place; returns the new ones."""
     leaves: list[RoutedLeaf] = []
-    norm = Norm(config.rms_norm_eps, plus_one=config.architecture is Architecture.GEMMA2)
+    norm = _norm(config)
     for name, module in list(model.named_modules()):
         if not list(module.named_parameters(recurse=False)):
             continue

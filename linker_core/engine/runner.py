@@ -67,6 +67,15 @@ class Runner:
         # Of each slot: slots of one kind have the same storages in every block.
         self._kinds: dict[int, int] = {}
 
+    def warm_up(self, tensors: Mapping[str, Stored]) -> None:
+        """Makes ready what steps over `tensors` need; on any thread, before they are bound.
+
+        Raises:
+            KeyError: A leaf has no tensor.
+        """
+        demand = self.model.demand(tensors, page_tokens=self.cache.shape.page_tokens)
+        self.context.arithmetic.warm_up(demand)
+
     def bind(self, slot: int, tensors: Mapping[str, Stored]) -> None:
         """Lets rows of `slot` be served by `tensors`, named as in the checkpoint.
 

@@ -20,6 +20,7 @@ import torch
 from linker_core.engine.arithmetic import (
     AttentionShape,
     ByRow,
+    Demand,
     Norm,
     Product,
     Rotation,
@@ -75,6 +76,17 @@ class CompiledArithmetic:
         self._batch = PagedBatch()
         self._tapes: OrderedDict[Hashable, Tape] = OrderedDict()
         self._recording: Tape | None = None
+
+    def warm_up(self, demand: Demand) -> None:
+        """See `Arithmetic.warm_up`."""
+        add_region()
+        gate_region(demand.activation)
+        for dtype in demand.norm_weights:
+            norm_region(_DTYPES[dtype], demand.norm.plus_one)
+        for shape in demand.attention:
+            attention_region(shape, demand.page_tokens)
+        for dtype in demand.weights:
+            product_region(_DTYPES[dtype], self._rounded)
 
     def buffer(self, name: str, num_rows: int, width: int, like: torch.Tensor) -> torch.Tensor:
         """See `Arithmetic.buffer`."""

@@ -16,6 +16,7 @@ import torch
 from linker_core.engine.arithmetic import (
     AttentionShape,
     ByRow,
+    Demand,
     Norm,
     Product,
     Rotation,
@@ -43,6 +44,9 @@ class CudaArithmetic:
         self._buffers: dict[str, torch.Tensor] = {}
         self._tables = StepTables()
         self._replays = Replays(capture, limit=_MAX_REPLAYS)
+
+    def warm_up(self, demand: Demand) -> None:
+        """See `Arithmetic.warm_up`; Triton compiles what it is first launched with."""
 
     def buffer(self, name: str, num_rows: int, width: int, like: torch.Tensor) -> torch.Tensor:
         """See `Arithmetic.buffer`."""

@@ -1,0 +1,111 @@
+"""Code that is new to a machine is compiled while a model is loaded, beside the steps of others."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from llvmlite import ir
+
+from linker_core.engine.arithmetic import Demand
+from linker_core.engine.cpu import kernels
+from linker_core.engine.cpu.arithmetic import CompiledArithmetic
+from linker_core.engine.cpu.regions import Code, compile_regions
+from linker_core.engine.messages import LoadFailed, ModelLoaded
+from linker_core.errors import LinkerError
+from tests.linker_core.engine.driving import GREEDY, Driver, load_message
+from tests.linker_core.engine.serving import PROMPT
+from tests.tiny import make_checkpoint, make_variant
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Forgets all code that this process has, and notes what it gets anew."""
+    names: list[str] = []
+
+    def noted(name: str, emit: Callable[[ir.Module], None]) -> Code:
+        names.append(name)
+        return compile_regions(name, emit)
+
+    monkeypatch.setattr(kernels, "compile_regions", noted)
+    regions = (kernels.product_region, kernels.norm_region, kernels.add_region)
+    for region in (*regions, kernels.gate_region, kernels._attention):
+        region.cache_clear()
+    return names
+
+
+@pytest.mark.parametrize("architecture", ["qwen2", "qwen3", "llama", "mistral", "gemma2"])
+def test_no_step_has_to_wait_for_code(tmp_path: Path, architecture: str, asked: list[str]) -> None:
+    path = make_checkpoint(tmp_path / "base", architecture=architecture, dtype="float16")
+    driver = Driver()
+    driver.load(load_message("base", path))
+    ready = list(asked)
+    assert {name.partition("-")[0].partition("_")[0] for name in ready} == {
+        *("add", "gate", "norm", "attention", "product"),
+    }
+    driver.generate("base", PROMPT)
+    assert asked == ready
+
+
+def test_no_step_of_a_variant_in_another_type_has_to_wait(tmp_path: Path, asked: list[str]) -> None:
+    base = make_checkpoint(tmp_path / "base", tie=False)
+    variant = make_checkpoint(tmp_path / "variant", tie=False, dtype="float32")
+    driver = Driver()
+    driver.load(load_message("base", base))
+    before = len(asked)
+    assert not any("F32" in name for name in asked)
+    driver.load(load_message("variant", variant, donor="base"))
+    ready = list(asked)
+    assert any("F32" in name for name in ready[before:])
+    for model in ("base", "variant"):
+        driver.generate(model, PROMPT)
+    assert asked == ready
+
+
+def test_streams_go_on_while_code_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_checkpoint(tmp_path / "base")
+    driver = Driver()
+    driver.load(load_message("base", base))
+    started, compiled = threading.Event(), threading.Event()
+
+    def slow(_self: CompiledArithmetic, _demand: Demand) -> None:
+        started.set()
+        assert compiled.wait(60)
+
+    monkeypatch.setattr(CompiledArithmetic, "warm_up", slow)
+    driver.engine.handle(load_message("other", base))
+    while not started.is_set():
+        driver.step()
+    stream = driver.submit("base", PROMPT)
+    for _ in range(GREEDY.max_tokens + 1):
+        driver.step()
+    assert len(driver.tokens(stream)) == GREEDY.max_tokens
+    assert "other" not in driver.engine.residents.served
+    compiled.set()
+    driver.run()
+    assert "other" in driver.engine.residents.served
+
+
+def test_load_whose_code_cannot_be_compiled_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_checkpoint(tmp_path / "base")
+    variant = make_variant(tmp_path / "variant", base, scale=0.2)
+    driver = Driver()
+    driver.load(load_message("base", base))
+    free = driver.engine.residents.pool.free_bytes()
+
+    def refuse(_self: CompiledArithmetic, _demand: Demand) -> None:
+        raise LinkerError("no such code")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(CompiledArithmetic, "warm_up", refuse)
+        answer = driver.load(load_message("variant", variant, donor="base"))
+    assert isinstance(answer, LoadFailed)
+    assert answer.error["message"] == "no such code"
+    assert driver.engine.residents.pool.free_bytes() == free
+    assert isinstance(driver.load(load_message("variant", variant, donor="base")), ModelLoaded)
