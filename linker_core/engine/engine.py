@@ -117,6 +117,10 @@ class Engine:
         events, self._events = self._events, []
         return events
 
+    def close(self) -> None:
+        """Lets the process end without waiting for what nobody waits for any more."""
+        self._grammars.close()
+
     def _submit(self, command: Submit) -> None:
         served = self.residents.served.get(command.model)
         try:
@@ -141,11 +145,15 @@ class Engine:
                 salt=command.cache_salt,
             ),
         )
-        self._sequences[command.request_id] = (served, sequence)
         if command.sampling.grammar is None:
             served.family.add(sequence)
         else:
-            self._grammars.start(sequence, served.directory)
+            try:
+                self._grammars.start(sequence, served.directory)
+            except LinkerError as error:
+                self._refuse(command.request_id, error)
+                return
+        self._sequences[command.request_id] = (served, sequence)
 
     def _abort(self, request_id: str) -> None:
         found = self._sequences.pop(request_id, None)

@@ -6,9 +6,10 @@ llguidance gives the interpreter free while it compiles.
 from __future__ import annotations
 
 import functools
-import itertools
+import logging
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import NamedTuple
 
 import llguidance
 
@@ -16,18 +17,29 @@ from linker_core.engine import grammar_trial
 from linker_core.engine.grammar import Matcher, uncompilable
 from linker_core.engine.grammar_tokenizers import GrammarTokenizer, GrammarTokenizers
 from linker_core.engine.sequence import SequenceState
-from linker_core.errors import LinkerError
+from linker_core.errors import EngineFailureError, LinkerError, QueueFullError
+
+_log = logging.getLogger(__name__)
 
 MAX_GRAMMAR_BYTES = 64 << 10
+MAX_WAITING = 32  # sequences of one model; each may take a trial's seconds
 _REMEMBERED_TRIALS = 256  # 16 MiB of grammars at the most
 
 
+class _Building(NamedTuple):
+    sequence: SequenceState
+    future: Future[Matcher]
+
+
 class GrammarBuilds:
-    """Sequences that wait for their matchers."""
+    """Sequences that wait for their matchers; their models take turns."""
 
     def __init__(self) -> None:
         self._executor: ThreadPoolExecutor | None = None
-        self._pending: dict[SequenceState, Future[Matcher]] = {}
+        # By slot, whose turn comes next first; each with its sequences in their order.
+        self._waiting: dict[int, dict[SequenceState, Path]] = {}
+        self._building: _Building | None = None
+        self._is_cancelled = False  # what is being built
         # Touched by the thread alone.
         self._tokenizers = GrammarTokenizers()
         self._ends = functools.lru_cache(_REMEMBERED_TRIALS)(grammar_trial.ends)
@@ -35,25 +47,38 @@ class GrammarBuilds:
     @property
     def num_pending(self) -> int:
         """How many sequences wait."""
-        return len(self._pending)
+        is_building = self._building is not None and not self._is_cancelled
+        return sum(map(len, self._waiting.values())) + is_building
 
     def start(self, sequence: SequenceState, directory: Path) -> None:
-        """Begins to build the matcher of a sequence.
+        """Begins to build the matcher of a sequence, as soon as it is its model's turn.
 
         Args:
             sequence: Has a grammar.
             directory: Of its model's checkpoint, whose tokenizer is read.
+
+        Raises:
+            QueueFullError: Too many sequences of this model wait already.
         """
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(1, thread_name_prefix="grammar")
-        self._pending[sequence] = self._executor.submit(self._build, sequence, directory)
+        waiting = self._waiting.setdefault(sequence.slot, {})
+        if len(waiting) >= MAX_WAITING:
+            raise QueueFullError(
+                f"{len(waiting)} requests for structured output of model '{sequence.model}' wait "
+                "to have their grammars compiled. Try again in a moment."
+            )
+        waiting[sequence] = directory
+        self._build_next()
 
     def cancel(self, sequence: SequenceState) -> bool:
         """Forgets a sequence; False if it does not wait here."""
-        future = self._pending.pop(sequence, None)
-        if future is None:
+        if self._building is not None and self._building.sequence is sequence:
+            self._is_cancelled = True  # it has begun, and is not waited for
+            return True
+        waiting = self._waiting.get(sequence.slot, {})
+        if waiting.pop(sequence, None) is None:
             return False
-        future.cancel()
+        if not waiting:
+            del self._waiting[sequence.slot]
         return True
 
     def finished(self, timeout_s: float) -> list[tuple[SequenceState, Matcher | LinkerError]]:
@@ -62,12 +87,38 @@ class GrammarBuilds:
         Args:
             timeout_s: How long to wait for the first of them.
         """
-        if not self._pending:
+        if self._building is None:
             return []
-        # One thread makes them in their order, so none is ready before the first.
-        wait(itertools.islice(self._pending.values(), 1), timeout_s)
-        made = itertools.takewhile(lambda entry: entry[1].done(), self._pending.items())
-        return [(sequence, _outcome(self._pending.pop(sequence))) for sequence, _ in list(made)]
+        sequence, future = self._building
+        if not wait([future], timeout_s).done:
+            return []
+        made = [] if self._is_cancelled else [(sequence, _outcome(future, sequence))]
+        self._building = None
+        self._build_next()
+        return made
+
+    def close(self) -> None:
+        """Forgets all sequences. What is being built is left to its end, a few seconds at most."""
+        self._waiting.clear()
+        self._is_cancelled = True
+        if self._executor is not None:
+            self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _build_next(self) -> None:
+        if self._building is not None or not self._waiting:
+            return
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        slot = next(iter(self._waiting))
+        waiting = self._waiting.pop(slot)
+        sequence = next(iter(waiting))
+        directory = waiting.pop(sequence)
+        if waiting:
+            self._waiting[slot] = waiting  # behind the others
+        self._is_cancelled = False
+        self._building = _Building(
+            sequence, self._executor.submit(self._build, sequence, directory)
+        )
 
     def forget_model(self, slot: int) -> None:
         """Drops what is kept of a model that has gone."""
@@ -91,7 +142,10 @@ def compile_grammar(sequence: SequenceState, tokenizer: GrammarTokenizer) -> Mat
     grammar = sequence.sampling.grammar
     assert grammar is not None
     limits = grammar_trial.limits()
-    inner = llguidance.LLMatcher(tokenizer.inner, grammar, log_level=0, limits=limits)
+    try:
+        inner = llguidance.LLMatcher(tokenizer.inner, grammar, log_level=0, limits=limits)
+    except ValueError as error:  # it is no text
+        raise uncompilable(str(error)) from error
     if inner.is_error():
         raise uncompilable(inner.get_error())
     return Matcher(
@@ -103,10 +157,14 @@ def compile_grammar(sequence: SequenceState, tokenizer: GrammarTokenizer) -> Mat
     )
 
 
-def _outcome(future: Future[Matcher]) -> Matcher | LinkerError:
+def _outcome(future: Future[Matcher], sequence: SequenceState) -> Matcher | LinkerError:
     error = future.exception()
     if error is None:
         return future.result()
     if isinstance(error, LinkerError):
         return error
-    return uncompilable(f"{type(error).__name__}: {error}")
+    _log.error("no matcher was made for request %s", sequence.request_id, exc_info=error)
+    return EngineFailureError(
+        "The grammar could not be compiled, through no fault of its own. Send the request again, "
+        "and tell the operator if it fails again."
+    )

@@ -86,6 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EngineBrokenError:
         _log.exception("the engine gives up")
         return 1
+    finally:
+        engine.close()
     return 0
 
 
