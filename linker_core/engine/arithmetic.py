@@ -190,6 +190,7 @@ class TorchArithmetic:
         x_TH.add_(y_TH)
 
     def multiply(self, x_TI: torch.Tensor, rows: RowGroup, products: Sequence[Product]) -> None:
+        """See `Arithmetic.multiply`."""
         x_nI = rows.take(x_TI)
         for weight_OI, y_TO, bias in products:
             y_nO = F.linear(x_nI, weight_OI.to(x_TI.dtype))
@@ -200,6 +201,7 @@ class TorchArithmetic:
     def normalize(
         self, x_TX: torch.Tensor, weights: ByRow, norm: Norm, out_TX: torch.Tensor
     ) -> None:
+        """See `Arithmetic.normalize`."""
         rows = RowGroup(torch.arange(len(x_TX), device=x_TX.device), slice(0, len(x_TX)))
         w_TW = weights.gathered(rows, torch.float32)
         x_TNW = x_TX.float().view(len(x_TX), -1, w_TW.shape[-1])
@@ -208,9 +210,11 @@ class TorchArithmetic:
         out_TX.copy_((x_TNW * scale * factor_T1W).flatten(-2))
 
     def gate(self, gate_TI: torch.Tensor, up_TI: torch.Tensor, activation: str) -> None:
+        """See `Arithmetic.gate`."""
         torch.mul(ACT2FN[activation](gate_TI), up_TI, out=gate_TI)
 
     def prepare(self, spans: Sequence[Span], cache: KVCache) -> _PagedBatch:
+        """See `Arithmetic.prepare`."""
         return _PagedBatch(spans, cache)
 
     def attend(
@@ -222,6 +226,7 @@ class TorchArithmetic:
         layer: int,
         shape: AttentionShape,
     ) -> torch.Tensor:
+        """See `Arithmetic.attend`."""
         num_rotated = shape.num_heads + shape.num_kv_heads
         heads_THD = qkv_TX.view(len(qkv_TX), -1, shape.head_dim)
         rotated_THD = _rotated(heads_THD[:, :num_rotated], rotation)

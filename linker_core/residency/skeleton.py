@@ -72,7 +72,6 @@ def transformers_config(config: ModelConfig) -> PretrainedConfig:
         "bos_token_id": config.bos_token_id,
         "eos_token_id": list(config.eos_token_ids) or None,
         "pad_token_id": None,
-        "use_cache": True,
     }
     return _CONFIG_CLASSES[config.architecture](**settings | _specific(config))
 
