@@ -13,11 +13,14 @@ from linker_core.engine import devices
 from linker_core.engine.cpu.arithmetic import CompiledArithmetic
 from linker_core.engine.cpu.kernels import can_round
 from linker_core.tuning import answers as answers_module
+from linker_core.tuning.recipe import paper_recipe
 from linker_core.tuning.request import SELF_CALIBRATION, TuneGoal
 from linker_core.tuning.result import TuneResult
 from linker_core.tuning.tuner import tune
 from tests.benchmarks.precision import measure
 from tests.linker_core.tuning.pairs import Pair, make_pair
+from tests.linker_core.tuning.test_recipe import request as recipe_request
+from tests.linker_core.tuning.test_recipe import write_tasks
 from tests.linker_core.tuning.test_tuner import request
 from tests.linker_core.tuning.test_walk import LENGTHS, token_ids, walked
 
@@ -65,6 +68,16 @@ def test_search_measures_harm_at_its_precision(pair: Pair, rounded: list[bool]) 
     tune(replace(asked, matmul_precision="medium"))
     assert len(rounded) == 2  # of the sensitivities and of the prices
     assert all(rounded)
+
+
+def test_recipe_scores_and_prices_at_its_precision(
+    pair: Pair, rounded: list[bool], tmp_path: Path
+) -> None:
+    asked = recipe_request(pair, write_tasks(tmp_path / "tasks", piqa_gold=[0] * 4))
+    result = paper_recipe(replace(asked, matmul_precision="medium"))
+    assert len(rounded) >= 3  # of both sets of tasks and of the prices
+    assert all(rounded)
+    assert {plan.price.matmul_precision for plan in result.plans} == {"medium"}
 
 
 @pytest.mark.skipif(not can_round(), reason="no units for bfloat16")
