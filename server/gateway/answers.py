@@ -20,6 +20,7 @@ from server.gateway.generation import Delta, SequenceSpec, generate
 from server.gateway.logprobs import prompt_logprobs
 from server.gateway.schemas import GenerationRequest, StreamOptions
 from server.gateway.services import Services
+from server.gateway.shared_prompts import SharedPrompts
 from server.gateway.streaming import DONE, EventStream, event, unless_disconnected
 from server.onboarding.catalog import ServedModel
 
@@ -174,11 +175,14 @@ class Answer(ABC, Generic[_Request]):
         with services.gate.admit(len(self._specs)):
             client = services.engine.serving_client
             pieces = generate(self._specs, client=client, metrics=services.metrics)
+            reports = self._specs[0].sampling.prompt_logprobs is not None
+            shared = SharedPrompts(self._request.n or 1) if reports else None
             async with aclosing(pieces):
                 async for delta in pieces:
                     if delta.token.num_cached_tokens is not None:
                         self._num_cached[delta.index] = delta.token.num_cached_tokens
-                    yield delta
+                    for ready in [delta] if shared is None else shared.take(delta):
+                        yield ready
 
     def _event(self, choices: list[Json], more: Json) -> bytes:
         return event(self._record(self.chunk_object, choices, more))

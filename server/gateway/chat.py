@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -53,7 +52,7 @@ class ChatAnswer(Answer[ChatRequest]):
         max_tokens = request.max_completion_tokens or request.max_tokens
         prompt = truncated(chat_prompt(request, model), request, model, max_tokens=max_tokens)
         num_top = (request.top_logprobs or 0) if request.logprobs else None
-        first, *others = sequences(
+        self._specs = sequences(
             request,
             model,
             [prompt],
@@ -61,14 +60,6 @@ class ChatAnswer(Answer[ChatRequest]):
             lengths=Lengths(asked=max_tokens, default=None),
             reports=Reports(logprobs=num_top, prompt_logprobs=request.prompt_logprobs),
         )
-        # The prompt is reported once; where it is, its cached pages cannot be used.
-        self._specs = [
-            first,
-            *(
-                replace(spec, sampling=replace(spec.sampling, prompt_logprobs=None))
-                for spec in others
-            ),
-        ]
 
     def _choice(self, index: int, collected: Collected) -> Json:
         return {

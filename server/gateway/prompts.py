@@ -135,6 +135,8 @@ def sequences(
             )
         for choice in range(n):
             seed = None if base.seed is None else (base.seed + choice) % 2**63
+            # Choices share their prompt, and what it reports cannot come from cached pages.
+            prompt_logprobs = base.prompt_logprobs if choice == 0 else None
             specs.append(
                 SequenceSpec(
                     request_id=f"{request_id}-{len(specs)}",
@@ -142,7 +144,12 @@ def sequences(
                     model=model,
                     prompt_ids=prompt,
                     # A prompt is computed by asking for the token after it.
-                    sampling=replace(base, max_tokens=max(1, limit), seed=seed),
+                    sampling=replace(
+                        base,
+                        max_tokens=max(1, limit),
+                        seed=seed,
+                        prompt_logprobs=prompt_logprobs,
+                    ),
                     text=options,
                     arrived_at=arrived_at,
                     priority=request.priority or 0,

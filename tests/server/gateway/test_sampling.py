@@ -110,3 +110,8 @@ def test_blank_lines_of_a_grammar_go_before_anything_looks_for_its_kind(
     grammar = "start: a" + "\n \n" * 20_000 + 'a: "x"'
     (spec,) = specs_of(server, structured_outputs={"grammar": grammar})
     assert spec.sampling.grammar == 'start: a\na: "x"'
+
+
+def test_a_prompt_is_reported_with_its_first_choice_alone(server: LiveServer) -> None:
+    specs = specs_of(server, prompt=["ab", "cd"], n=3, prompt_logprobs=2)
+    assert [spec.sampling.prompt_logprobs for spec in specs] == [2, None, None] * 2
