@@ -30,6 +30,7 @@ from linker_core.engine.cpu.attention_spec import (
 )
 from linker_core.engine.cpu.attention_weigh_code import Weighing
 from linker_core.engine.cpu.emitter import F32, I32, I64, POINTER, Emitter, Variable, i64, vector
+from linker_core.engine.cpu.folding import folded, sums
 from linker_core.engine.cpu.vector_math import exponential, tanh
 
 
@@ -179,7 +180,7 @@ class _BlockCode:
                 most = e.maximum(most, part)
             largest.append(most)
         before = state.maxima.get()
-        after = e.maximum(e.folded(largest, e.maximum), before)
+        after = e.maximum(folded(e, largest, e.maximum), before)
         state.maxima.set(after)
         # A row that has seen nothing yet has a maximum of minus infinity, and no difference to it.
         nothing = b.fcmp_ordered("==", after, e.constant(-math.inf, after))
@@ -200,7 +201,7 @@ class _BlockCode:
         """Writes o / l."""
         e, spec, b = self._e, self._spec, self._e.builder
         dim, lanes = spec.head_dim, spec.dim_lanes
-        totals = e.sums([total.get() for total in state.totals])
+        totals = sums(e, [total.get() for total in state.totals])
         for number, total in enumerate(totals):
             out = self._place(task, "out", number, first_row, first_head)
             share = e.splat(b.fdiv(ir.Constant(F32, 1.0), total), lanes)

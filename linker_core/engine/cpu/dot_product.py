@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 from llvmlite import ir
 
-from linker_core.engine.cpu.emitter import F32, I16, Emitter, element_of, vector
+from linker_core.engine.cpu.emitter import F32, I16, Emitter, vector
+from linker_core.engine.cpu.widening import element_of, load_part_widened, load_widened
 
 
 class DotProduct(Protocol):
@@ -60,10 +61,10 @@ class Widened:
         e.store(x, target)
 
     def load(self, e: Emitter, words: ir.Value) -> ir.Value:
-        return e.load_widened(words, self._dtype, self._lanes)
+        return load_widened(e, words, self._dtype, self._lanes)
 
     def load_part(self, e: Emitter, words: ir.Value, count: ir.Value) -> ir.Value:
-        return e.load_part_widened(words, self._dtype, count, self._lanes)
+        return load_part_widened(e, words, self._dtype, count, self._lanes)
 
     def add(self, e: Emitter, total: ir.Value, words: ir.Value, x: ir.Value) -> ir.Value:
         return e.fma(words, e.load(x, vector(F32, self._lanes)), total)

@@ -6,7 +6,7 @@ reordered: there are no fast-math flags, so a sum is taken in the order in which
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -33,11 +33,6 @@ def i64(value: int) -> ir.Constant:
 def f32(value: float) -> ir.Constant:
     """Returns a float32 constant."""
     return ir.Constant(F32, value)
-
-
-def element_of(dtype: str) -> ir.Type:
-    """Returns what a weight's word of a checkpoint's type is loaded as."""
-    return {"BF16": I16, "F16": F16, "F32": F32}[dtype]
 
 
 class Variable:
@@ -238,41 +233,6 @@ class Emitter:
             words.set(self.builder.insert_element(words.get(), word, lane))
         return words.get()
 
-    # --- weights' words -----------------------------------------------------------------------
-
-    def load_widened(self, address: ir.Value, dtype: str, lanes: int) -> ir.Value:
-        """Reads words of a checkpoint's type as float32."""
-        return self._widened(self.load(address, vector(element_of(dtype), lanes)), dtype)
-
-    def load_part_widened(
-        self, address: ir.Value, dtype: str, count: ir.Value, lanes: int
-    ) -> ir.Value:
-        """Reads `count` words, fewer than `lanes`, and no more; the other lanes are zero."""
-        return self._widened(self.load_part(address, element_of(dtype), count, lanes), dtype)
-
-    def add_widened(
-        self, target: ir.Value, words: ir.Value, dtype: str, count: ir.Value, lanes: int
-    ) -> None:
-        """Adds `count` words to float32 in memory."""
-        whole = self.round_down(count, lanes)
-        with self.loop(0, whole, lanes) as k:
-            address = self.at(target, k, F32)
-            addend = self.load_widened(self.at(words, k, element_of(dtype)), dtype, lanes)
-            self.store(self.builder.fadd(self.load(address, addend.type), addend), address)
-        with self.loop(whole, count) as k:
-            address = self.at(target, k, F32)
-            word = self.load(self.at(words, k, element_of(dtype)), vector(element_of(dtype), 1))
-            addend = self.builder.extract_element(self._widened(word, dtype), ir.Constant(I32, 0))
-            self.store(self.builder.fadd(self.load(address, F32), addend), address)
-
-    def _widened(self, words: ir.Value, dtype: str) -> ir.Value:
-        """Every BF16 and F16 is a float32: nothing is rounded."""
-        b, lanes = self.builder, words.type.count
-        if dtype == "BF16":
-            wide = b.zext(words, vector(I32, lanes))
-            return b.bitcast(b.shl(wide, ir.Constant(wide.type, [16] * lanes)), vector(F32, lanes))
-        return b.fpext(words, vector(F32, lanes)) if dtype == "F16" else words
-
     # --- vectors ------------------------------------------------------------------------------
 
     def splat(self, value: ir.Value, lanes: int) -> ir.Value:
@@ -280,7 +240,9 @@ class Emitter:
         kind = vector(value.type, lanes)
         undefined = ir.Constant(kind, ir.Undefined)
         single = self.builder.insert_element(undefined, value, ir.Constant(I32, 0))
-        return self.builder.shuffle_vector(single, single, _lane_numbers([0] * lanes))
+        return self.builder.shuffle_vector(
+            single, single, ir.Constant(vector(I32, lanes), [0] * lanes)
+        )
 
     def constant(self, value: float, like: ir.Value) -> ir.Value:
         """Returns a float32 constant, as a vector where `like` is one."""
@@ -299,58 +261,6 @@ class Emitter:
     def maximum(self, a: ir.Value, b: ir.Value) -> ir.Value:
         """Returns the larger; a NaN in `b` is kept, one in `a` is not."""
         return self.builder.select(self.builder.fcmp_ordered(">", a, b), a, b)
-
-    def sums(self, vectors: Sequence[ir.Value]) -> list[ir.Value]:
-        """Returns the sum of each vector's lanes: halves are added until one lane is left.
-
-        The order within a vector does not depend on how many there are.
-        """
-        totals = self.folded(vectors, self.builder.fadd)
-        return [self.lane(totals, number) for number in range(len(vectors))]
-
-    def folded(
-        self, vectors: Sequence[ir.Value], combine: Callable[[ir.Value, ir.Value], ir.Value]
-    ) -> ir.Value:
-        """Returns one lane for each vector, in which all of that vector's lanes are combined.
-
-        Halves are combined until one lane is left; while there are several vectors, the halves of
-        two of them share one.
-
-        Args:
-            vectors: All of one type, whose lanes are a power of two.
-            combine: Of two vectors, lane by lane.
-
-        Returns:
-            A vector with a power of two of lanes; those behind the last vector's mean nothing.
-        """
-        b, parts = self.builder, list(vectors)
-        parts += [parts[-1]] * ((1 << (len(parts) - 1).bit_length()) - len(parts))
-        lanes = width = parts[0].type.count  # each part holds lanes / width vectors' lanes
-        while width > 1:
-            width //= 2
-            other = lanes if len(parts) > 1 else None  # where the second of two parts begins
-            starts = [
-                start
-                for first in ((0,) if other is None else (0, other))
-                for start in range(first, first + lanes, 2 * width)
-            ]
-            low, high = (
-                _lane_numbers([start + half + i for start in starts for i in range(width)])
-                for half in (0, width)
-            )
-            seconds = parts if other is None else parts[1::2]
-            firsts = parts if other is None else parts[::2]
-            parts = [
-                combine(b.shuffle_vector(x, y, low), b.shuffle_vector(x, y, high))
-                for x, y in zip(firsts, seconds, strict=True)
-            ]
-            lanes = parts[0].type.count
-        while len(parts) > 1:
-            lanes *= 2
-            every = _lane_numbers(range(lanes))
-            pairs = zip(parts[::2], parts[1::2], strict=True)
-            parts = [b.shuffle_vector(x, y, every) for x, y in pairs]
-        return parts[0]
 
     def lane(self, value: ir.Value, number: int) -> ir.Value:
         """Returns one lane of a vector."""
@@ -378,11 +288,6 @@ class Emitter:
     def _declared(self, symbol: str, kind: ir.FunctionType) -> ir.Function:
         found = self.module.globals.get(symbol)
         return ir.Function(self.module, kind, symbol) if found is None else found
-
-
-def _lane_numbers(lanes: Sequence[int] | range) -> ir.Constant:
-    numbers = list(lanes)
-    return ir.Constant(vector(I32, len(numbers)), numbers)
 
 
 def _element_bytes(kind: ir.Type) -> int:

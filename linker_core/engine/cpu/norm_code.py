@@ -16,10 +16,11 @@ from linker_core.engine.cpu.emitter import (
     I64,
     POINTER,
     Emitter,
-    element_of,
     i64,
     vector,
 )
+from linker_core.engine.cpu.folding import sums
+from linker_core.engine.cpu.widening import element_of, load_widened
 
 # 64-bit words of the record that a region is called with.
 TASK = (
@@ -96,7 +97,7 @@ def _emit_vector(module: ir.Module, spec: NormSpec) -> ir.Function:
     scale = b.fdiv(ir.Constant(F32, 1.0), root)
 
     def normalise(k: ir.Value, lanes: int) -> None:
-        words = e.load_widened(e.at(weight, k, element_of(spec.dtype)), spec.dtype, lanes)
+        words = load_widened(e, e.at(weight, k, element_of(spec.dtype)), spec.dtype, lanes)
         factor = b.fadd(words, e.constant(1.0, words)) if spec.plus_one else words
         scaled = b.fmul(e.load(e.at(x, k, F32), vector(F32, lanes)), e.splat(scale, lanes))
         e.store(b.fmul(scaled, factor), e.at(out, k, F32))
@@ -116,7 +117,7 @@ def _sum_of_squares(
     with e.loop(0, whole, spec.lanes) as k:
         part = e.load(e.at(x, k, F32), vector(F32, spec.lanes))
         squares.set(e.fma(part, part, squares.get()))
-    total = e.variable(e.sums([squares.get()])[0])
+    total = e.variable(sums(e, [squares.get()])[0])
     with e.loop(whole, width) as k:
         element = e.load(e.at(x, k, F32), F32)
         total.set(e.fma(element, element, total.get()))

@@ -25,10 +25,11 @@ from linker_core.engine.cpu.emitter import (
     POINTER,
     Emitter,
     Variable,
-    element_of,
     i64,
     vector,
 )
+from linker_core.engine.cpu.folding import sums
+from linker_core.engine.cpu.widening import add_widened, element_of
 
 MAX_BLOCK = 32  # elements of any dot product's block, which divide it
 PIECE_ROWS = 48  # rows of a weight that a thread takes at a time: a multiple of every `outs`
@@ -215,7 +216,7 @@ def _emit_piece(
             own = e.own_address(bias, by_row, row)
             target = e.at(y, b.mul(e.field(rows, row), y_stride), F32)
             words = e.at(own, first_out, element_of(dtype))
-            e.add_widened(target, words, dtype, count, tiling.lanes)
+            add_widened(e, target, words, dtype, count=count, lanes=tiling.lanes)
     return e.finish()
 
 
@@ -254,6 +255,6 @@ def _emit_tile(
         add(whole, [dot.load_part(e, e.at(start, whole, element), rest) for start in starts])
     for row in range(rows):
         target = e.at(y, b.mul(e.field(row_numbers, row), y_stride), F32)
-        for out, total in enumerate(e.sums([total.get() for total in totals[row]])):
+        for out, total in enumerate(sums(e, [total.get() for total in totals[row]])):
             e.store(total, e.at(target, out, F32))
     return e.finish()

@@ -6,6 +6,7 @@ import pytest
 from llvmlite import ir
 
 from linker_core.engine.cpu.emitter import F32, POINTER, Emitter, vector
+from linker_core.engine.cpu.folding import folded, sums
 from tests.linker_core.engine.cpu.compiled import compiled, record, run
 
 _TASK = ("vectors", "sums", "maxima")
@@ -19,11 +20,11 @@ def _fold(vectors: Floats) -> tuple[Floats, Floats]:
     def emit(module: ir.Module) -> None:
         e = Emitter(module, "fold", [POINTER])
         (task,) = e.arguments
-        source, sums, maxima = (e.field(task, number, POINTER) for number in range(3))
+        source, totals, maxima = (e.field(task, number, POINTER) for number in range(3))
         loaded = [e.load(e.at(source, i * lanes, F32), vector(F32, lanes)) for i in range(count)]
-        for number, total in enumerate(e.sums(loaded)):
-            e.store(total, e.at(sums, number, F32))
-        largest = e.folded(loaded, e.maximum)
+        for number, total in enumerate(sums(e, loaded)):
+            e.store(total, e.at(totals, number, F32))
+        largest = folded(e, loaded, e.maximum)
         for number in range(count):
             e.store(e.lane(largest, number), e.at(maxima, number, F32))
         e.finish()
