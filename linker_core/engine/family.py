@@ -8,7 +8,10 @@ Legend: R rows of logits, N those of one chunk, A those that ask for a token, V 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -28,6 +31,8 @@ from linker_core.errors import EngineFailureError, LinkerError
 from linker_core.weights.architecture import ModelConfig
 
 _log = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(slots=True)
@@ -143,9 +148,13 @@ class Family:
             if not finite:
                 self._fail(sequence, not_finite(sequence.model), output)
                 continue
-            if sequence.wants_prompt_rows and not self._gather(sequence, part.logits[first:end]):
-                self._fail(sequence, _not_computed(), output)
-                continue
+            if sequence.wants_prompt_rows:
+                take = self._prompt_logprobs[sequence].take
+                rows_NV = part.logits[first:end]
+                error = _guarded(sequence, partial(take, sequence.num_computed, rows_NV))
+                if isinstance(error, LinkerError):
+                    self._fail(sequence, error, output)
+                    continue
             if wants_token := chunk.wants_token:
                 asking.append(sequence)
                 rows.append(end - 1)
@@ -154,18 +163,13 @@ class Family:
                 self.scheduler.commit(sequence)
         return asking, rows
 
-    def _gather(self, sequence: SequenceState, logits_NV: torch.Tensor) -> bool:
-        """Takes what a chunk's rows say of the prompt; False if it fails."""
-        try:
-            self._prompt_logprobs[sequence].take(sequence.num_computed, logits_NV)
-        except Exception:  # noqa: BLE001 - one request must not end the others of its batch
-            _log.exception("prompt log-probabilities failed for request %s", sequence.request_id)
-            return False
-        return True
-
     def _take(self, sequence: SequenceState, sampled: Sampled, output: FamilyOutput) -> None:
         is_first = sequence.num_output == 0
-        prompt = self._prompt_logprobs.pop(sequence, None)
+        gathered = self._prompt_logprobs.pop(sequence, None)
+        prompt = None if gathered is None else _guarded(sequence, gathered.records)
+        if isinstance(prompt, LinkerError):
+            self._fail(sequence, prompt, output)
+            return
         reason = sequence.append(sampled.token_id)
         if sampled.ends_answer:
             reason = FinishReason.STOP
@@ -179,7 +183,7 @@ class Family:
                 finish_reason=reason,
                 logprob=sampled.logprob,
                 top_logprobs=sampled.top_logprobs,
-                prompt_logprobs=None if prompt is None else prompt.records(),
+                prompt_logprobs=prompt,
                 num_cached_tokens=sequence.num_cached if is_first else None,
             )
         )
@@ -191,6 +195,17 @@ class Family:
     def _forget(self, sequence: SequenceState) -> None:
         self._sampler.forget(sequence)
         self._prompt_logprobs.pop(sequence, None)
+
+
+def _guarded(sequence: SequenceState, work: Callable[[], _Result]) -> _Result | LinkerError:
+    """Does what is about the prompt's log-probabilities; a fault is returned as an error."""
+    try:
+        return work()
+    except LinkerError as error:
+        return error
+    except Exception:  # noqa: BLE001 - one request must not end the others of its batch
+        _log.exception("prompt log-probabilities failed for request %s", sequence.request_id)
+        return _not_computed()
 
 
 def _record_failure(sequence: SequenceState, error: LinkerError, output: FamilyOutput) -> None:

@@ -1,4 +1,4 @@
-"""What the server and the engine process say to each other. Frozen records, no behaviour, no torch.
+"""What the server and the engine process say to each other. Frozen records, no torch.
 
 Both ends run the same installation and trust each other; the records travel pickled over a socket
 pair. Token ids cross this boundary, text never does.
@@ -6,13 +6,18 @@ pair. Token ids cross this boundary, text never does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
 
 from linker_core.sharing.plan import SharePlan
 from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.checkpoint import Identity
+
+_ENTRIES_AT_ONCE = 1024  # of a prompt, as Python's own numbers
 
 
 class FinishReason(StrEnum):
@@ -130,6 +135,33 @@ class PromptLogprob:
     top_logprobs: tuple[tuple[int, float], ...]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class PromptScores:
+    """An entry for every token of a prompt but its first, as arrays; made when it is read.
+
+    A long prompt has hundreds of thousands of numbers: whoever reads them takes the time, not the
+    engine's loop.
+    """
+
+    token_ids: npt.NDArray[np.int32]  # [P]
+    logprobs: npt.NDArray[np.float32]  # [P]
+    ranks: npt.NDArray[np.int64]  # [P]
+    top_ids: npt.NDArray[np.int32]  # [P, C]
+    top_values: npt.NDArray[np.float32]  # [P, C]
+
+    def __iter__(self) -> Iterator[PromptLogprob]:
+        columns = (self.token_ids, self.logprobs, self.ranks, self.top_ids, self.top_values)
+        for first in range(0, len(self.token_ids), _ENTRIES_AT_ONCE):
+            part = (column[first : first + _ENTRIES_AT_ONCE].tolist() for column in columns)
+            for token_id, logprob, rank, ids, values in zip(*part, strict=True):
+                yield PromptLogprob(
+                    token_id=token_id,
+                    logprob=logprob,
+                    rank=rank,
+                    top_logprobs=tuple(zip(ids, values, strict=True)),
+                )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenOutput:
     """One new token of one sequence."""
@@ -140,7 +172,7 @@ class TokenOutput:
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
     # With the first token only. The prompt's first token has no entry.
-    prompt_logprobs: tuple[PromptLogprob, ...] | None = None
+    prompt_logprobs: Iterable[PromptLogprob] | None = None
     num_cached_tokens: int | None = None  # of the prompt, found in the prefix cache
 
 

@@ -7,12 +7,11 @@ Legend: N rows of a chunk, V columns, P positions with a token before them, C al
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 
-from linker_core.engine.messages import PromptLogprob
+from linker_core.engine.messages import PromptScores
+from linker_core.engine.sampling.choose import not_finite
 from linker_core.engine.sampling.logprobs import score
 from linker_core.engine.sequence import SequenceState
 
@@ -41,6 +40,9 @@ class PromptLogprobs:
         Args:
             start: Position of the first row.
             logits_NV: Raw logits, a row per token; valid up to the variant's own width.
+
+        Raises:
+            NumericalError: A token's log-probability is not finite.
         """
         sequence = self._sequence
         end = min(start + len(logits_NV), sequence.num_prompt - 1)
@@ -49,23 +51,20 @@ class PromptLogprobs:
         targets = torch.tensor(sequence.tokens[start + 1 : end + 1], device=logits_NV.device)
         own_NV = logits_NV[: end - start, : sequence.vocab_size]
         scored = score(own_NV, targets, self._top_ids_PC.shape[1], with_ranks=True)
+        if not bool(scored.logprobs.isfinite().all()):
+            raise not_finite(sequence.model)
         self._logprob_P[start:end] = scored.logprobs.cpu()
         self._rank_P[start:end] = scored.ranks.cpu()
         self._top_values_PC[start:end] = scored.top_values.cpu()
         self._top_ids_PC[start:end] = scored.top_ids.cpu()
 
-    def records(self) -> tuple[PromptLogprob, ...]:
+    def records(self) -> PromptScores:
         """Returns an entry for every token of the prompt but its first."""
         assert self._rank_P.all(), "a row of the prompt was never computed"
-        tokens: Sequence[int] = self._sequence.tokens[1 : self._sequence.num_prompt]
-        ids, values = self._top_ids_PC.tolist(), self._top_values_PC.tolist()
-        logprobs, ranks = self._logprob_P.tolist(), self._rank_P.tolist()
-        return tuple(
-            PromptLogprob(
-                token_id=token,
-                logprob=logprobs[position],
-                rank=ranks[position],
-                top_logprobs=tuple(zip(ids[position], values[position], strict=True)),
-            )
-            for position, token in enumerate(tokens)
+        return PromptScores(
+            token_ids=np.array(self._sequence.tokens[1 : self._sequence.num_prompt], np.int32),
+            logprobs=self._logprob_P,
+            ranks=self._rank_P,
+            top_ids=self._top_ids_PC,
+            top_values=self._top_values_PC,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Self
 
 from linker_core.engine.messages import PromptLogprob, TokenOutput
@@ -35,7 +35,7 @@ def chat_logprobs(
 
 
 def prompt_logprobs(
-    prompt: Sequence[PromptLogprob], tokenizer: Tokenizer, *, num_top: int
+    prompt: Iterable[PromptLogprob], tokenizer: Tokenizer, *, num_top: int
 ) -> list[dict[str, Any] | None]:
     """Returns `prompt_logprobs` as vLLM has it: an entry per token, null for the first.
 
@@ -71,7 +71,7 @@ class ScoredToken(NamedTuple):
         return cls(token.token_id, _logprob(token), token.top_logprobs)
 
     @classmethod
-    def of_prompt(cls, first: int, others: Sequence[PromptLogprob]) -> list[Self]:
+    def of_prompt(cls, first: int, others: Iterable[PromptLogprob]) -> list[Self]:
         """Returns the scores of a prompt's tokens."""
         scored = [cls(token.token_id, token.logprob, token.top_logprobs) for token in others]
         return [cls(first, None, ()), *scored]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import replace
 
 from linker_core.engine.messages import PromptLogprob
@@ -18,7 +19,7 @@ class SharedPrompts:
 
     def __init__(self, num_choices: int) -> None:
         self._num_choices = num_choices
-        self._records: dict[int, tuple[PromptLogprob, ...]] = {}  # by prompt
+        self._records: dict[int, Iterable[PromptLogprob]] = {}  # by prompt
         self._held: dict[int, list[Delta]] = defaultdict(list)
         self._completed: set[int] = set()
 

@@ -221,8 +221,9 @@ def test_a_sequence_with_nan_fails_alone_and_nothing_of_it_is_cached(
     assert scheduler.prefix_hits == hits
 
 
+@pytest.mark.parametrize("method", ["take", "records"])
 def test_prompt_logprobs_that_cannot_be_gathered_fail_their_request_alone(
-    served: Served, monkeypatch: pytest.MonkeyPatch
+    served: Served, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     driver = served.driver
     want = answers(driver, mates(driver, range(4)))
@@ -230,7 +231,7 @@ def test_prompt_logprobs_that_cannot_be_gathered_fail_their_request_alone(
     def failing(*_: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(PromptLogprobs, "take", failing)
+    monkeypatch.setattr(PromptLogprobs, method, failing)
     bad = driver.submit("base", PROMPT, replace(GREEDY, prompt_logprobs=1))
     assert answers(driver, mates(driver, range(4))) == want
     assert driver.errors[bad]["code"] == "engine_failure"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from linker_core.engine import messages
 from linker_core.engine.messages import PromptLogprob, SamplingParams
 from linker_core.engine.prompt_logprobs import PromptLogprobs
 from linker_core.engine.sampling import logprobs
+from linker_core.errors import NumericalError
 from tests.linker_core.engine.driving import GREEDY, SMALL, Driver
 from tests.linker_core.engine.families import reference_logits
 from tests.linker_core.engine.sampling.rows import sequence
@@ -27,7 +30,7 @@ def records(driver: Driver, request_id: str) -> tuple[PromptLogprob, ...]:
     first, *rest = driver.outputs[request_id]
     assert all(token.prompt_logprobs is None for token in rest)
     assert first.prompt_logprobs is not None
-    return first.prompt_logprobs
+    return tuple(first.prompt_logprobs)
 
 
 def assert_right(
@@ -105,7 +108,7 @@ def test_prompt_logprobs_are_the_same_however_the_rows_come(
     for first, end in itertools.pairwise(edges):
         parts.take(first, logits[first:end])
     parts.take(again, logits[again:])  # as after a preemption
-    assert parts.records() == whole.records()
+    assert list(parts.records()) == list(whole.records())
     assert all(len(record.top_logprobs) == num_top for record in parts.records())
 
 
@@ -125,3 +128,23 @@ def test_score_works_in_slices_of_bounded_size(monkeypatch: pytest.MonkeyPatch) 
     parts = logprobs.score(logits, tokens, 3, with_ranks=True)
     assert max(widest) <= 1000
     assert all(torch.equal(a, b) for a, b in zip(parts, whole, strict=True))
+
+
+def test_scores_of_a_long_prompt_are_the_same_in_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = sequence(prompt=tuple(range(40)), vocab_size=70)
+    state.sampling = SamplingParams(max_tokens=1, prompt_logprobs=3)
+    gathered = PromptLogprobs(state)
+    gathered.take(0, torch.randn(40, 70, generator=torch.Generator().manual_seed(2)))
+    whole = list(gathered.records())
+    monkeypatch.setattr(messages, "_ENTRIES_AT_ONCE", 7)
+    assert list(pickle.loads(pickle.dumps(gathered.records()))) == whole
+    assert [entry.token_id for entry in whole] == list(range(1, 40))
+
+
+def test_a_prompt_row_without_a_finite_logprob_is_a_numerical_error() -> None:
+    state = sequence(prompt=(1, 2, 3), vocab_size=5)
+    state.sampling = SamplingParams(max_tokens=1, prompt_logprobs=1)
+    logits = torch.zeros(3, 5)
+    logits[1, 3] = torch.nan
+    with pytest.raises(NumericalError):
+        PromptLogprobs(state).take(0, logits)
