@@ -16,8 +16,10 @@ import llguidance
 MAX_CPU_S = 2
 _MAX_WALL_S = 30  # for a process that waits for something, which none should
 _MAX_BYTES = 2 << 30  # of addresses, most of them never touched
-# Of one matcher; about 60 MB. llguidance's own bound would be ten times as much.
-_MAX_LEXER_STATES = 30_000
+# Of one matcher; about 30 MB where every state is a large one. Ordinary JSON schemas, 60 fields and
+# formats among them, come to less than 2,000; a bounded string takes about 9 for every character
+# that is written of it, so it may have some 1,700.
+_MAX_LEXER_STATES = 16_000
 _MAX_GRAMMAR_SYMBOLS = 100_000
 
 
