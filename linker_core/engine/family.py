@@ -22,7 +22,7 @@ from linker_core.engine.kv_cache import KVCache, KVShape
 from linker_core.engine.messages import FinishReason, RequestFailed, TokenOutput
 from linker_core.engine.prompt_logprobs import PromptLogprobs
 from linker_core.engine.runner import Runner
-from linker_core.engine.sampling.choose import Result, Sampled, not_finite
+from linker_core.engine.sampling.choose import Sampled, not_finite
 from linker_core.engine.sampling.sampler import Sampler
 from linker_core.engine.scheduler import Scheduler
 from linker_core.engine.sequence import SequenceState
@@ -42,7 +42,7 @@ class FamilyOutput:
     tokens: list[TokenOutput] = field(default_factory=list)
     failed: list[RequestFailed] = field(default_factory=list)
     ended: list[SequenceState] = field(default_factory=list)  # finished or failed
-    crashed: bool = False  # nothing could be computed, nor anything else, or no token be chosen
+    crashed: bool = False  # nothing of the step could be computed, nor anything else
 
 
 def kv_shape(model: ModelConfig, config: EngineConfig, *, dtype: torch.dtype) -> KVShape:
@@ -115,17 +115,15 @@ class Family:
             for chunk in run.failed:
                 self._fail(chunk.sequence, _not_computed(), output)
             output.crashed = not run.computed and not still_works(self.runner)
-            chosen = [r for part in run.computed for r in self._postprocess(part, output)]
-            # NaN is a request's own: only where nothing could even be looked at is it the engine's.
-            if chosen and all(type(result) is EngineFailureError for result in chosen):
-                output.crashed = True
+            for part in run.computed:
+                self._postprocess(part, output)
         return output
 
-    def _postprocess(self, part: Computed, output: FamilyOutput) -> list[Result]:
-        """Moves the sequences of a part on; returns what came of those that want a token."""
+    def _postprocess(self, part: Computed, output: FamilyOutput) -> None:
+        """Moves the sequences of a part on, and gives those a token that want one."""
         asking, rows_A = self._advance(part, output)
         if not asking:
-            return []
+            return
         logits_AV = part.logits
         if len(rows_A) < len(logits_AV):
             logits_AV = logits_AV[rows_A]
@@ -136,7 +134,6 @@ class Family:
             else:
                 self.scheduler.commit(sequence)
                 self._take(sequence, result, output)
-        return results
 
     def _advance(
         self, part: Computed, output: FamilyOutput
