@@ -4,19 +4,23 @@ Rules about the end of an answer: the model's own end tokens may come only when 
 complete, whatever they are called; the user's stop ids may come then too, and earlier only where
 the grammar itself allows them as text.
 
+llguidance is imported with the first grammar, since a machine that only computes may lack it.
+
 Legend: G constrained rows, V columns.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-import llguidance
-import llguidance.numpy
 import numpy as np
 import numpy.typing as npt
 
 from linker_core.errors import InvalidRequestError
+
+if TYPE_CHECKING:
+    import llguidance
 
 GRAMMAR_PARAM = "structured_outputs"
 _WORD_BITS = 32
@@ -90,6 +94,8 @@ class GrammarMasks:
 
     def allowed(self, matchers: Sequence[Matcher], num_columns: int) -> npt.NDArray[np.bool_]:
         """Returns which tokens may come next, [G, V]; a row of a dead end has none."""
+        import llguidance.numpy  # noqa: PLC0415 - with the first grammar
+
         if self._executor is None:
             self._executor = llguidance.LLExecutor()
         allowed_GV = np.zeros((len(matchers), num_columns), dtype=np.bool_)

@@ -11,8 +11,6 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import NamedTuple
 
-import llguidance
-
 from linker_core.engine import grammar_trial
 from linker_core.engine.grammar import Matcher, uncompilable
 from linker_core.engine.grammar_tokenizers import GrammarTokenizer, GrammarTokenizers
@@ -142,6 +140,8 @@ def compile_grammar(sequence: SequenceState, tokenizer: GrammarTokenizer) -> Mat
     grammar = sequence.sampling.grammar
     assert grammar is not None
     limits = grammar_trial.limits()
+    import llguidance  # noqa: PLC0415 - with the first grammar
+
     try:
         inner = llguidance.LLMatcher(tokenizer.inner, grammar, log_level=0, limits=limits)
     except ValueError as error:  # it is no text

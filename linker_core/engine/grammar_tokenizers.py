@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import NamedTuple
-
-import llguidance
+from typing import TYPE_CHECKING, NamedTuple
 
 from linker_core.engine.grammar import GRAMMAR_PARAM
 from linker_core.errors import InvalidRequestError, LinkerError
 from linker_core.text.tokenizer import MAX_FILE_BYTES, TOKENIZER_FILE
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.files import read_optional
+
+if TYPE_CHECKING:
+    import llguidance
 
 
 class GrammarTokenizer(NamedTuple):
@@ -80,6 +81,8 @@ class GrammarTokenizers:
 
 
 def _load(text: str, end_ids: tuple[int, ...]) -> llguidance.LLTokenizer:
+    import llguidance  # noqa: PLC0415 - with the first grammar
+
     text = text.strip()
     if not text.startswith("{"):  # what does not would be taken for the name of a file
         raise ValueError(f"{TOKENIZER_FILE} holds no JSON object")

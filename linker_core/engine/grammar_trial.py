@@ -10,8 +10,10 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
-import llguidance
+if TYPE_CHECKING:
+    import llguidance
 
 MAX_CPU_S = 2
 _MAX_WALL_S = 30  # for a process that waits for something, which none should
@@ -25,6 +27,8 @@ _MAX_GRAMMAR_SYMBOLS = 100_000
 
 def limits() -> llguidance.LLParserLimits:
     """Returns what bounds a matcher, on trial and in the engine."""
+    import llguidance  # noqa: PLC0415 - with the first grammar
+
     # What its other limits leave open is work: about 20 ms for a mask.
     return llguidance.LLParserLimits(
         max_lexer_states=_MAX_LEXER_STATES,
@@ -57,6 +61,8 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_S, MAX_CPU_S))
     resource.setrlimit(resource.RLIMIT_AS, (_MAX_BYTES, _MAX_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    import llguidance  # noqa: PLC0415 - with the first grammar
+
     grammar = sys.stdin.buffer.read().decode()
     # Which tokens there are hardly matters to what is slow here; bytes are there at once.
     llguidance.LLMatcher(llguidance.LLTokenizer("byte"), grammar, log_level=0, limits=limits())
