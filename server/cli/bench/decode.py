@@ -19,6 +19,7 @@ from server.cli.bench.figures import Round, paired_ratio, summary
 from server.cli.bench.fleet import measure_fleet
 from server.cli.bench.read_speed import MemoryReader
 from server.cli.bench.scenario import (
+    FLEET,
     OURS,
     PROMPT_TOKENS,
     ROUNDED,
@@ -119,4 +120,4 @@ def measure_kin(settings: Settings) -> dict[str, Any]:
     }
 
 
-SCENARIOS: Final = {"single": measure_single, "kin": measure_kin, "fleet": measure_fleet}
+SCENARIOS: Final = {"single": measure_single, "kin": measure_kin, FLEET: measure_fleet}

@@ -33,7 +33,7 @@ def measure_fleet(settings: Settings) -> dict[str, Any]:
         InvalidRequestError: No peers.
     """
     if settings.peers is None:
-        raise InvalidRequestError("The fleet is nothing without peers. Name their directory.")
+        raise InvalidRequestError("The scenario fleet compares with peers: leave --alone out.")
     models = settings.family(Kinship.OWN_HEAD, _NUM_MODELS)
     commands: dict[str, str] = {}
     runs: dict[str, Any] = {}

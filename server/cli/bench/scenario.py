@@ -22,6 +22,7 @@ from server.cli.bench.process_tree import TreeMemory
 from server.cli.bench.synthetic import SERVED, Kinship, write_family
 
 OURS: Final = "linker"
+FLEET: Final = "fleet"  # a comparison with several peers, nothing without them
 ROUNDED: Final = "linker medium"  # ours with matmul_precision: medium
 PROMPT_TOKENS: Final = 32
 _MIB: Final = 2**20
@@ -63,7 +64,7 @@ def run_scenarios(scenarios: Mapping[str, Scenario], args: argparse.Namespace) -
     Raises:
         InvalidRequestError: A scenario of another name, no round, or fewer than two tokens.
     """
-    wanted = args.only or list(scenarios)
+    wanted = args.only or [name for name in scenarios if not (args.alone and name == FLEET)]
     for name in wanted:
         if name not in scenarios:
             near = difflib.get_close_matches(name, scenarios, n=1)

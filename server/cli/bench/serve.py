@@ -15,6 +15,7 @@ from server.cli.bench import servers
 from server.cli.bench.figures import Round, paired_ratio, summary
 from server.cli.bench.http_streams import complete
 from server.cli.bench.scenario import (
+    FLEET,
     OURS,
     PROMPT_TOKENS,
     Settings,
@@ -104,7 +105,7 @@ def measure_fleet(settings: Settings) -> dict[str, Any]:
         InvalidRequestError: No peers.
     """
     if settings.peers is None:
-        raise InvalidRequestError("The fleet is nothing without peers. Name their directory.")
+        raise InvalidRequestError("The scenario fleet compares with peers: leave --alone out.")
     models = settings.family(Kinship.OWN_HEAD, _NUM_MODELS)
     result: dict[str, Any] = {"commands": {}, "runs": {}}
     for dtype in settings.dtypes:
@@ -192,5 +193,5 @@ def _commands(running: Sequence[Server]) -> dict[str, str]:
 SCENARIOS: Final = {
     "single": measure_single,
     "variants": measure_variants,
-    "fleet": measure_fleet,
+    FLEET: measure_fleet,
 }
