@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import inspect
 import json
 import logging
 import os
@@ -22,10 +24,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from linker_core.errors import InvalidRequestError, LinkerError
+from linker_core.sharing import plan, price
 from server.cli.demo.family import default_cache, ensure_family
 from server.cli.demo.recipes import MODELS
 from server.cli.demo.table import Row, render
 from server.cli.demo.tour import PRICED, QUESTIONS, Tour
+from server.registry import tables
 
 HOST: Final = "127.0.0.1"
 _REQUEST_TIMEOUT_S: Final = 120
@@ -54,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         _check_port(args.port)
         family = _family(args.cache or default_cache(), console)
-        state = family.with_name(f"{family.name}-state")
+        state = _state(family)
         with _serving(family, state, args.port) as process:
             rows = _tour(process, family, args.port, console)
             _report(rows, args.json)
@@ -64,6 +68,16 @@ def run(args: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         console.print("interrupted")
         return _EXIT_INTERRUPTED
+
+
+def _state(family: Path) -> Path:
+    """Returns where the registry of a family lies.
+
+    Another one for every form of its rows: there are no migrations yet, and a demo is soon done.
+    """
+    forms = "".join(map(inspect.getsource, (tables, plan, price)))
+    digest = hashlib.sha256(forms.encode()).hexdigest()
+    return family.with_name(f"{family.name}-state-{digest[:12]}")
 
 
 def _check_port(port: int) -> None:
