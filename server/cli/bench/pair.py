@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from linker_core.weights.architecture import parse_config
 from linker_core.weights.shapes import expected_tensors
 
-_BASE: Final[Mapping[str, Any]] = {
+QWEN2: Final[Mapping[str, Any]] = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",
     "dtype": "bfloat16",
@@ -50,7 +50,7 @@ def write_pair(folder: Path, shape: Mapping[str, Any]) -> tuple[Path, Path]:
         shape: Sizes of a Qwen2, by the names of its config.json.
     """
     donor, variant = folder / "donor", folder / "variant"
-    config = {**_BASE, **shape}
+    config = {**QWEN2, **shape}
     generator = torch.Generator().manual_seed(0)
     for directory in (donor, variant):
         directory.mkdir()

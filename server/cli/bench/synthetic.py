@@ -24,6 +24,7 @@ from linker_core.weights.architecture import CONFIG_FILE, parse_config
 from linker_core.weights.keys import EMBED_NAME
 from linker_core.weights.shapes import expected_tensors
 from linker_core.weights.shards import INDEX_FILE
+from server.cli.bench.pair import QWEN2
 
 # 745 MB in bfloat16.
 SERVED: Final[Mapping[str, Any]] = {
@@ -33,16 +34,8 @@ SERVED: Final[Mapping[str, Any]] = {
 _SPECIAL: Final = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _END_ID: Final = 2
 _CONFIG: Final[Mapping[str, Any]] = {
-    "architectures": ["Qwen2ForCausalLM"],
-    "model_type": "qwen2",
-    "dtype": "bfloat16",
-    "hidden_act": "silu",
-    "rms_norm_eps": 1e-6,
-    "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
-    "max_position_embeddings": 32768,
-    "tie_word_embeddings": True,
+    **QWEN2,
     "use_sliding_window": False,
-    "bos_token_id": 0,
     "eos_token_id": _END_ID,
 }
 _CHAT_TEMPLATE: Final = (
