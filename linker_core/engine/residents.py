@@ -178,7 +178,7 @@ class Residents:
 
 def _fingerprint(plan: SharePlan) -> str:
     """Returns a digest of all that decides the weights which a plan's variant is served with."""
-    rungs = sorted((name, rung.value) for name, rung in plan.rungs.items())
+    rungs = sorted((name, str(rung)) for name, rung in plan.rungs.items())
     record = json.dumps([plan.donor_fingerprint, plan.variant_fingerprint, rungs])
     return hashlib.sha256(record.encode()).hexdigest()
 

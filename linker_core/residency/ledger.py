@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from linker_core.errors import ConflictError
+from linker_core.residency.coding import CodedMatrix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -68,7 +69,66 @@ class StoredRows:
         return self.num_rows * self.own.shape[1] * self.own.element_size()
 
 
-Stored = StoredTensor | StoredRows
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class StoredResidual:
+    """A matrix of which only the delta to the donor's is held, compressed.
+
+    W = the donor's + dense + upᵀ down, for the rows that both have; the rows that the donor lacks
+    follow as they are.
+    """
+
+    base: StoredTensor  # the donor's [rows of its own, I]
+    dense: CodedMatrix | None  # [O, I]
+    down: CodedMatrix | None  # [r, I]; with `up` or not at all
+    up: CodedMatrix | None  # [r, O]
+    extra: torch.Tensor  # [n, I], rows that the donor lacks, in the variant's type; mostly none
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the whole."""
+        coded = self.dense.num_rows if self.dense is not None else self._up.width
+        return coded + len(self.extra)
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """What lies on the device for this entry alone."""
+        parts = [part for part in (self.dense, self.down, self.up) if part is not None]
+        return (*(tensor for part in parts for tensor in part.tensors), self.extra)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+    @property
+    def logical_bytes(self) -> int:
+        """What a separate copy would hold."""
+        return self.num_rows * self.extra.shape[1] * self.extra.element_size()
+
+    def delta(self, rows: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        """Returns rows of dense + upᵀ down, float32 [n, I]; what `extra` holds has none.
+
+        Each row is summed in the same order whatever the other rows.
+        """
+        width = self.extra.shape[1]
+        parts: list[torch.Tensor] = []
+        if self.dense is not None:
+            parts.append(self.dense.decoded(rows))
+        if self.down is not None:
+            up_rO, down_rI = self._up.decoded(), self.down.decoded()
+            up_rn = up_rO[:, rows]
+            product_nI = up_rn.new_zeros(up_rn.shape[1], width)
+            for up_n, down_I in zip(up_rn, down_rI, strict=True):
+                product_nI += up_n.unsqueeze(1) * down_I
+            parts.append(product_nI)
+        return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+
+    @property
+    def _up(self) -> CodedMatrix:
+        assert self.up is not None
+        return self.up
+
+
+Stored = StoredTensor | StoredRows | StoredResidual
 
 
 class Ledger:

@@ -13,8 +13,9 @@ from transformers import GenerationConfig, PreTrainedModel
 from linker_core.errors import BadCheckpointError, InvalidRequestError
 from linker_core.residency.loader import read_tensor
 from linker_core.residency.skeleton import build_skeleton
-from linker_core.sharing.plan import Fingerprints, Policy, Rung, SharePlan
+from linker_core.sharing.plan import Fingerprints, Policy, SharePlan
 from linker_core.sharing.planner import plan_donor, plan_variant
+from linker_core.sharing.rungs import Rung
 from linker_core.sharing.scan import scan
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.fingerprint import fingerprint

@@ -10,7 +10,8 @@ from linker_core.errors import BadCheckpointError
 from linker_core.residency.ledger import Stored, StoredTensor
 from linker_core.residency.own_rows import load_rows
 from linker_core.residency.reading import TORCH_DTYPES, allocate, fill
-from linker_core.sharing.plan import Rung, SharePlan
+from linker_core.sharing.plan import SharePlan
+from linker_core.sharing.rungs import Rung
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME
 

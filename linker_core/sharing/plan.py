@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -9,23 +10,21 @@ from typing import Any, NamedTuple, Self
 
 from linker_core.sharing.price import Price
 from linker_core.sharing.report import Region
+from linker_core.sharing.rungs import (
+    COARSE,
+    AnyRung,
+    Residual,
+    Rung,
+    coarse,
+    kind_of,
+    parse_rung,
+    residual_bytes,
+)
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import parse_key
 from linker_core.weights.safetensors_header import TensorInfo
 
 _ROW_POSITION_BYTES = 8  # where an own row belongs, int64
-
-
-class Rung(StrEnum):
-    """How a sub-parameter is stored, from the cheapest to the dearest.
-
-    ROWS is an embedding or a head of which only the rows that differ from the donor's are stored.
-    """
-
-    ALIAS = "alias"
-    ROWS = "rows"
-    RESIDUAL = "residual"
-    OWN = "own"
 
 
 class Policy(StrEnum):
@@ -36,6 +35,8 @@ class Policy(StrEnum):
     THRESHOLDS = "thresholds"  # BS Eq. 3
     BYTES = "bytes"  # lowest measured price within a byte limit
     EXACT = "exact"  # what is byte-identical
+    DELTA = "delta"  # as a delta file says
+    ADAPTER = "adapter"  # what a LoRA adapter changes
 
 
 class Fingerprints(NamedTuple):
@@ -76,10 +77,12 @@ class SharePlan:
     threshold_source: str | None  # Thresholds.source
     donor_fingerprint: str | None
     variant_fingerprint: str
-    rungs: Mapping[str, Rung]  # every stored tensor
+    rungs: Mapping[str, AnyRung]  # every stored tensor
     own_rows: Mapping[str, int]  # of the tensors on rung ROWS: rows that are not the donor's
     logical_bytes: int
     unique_bytes: int
+    rung_bytes: Mapping[str, int]  # unique bytes by `kind_of` the rung; only what occurs
+    num_weights: int  # elements of all tensors
     checkpoint_bytes: int  # what the tensors take on disk
     blocks: BlockCounts
     price: Price | None  # None: not measured
@@ -103,6 +106,15 @@ class SharePlan:
         }
 
     @property
+    def bits_per_weight(self) -> float:
+        """What only this variant holds, embedding, norms and scales included."""
+        return 8 * self.unique_bytes / self.num_weights
+
+    @property
+    def has_residuals(self) -> bool:
+        return any(isinstance(rung, Residual) for rung in self.rungs.values())
+
+    @property
     def blocks_shared(self) -> int:
         return self.blocks.alias
 
@@ -110,12 +122,14 @@ class SharePlan:
         """Returns the plan as plain JSON values; `from_json` restores it."""
         return {
             **{field: getattr(self, field) for field in self.__dataclass_fields__},
-            "rungs": {name: rung.value for name, rung in self.rungs.items()},
+            "rungs": {name: str(rung) for name, rung in self.rungs.items()},
             "own_rows": dict(self.own_rows),
+            "rung_bytes": dict(self.rung_bytes),
             "blocks": self.blocks.to_json(),
             "price": None if self.price is None else self.price.to_json(),
             "shared_bytes": self.shared_bytes,
             "blocks_shared": self.blocks_shared,
+            "bits_per_weight": self.bits_per_weight,
         }
 
     @classmethod
@@ -127,7 +141,7 @@ class SharePlan:
             **stored
             | {
                 "policy": Policy(record["policy"]),
-                "rungs": {name: Rung(rung) for name, rung in record["rungs"].items()},
+                "rungs": {name: parse_rung(rung) for name, rung in record["rungs"].items()},
                 "blocks": BlockCounts(**counts),
                 "price": None if record["price"] is None else Price.from_json(record["price"]),
                 "region": Region(record["region"]),
@@ -140,29 +154,59 @@ class PlanBytes(NamedTuple):
 
     logical_bytes: int
     unique_bytes: int
+    rung_bytes: dict[str, int]  # unique bytes by kind of rung
 
 
 def plan_bytes(
-    rungs: Mapping[str, Rung],
+    rungs: Mapping[str, AnyRung],
     own_rows: Mapping[str, int],
     *,
     donor: Checkpoint,
     variant: Checkpoint,
 ) -> PlanBytes:
     """Returns exact bytes. An alias is resident in the donor's type, all else in the variant's."""
-    logical = unique = 0
+    logical = 0
+    by_kind: dict[str, int] = {}
     for name, rung in rungs.items():
-        if rung is Rung.ALIAS:
-            logical += donor.tensors[name].nbytes
-            continue
-        tensor = variant.tensors[name]
+        tensor = donor.tensors[name] if rung is Rung.ALIAS else variant.tensors[name]
         logical += tensor.nbytes
-        if rung is Rung.ROWS:
-            unique += rows_bytes(tensor, own_rows[name])
-        else:
-            assert rung is Rung.OWN, rung
-            unique += tensor.nbytes
-    return PlanBytes(logical, unique)
+        unique = tensor_bytes(
+            rung, tensor, num_own_rows=own_rows.get(name), donor=donor.tensors.get(name)
+        )
+        by_kind[kind_of(rung)] = by_kind.get(kind_of(rung), 0) + unique
+    return PlanBytes(logical, sum(by_kind.values()), by_kind)
+
+
+def tensor_bytes(
+    rung: AnyRung, tensor: TensorInfo, *, num_own_rows: int | None, donor: TensorInfo | None
+) -> int:
+    """Returns the unique bytes of one tensor on a rung.
+
+    Args:
+        rung: Which.
+        tensor: The variant's.
+        num_own_rows: On rung ROWS: how many are not the donor's.
+        donor: The donor's tensor of the same name, or None if it has none.
+    """
+    if rung is Rung.ALIAS:
+        return 0
+    if rung is Rung.ROWS:
+        assert num_own_rows is not None
+        return rows_bytes(tensor, num_own_rows)
+    if rung is Rung.OWN:
+        return tensor.nbytes
+    assert isinstance(rung, Residual)
+    assert donor is not None
+    rows, width = tensor.shape
+    shared_rows = min(rows, donor.shape[0])
+    # Rows that the donor lacks, of added tokens, are kept as they are.
+    extra_bytes = (rows - shared_rows) * (tensor.nbytes // rows)
+    return residual_bytes(rung, shared_rows, width) + extra_bytes
+
+
+def count_weights(checkpoint: Checkpoint) -> int:
+    """Returns the elements of all tensors; tied ones count once."""
+    return sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
 
 
 def rows_bytes(tensor: TensorInfo, num_own_rows: int) -> int:
@@ -170,17 +214,16 @@ def rows_bytes(tensor: TensorInfo, num_own_rows: int) -> int:
     return num_own_rows * (tensor.nbytes // tensor.shape[0] + _ROW_POSITION_BYTES)
 
 
-def count_blocks(rungs: Mapping[str, Rung], checkpoint: Checkpoint) -> BlockCounts:
-    """Counts blocks by the dearest rung among their matrices."""
-    dearest = [Rung.ALIAS] * checkpoint.config.num_layers
-    order = list(Rung)
+def count_blocks(rungs: Mapping[str, AnyRung], checkpoint: Checkpoint) -> BlockCounts:
+    """Counts blocks by the dearest rung among their matrices: own, else residual, else alias."""
+    dearest = [Rung.ALIAS.value] * checkpoint.config.num_layers
     for name, rung in rungs.items():
         key = parse_key(name)
         assert key is not None
         if key.layer is not None and len(checkpoint.tensors[name].shape) == 2:
-            dearest[key.layer] = max(dearest[key.layer], rung, key=order.index)
+            dearest[key.layer] = max(dearest[key.layer], coarse(rung), key=COARSE.index)
     return BlockCounts(
-        alias=dearest.count(Rung.ALIAS),
-        residual=dearest.count(Rung.RESIDUAL),
-        own=dearest.count(Rung.OWN),
+        alias=dearest.count("alias"),
+        residual=dearest.count("residual"),
+        own=dearest.count("own"),
     )

@@ -10,13 +10,14 @@ from linker_core.sharing.plan import (
     BlockCounts,
     Fingerprints,
     Policy,
-    Rung,
     SharePlan,
     count_blocks,
+    count_weights,
     plan_bytes,
     rows_bytes,
 )
 from linker_core.sharing.report import Region, ScanReport
+from linker_core.sharing.rungs import AnyRung, Rung
 from linker_core.sharing.thresholds import Thresholds, choose_thresholds
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import block_name
@@ -35,6 +36,8 @@ def plan_donor(checkpoint: Checkpoint, *, fingerprint: str) -> SharePlan:
         own_rows={},
         logical_bytes=checkpoint.nbytes,
         unique_bytes=checkpoint.nbytes,
+        rung_bytes={Rung.OWN.value: checkpoint.nbytes},
+        num_weights=count_weights(checkpoint),
         checkpoint_bytes=checkpoint.nbytes,
         blocks=BlockCounts(alias=0, residual=0, own=checkpoint.config.num_layers),
         price=None,
@@ -98,7 +101,7 @@ def plan_rungs(
     report: ScanReport,
     donor: Checkpoint,
     variant: Checkpoint,
-    rungs: Mapping[str, Rung],
+    rungs: Mapping[str, AnyRung],
     *,
     policy: Policy,
     fingerprints: Fingerprints,
@@ -127,6 +130,8 @@ def plan_rungs(
         own_rows=own_rows,
         logical_bytes=size.logical_bytes,
         unique_bytes=size.unique_bytes,
+        rung_bytes=size.rung_bytes,
+        num_weights=count_weights(variant),
         checkpoint_bytes=variant.nbytes,
         blocks=count_blocks(rungs, variant),
         price=None,
@@ -157,7 +162,7 @@ def identical_rungs(report: ScanReport, donor: Checkpoint, variant: Checkpoint) 
 
 
 def count_own_rows(
-    report: ScanReport, variant: Checkpoint, rungs: Mapping[str, Rung]
+    report: ScanReport, variant: Checkpoint, rungs: Mapping[str, AnyRung]
 ) -> dict[str, int]:
     """Returns how many rows each tensor on rung ROWS has to itself."""
     return {

@@ -6,11 +6,11 @@ Knows rungs and bytes; measures nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from linker_core.sharing.plan import Rung
 from linker_core.sharing.report import ScanReport
+from linker_core.sharing.rungs import Rung
 from linker_core.sharing.thresholds import Thresholds
 from linker_core.tuning.sensitivity import Sensitivity
 from linker_core.tuning.storages import Rungs
@@ -112,7 +112,7 @@ class Candidates:
     def _names(self, layers: Iterable[int]) -> list[str]:
         return [name for layer in layers for name in self._matrices[layer]]
 
-    def _aliasing(self, names: Iterable[str]) -> Mapping[str, Rung]:
+    def _aliasing(self, names: Iterable[str]) -> Rungs:
         return {**self._base, **dict.fromkeys(names, Rung.ALIAS)}
 
 

@@ -15,10 +15,11 @@ import torch
 
 from linker_core.errors import InvalidRequestError
 from linker_core.pace import Pace
-from linker_core.sharing.plan import Rung, plan_bytes
+from linker_core.sharing.plan import plan_bytes
 from linker_core.sharing.planner import identical_rungs
 from linker_core.sharing.price import Price
 from linker_core.sharing.report import ScanReport
+from linker_core.sharing.rungs import Rung
 from linker_core.sharing.thresholds import Thresholds, choose_thresholds
 from linker_core.text.tokenizer import Tokenizer
 from linker_core.tuning.pricing import Pricer

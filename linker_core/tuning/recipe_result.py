@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Literal
 
-from linker_core.sharing.plan import Rung
 from linker_core.sharing.price import Price
+from linker_core.sharing.rungs import AnyRung
 from linker_core.sharing.thresholds import Thresholds
 
 Step = Literal["default", "fit", "sweep"]
@@ -52,7 +52,7 @@ class RecipePlan:
     thresholds: Thresholds
     blocks_shared: int
     unique_bytes: int
-    rungs: Mapping[str, Rung]
+    rungs: Mapping[str, AnyRung]
     scores: Mapping[str, TaskScore]  # by task
     promised: float  # retention on the sweep's task
     heldout: Mapping[str, float]  # retention on each other task; no task the variant has all wrong
@@ -91,7 +91,7 @@ class RecipePlan:
             "over_promise_worst": self.over_promise_worst,
             "scores": {name: asdict(score) for name, score in self.scores.items()},
             **self.price.to_json(),
-            "rungs": {name: rung.value for name, rung in self.rungs.items()},
+            "rungs": {name: str(rung) for name, rung in self.rungs.items()},
         }
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from linker_core.sharing.plan import Rung
 from linker_core.sharing.price import Price
+from linker_core.sharing.rungs import AnyRung, parse_rung
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -15,7 +15,7 @@ class PricedPlan:
     """One point of the frontier."""
 
     origin: str  # why it was tried: "identical bytes alone", "all blocks", …
-    rungs: Mapping[str, Rung]  # every stored tensor
+    rungs: Mapping[str, AnyRung]  # every stored tensor
     unique_bytes: int
     price: Price
 
@@ -25,7 +25,7 @@ class PricedPlan:
             "origin": self.origin,
             "unique_bytes": self.unique_bytes,
             **self.price.to_json(),
-            "rungs": {name: rung.value for name, rung in self.rungs.items()},
+            "rungs": {name: str(rung) for name, rung in self.rungs.items()},
         }
 
     @classmethod
@@ -33,7 +33,7 @@ class PricedPlan:
         """Rebuilds a point from `to_json`."""
         return cls(
             origin=record["origin"],
-            rungs={name: Rung(rung) for name, rung in record["rungs"].items()},
+            rungs={name: parse_rung(rung) for name, rung in record["rungs"].items()},
             unique_bytes=record["unique_bytes"],
             price=Price.from_json(record),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from linker_core.errors import InvalidRequestError
-from linker_core.sharing.plan import Rung
+from linker_core.sharing.rungs import Rung
 from linker_core.sharing.thresholds import Thresholds
 from linker_core.tuning.candidates import (
     ALL_BLOCKS,

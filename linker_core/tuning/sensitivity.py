@@ -16,7 +16,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from linker_core.sharing.plan import Rung
+from linker_core.sharing.rungs import Rung
 from linker_core.tuning.memory import LOGITS_CHUNK_BYTES
 from linker_core.tuning.storages import Rungs, SectionReader
 from linker_core.tuning.walk import Walk

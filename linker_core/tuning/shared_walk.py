@@ -12,7 +12,6 @@ from itertools import groupby
 
 import torch
 
-from linker_core.sharing.plan import Rung
 from linker_core.tuning.memory import LOGITS_CHUNK_BYTES
 from linker_core.tuning.storages import Rungs, SectionReader
 from linker_core.tuning.walk import Walk
@@ -116,7 +115,7 @@ def _grouped(
 ) -> list[list[int]]:
     """Parts plans by what they compute in a section."""
 
-    def signature(plan: int) -> tuple[Rung, ...]:
+    def signature(plan: int) -> tuple[str, ...]:
         return reader.signature(layer, plans[plan])
 
     return [list(group) for _, group in groupby(sorted(members, key=signature), key=signature)]

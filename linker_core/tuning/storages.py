@@ -11,11 +11,11 @@ import torch
 
 from linker_core.residency.ledger import StoredTensor
 from linker_core.residency.loader import read_tensor
-from linker_core.sharing.plan import Rung
+from linker_core.sharing.rungs import AnyRung, Rung
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME, parse_key
 
-Rungs = Mapping[str, Rung]
+Rungs = Mapping[str, AnyRung]
 Storages = Mapping[str, StoredTensor]
 
 
@@ -44,7 +44,7 @@ class SectionReader:
         self._identical = identical
         self._device = device
         self._on_read = on_read
-        self._held: dict[tuple[str, Rung], StoredTensor] = {}
+        self._held: dict[tuple[str, AnyRung], StoredTensor] = {}
         self._sections: dict[int | None, list[str]] = {}
         for name in variant.tensors:
             key = parse_key(name)
@@ -60,19 +60,19 @@ class SectionReader:
         lent = self._donor.tensors.get(name)
         return lent is not None and lent.shape == self._variant.tensors[name].shape
 
-    def effective(self, name: str, rung: Rung) -> Rung:
+    def effective(self, name: str, rung: AnyRung) -> AnyRung:
         """Returns the rung that computes the same: equal bytes alias, own rows make a whole."""
         if name in self._identical:
             return Rung.ALIAS
         return Rung.OWN if rung is Rung.ROWS else rung
 
-    def signature(self, layer: int | None, rungs: Rungs) -> tuple[Rung, ...]:
+    def signature(self, layer: int | None, rungs: Rungs) -> tuple[str, ...]:
         """Returns what of a plan makes the states that leave a section: equal ones are the same.
 
         Outside the blocks that is the embedding; final norm and head come after all states.
         """
         names = [EMBED_NAME] if layer is None else self.names(layer)
-        return tuple(self.effective(name, rungs[name]) for name in names)
+        return tuple(str(self.effective(name, rungs[name])) for name in names)
 
     def storages(self, layer: int | None, rungs: Rungs) -> dict[str, StoredTensor]:
         """Returns a section's storages under a plan; a tied head maps to the embedding's."""
@@ -81,7 +81,7 @@ class SectionReader:
             found[LM_HEAD_NAME] = found[EMBED_NAME]
         return found
 
-    def storage(self, name: str, rung: Rung) -> StoredTensor:
+    def storage(self, name: str, rung: AnyRung) -> StoredTensor:
         """Returns the storage of one tensor on a rung, reading it if it is not held."""
         key = (name, self.effective(name, rung))
         if key not in self._held:

@@ -14,10 +14,11 @@ import torch
 
 from linker_core.errors import InvalidRequestError
 from linker_core.pace import Pace
-from linker_core.sharing.plan import Rung, plan_bytes
+from linker_core.sharing.plan import plan_bytes
 from linker_core.sharing.planner import count_own_rows, identical_rungs
 from linker_core.sharing.price import Price
 from linker_core.sharing.report import Region, ScanReport
+from linker_core.sharing.rungs import Rung, parse_rung
 from linker_core.sharing.thresholds import choose_thresholds
 from linker_core.tuning.calibration import MIN_RESPONSE_TOKENS, CalibrationText
 from linker_core.tuning.candidates import Candidate, Candidates
@@ -141,7 +142,7 @@ class Tuner:
         return self._result(self._search.priced[0] if outside else chosen)
 
     def _given_rungs(self, names: Mapping[str, str]) -> Rungs:
-        rungs = {name: Rung(rung) for name, rung in names.items()}
+        rungs = {name: parse_rung(rung) for name, rung in names.items()}
         if rungs.keys() != self._variant.tensors.keys():
             raise InvalidRequestError("rungs must name every tensor of the variant.", param="rungs")
         for name, rung in rungs.items():

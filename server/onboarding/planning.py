@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from linker_core.errors import BudgetExceededError, InvalidRequestError
-from linker_core.sharing.plan import Fingerprints, Policy, Rung, SharePlan, count_blocks
+from linker_core.sharing.plan import Fingerprints, Policy, SharePlan, count_blocks
 from linker_core.sharing.planner import identical_rungs, plan_rungs, plan_variant
 from linker_core.sharing.price import Price
 from linker_core.sharing.report import ScanReport
+from linker_core.sharing.rungs import AnyRung, Rung
 from linker_core.tuning.request import TuneGoal
 from linker_core.tuning.result import TuneResult
 from linker_core.weights.checkpoint import Checkpoint
@@ -89,7 +90,7 @@ def tuning_goal(request: OnboardRequest, report: ScanReport, draft: SharePlan) -
             fits = draft.unique_bytes <= request.max_bytes
             return None if fits else TuneGoal(max_bytes=request.max_bytes)
         case Policy.THRESHOLDS if request.budget_kl is not None and not _is_lossless(report, draft):
-            return TuneGoal(rungs={name: rung.value for name, rung in draft.rungs.items()})
+            return TuneGoal(rungs={name: str(rung) for name, rung in draft.rungs.items()})
         case _:
             return None
 
@@ -155,7 +156,7 @@ def frontier(result: TuneResult, variant: Checkpoint) -> list[dict[str, Any]]:
     ]
 
 
-def _plan(policy: Policy, pair: OpenPair, rungs: Mapping[str, Rung]) -> SharePlan:
+def _plan(policy: Policy, pair: OpenPair, rungs: Mapping[str, AnyRung]) -> SharePlan:
     return plan_rungs(
         pair.report,
         pair.donor,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from linker_core.errors import NotReadyError
-from linker_core.sharing.plan import Rung
+from linker_core.sharing.rungs import COARSE, AnyRung, coarse
 from linker_core.weights.architecture import DTYPE_BYTES, ModelConfig
 from linker_core.weights.keys import parse_key
 from linker_core.weights.shapes import expected_tensors
@@ -167,26 +167,26 @@ def bytes_of_shape(config: ModelConfig, donor: ModelConfig | None) -> dict[str, 
 
 def _verdicts(planned: Planned) -> list[dict[str, Any]]:
     """Returns every block with its rung, the dearest of its matrices', and every parameter's."""
-    config, dearest = planned.text.config, list(Rung).index
+    config, dearest = planned.text.config, COARSE.index
     scores = [(1.0, 0.0)] * config.num_layers  # a donor is like itself
     if planned.report is not None:
         scores = [(block["cos"], block["epsilon"]) for block in planned.report["blocks"]]
-    rungs: list[dict[str, Rung]] = [{} for _ in scores]
-    matrices: list[list[Rung]] = [[] for _ in scores]
+    rungs: list[dict[str, AnyRung]] = [{} for _ in scores]
+    matrices: list[list[str]] = [[] for _ in scores]
     for name, shape in expected_tensors(config).items():
         key = parse_key(name)
         assert key is not None
         if key.layer is not None:
             rung = rungs[key.layer][key.parameter] = planned.plan.rungs[name]
             if len(shape) == _MATRIX:
-                matrices[key.layer].append(rung)
+                matrices[key.layer].append(coarse(rung))
     return [
         {
             "index": index,
-            "rung": max(matrices[index], key=dearest).value,
+            "rung": max(matrices[index], key=dearest),
             "cos": cos,
             "epsilon": epsilon,
-            "rungs": {parameter: rung.value for parameter, rung in rungs[index].items()},
+            "rungs": {parameter: str(rung) for parameter, rung in rungs[index].items()},
         }
         for index, (cos, epsilon) in enumerate(scores)
     ]

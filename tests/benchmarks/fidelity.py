@@ -14,7 +14,7 @@ from typing import NamedTuple
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from linker_core.sharing.plan import Rung
+from linker_core.sharing.rungs import Rung
 from linker_core.sharing.scan import scan
 from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer

@@ -15,7 +15,7 @@ import torch
 from linker_core.config import MatmulPrecision
 from linker_core.engine.cpu.kernels import can_round
 from linker_core.pace import Pace
-from linker_core.sharing.plan import Rung
+from linker_core.sharing.rungs import Rung
 from linker_core.tuning.calibration import CalibrationText
 from linker_core.tuning.shared_walk import LastHidden, SharedWalk
 from linker_core.tuning.storages import SectionReader

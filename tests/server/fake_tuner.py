@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from linker_core.errors import InvalidRequestError, LinkerError
-from linker_core.sharing.plan import Fingerprints, Policy, Rung
+from linker_core.sharing.plan import Fingerprints, Policy
 from linker_core.sharing.planner import identical_rungs, plan_rungs
 from linker_core.sharing.price import Price
 from linker_core.sharing.report import ScanReport
+from linker_core.sharing.rungs import Rung, parse_rung
 from linker_core.tuning.request import TuneRequest
 from linker_core.tuning.result import PricedPlan, TuneResult
 from linker_core.weights.checkpoint import Checkpoint
@@ -55,7 +56,7 @@ def tune(request: TuneRequest) -> dict[str, Any]:
     with Checkpoint.open(request.donor) as donor, Checkpoint.open(request.variant) as variant:
         exact = identical_rungs(report, donor, variant)
 
-        def point(origin: str, rungs: dict[str, Rung], kl: float, upper: float) -> PricedPlan:
+        def point(origin: str, rungs: Mapping[str, AnyRung], kl: float, upper: float) -> PricedPlan:
             size = plan_rungs(
                 report, donor, variant, rungs,
                 policy=Policy.BUDGET, fingerprints=Fingerprints("d", "v"),
@@ -70,7 +71,7 @@ def tune(request: TuneRequest) -> dict[str, Any]:
 
         unchanged = point("identical bytes alone", exact, 0.0, 0.0)
         if request.goal.rungs is not None:
-            given = {name: Rung(rung) for name, rung in request.goal.rungs.items()}
+            given = {name: parse_rung(rung) for name, rung in request.goal.rungs.items()}
             chosen = point("given", given, KL, KL_UPPER)
             points = [unchanged, chosen]
         else:

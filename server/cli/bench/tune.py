@@ -13,9 +13,9 @@ from typing import Any, Final
 import torch
 
 from linker_core.pace import Pace
-from linker_core.sharing.plan import Rung
 from linker_core.sharing.planner import identical_rungs
 from linker_core.sharing.report import ScanReport
+from linker_core.sharing.rungs import Rung
 from linker_core.sharing.scan import scan
 from linker_core.tuning.calibration import CalibrationText
 from linker_core.tuning.memory import tuning_bytes

@@ -22,8 +22,9 @@ from linker_core.engine.messages import (
     Submit,
     TokenOutput,
 )
-from linker_core.sharing.plan import Policy, Rung, SharePlan, count_blocks
+from linker_core.sharing.plan import Policy, SharePlan, count_blocks
 from linker_core.sharing.planner import plan_donor
+from linker_core.sharing.rungs import Rung
 from linker_core.weights.checkpoint import Checkpoint
 from tests.linker_core.engine.families import nothing
 

@@ -15,7 +15,7 @@ from linker_core.engine.cpu.arithmetic import CompiledArithmetic
 from linker_core.engine.devices import arithmetic_for
 from linker_core.engine.kv_cache import KVCache, KVShape
 from linker_core.engine.runner import Runner
-from linker_core.residency.ledger import Stored, StoredRows, StoredTensor
+from linker_core.residency.ledger import Stored, StoredResidual, StoredRows, StoredTensor
 from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME
@@ -73,6 +73,10 @@ def dense(entry: Stored) -> torch.Tensor:
     """The tensor that a separate copy would hold."""
     if isinstance(entry, StoredTensor):
         return entry.tensor
+    if isinstance(entry, StoredResidual):
+        coded = entry.num_rows - len(entry.extra)
+        whole = entry.base.tensor[:coded].float() + entry.delta()
+        return torch.cat([whole, entry.extra.float()])
     table = entry.own.new_zeros(entry.num_rows, entry.own.shape[1])
     lent = entry.base.tensor[: entry.num_rows]
     table[: len(lent)] = lent

@@ -17,8 +17,9 @@ from linker_core.residency import own_rows
 from linker_core.residency.ledger import StoredRows, StoredTensor
 from linker_core.residency.own_rows import load_rows
 from linker_core.residency.pool import Pool
-from linker_core.sharing.plan import Fingerprints, Policy, Rung, SharePlan
+from linker_core.sharing.plan import Fingerprints, Policy, SharePlan
 from linker_core.sharing.planner import plan_donor, plan_variant
+from linker_core.sharing.rungs import Rung
 from linker_core.sharing.scan import scan
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from linker_core.sharing.plan import Rung, SharePlan, count_blocks, plan_bytes, rows_bytes
+from linker_core.sharing.plan import SharePlan, count_blocks, plan_bytes, rows_bytes
 from linker_core.sharing.planner import plan_donor
 from linker_core.sharing.price import Price
+from linker_core.sharing.rungs import Residual, Rung
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME
 from tests.tiny import make_checkpoint, make_variant
@@ -51,7 +52,7 @@ def test_rows_bytes_of_no_rows_is_nothing(donor: Checkpoint) -> None:
 def test_count_blocks_takes_the_dearest_rung_among_matrices(donor: Checkpoint) -> None:
     rungs = dict.fromkeys(donor.tensors, Rung.ALIAS) | {EMBED_NAME: Rung.OWN, NORM: Rung.OWN}
     assert count_blocks(rungs, donor).to_json() == {"alias": 2, "residual": 0, "own": 0, "total": 2}
-    blocks = count_blocks(rungs | {UP: Rung.RESIDUAL}, donor)
+    blocks = count_blocks(rungs | {UP: Residual(bits=4, group=64)}, donor)
     assert blocks.to_json() == {"alias": 1, "residual": 1, "own": 0, "total": 2}
 
 

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 
 from linker_core.errors import InvalidRequestError
 from linker_core.residency.pool import Pool
-from linker_core.sharing.plan import Fingerprints, Policy, Rung, SharePlan
+from linker_core.sharing.plan import Fingerprints, Policy, SharePlan
 from linker_core.sharing.planner import identical_rungs, plan_donor, plan_rungs, plan_variant
+from linker_core.sharing.rungs import Rung
 from linker_core.sharing.scan import scan
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME

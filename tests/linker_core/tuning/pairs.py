@@ -12,9 +12,9 @@ from transformers import PreTrainedModel
 
 from linker_core.config import MatmulPrecision
 from linker_core.pace import Pace
-from linker_core.sharing.plan import Rung
 from linker_core.sharing.planner import identical_rungs
 from linker_core.sharing.report import ScanReport
+from linker_core.sharing.rungs import Rung
 from linker_core.sharing.scan import scan
 from linker_core.tuning.calibration import CalibrationSequence, CalibrationText
 from linker_core.tuning.pricing import Pricer

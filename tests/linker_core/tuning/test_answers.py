@@ -89,7 +89,7 @@ def test_no_more_prompts_are_answered_than_it_takes(tmp_path: Path) -> None:
 
 def test_plans_are_priced_on_the_variants_own_answers(tmp_path: Path) -> None:
     pair = make_pair(tmp_path, layers=2)
-    goal = TuneGoal(rungs={name: rung.value for name, rung in pair.aliasing("mlp.").items()})
+    goal = TuneGoal(rungs={name: str(rung) for name, rung in pair.aliasing("mlp.").items()})
     asked = request(pair, goal)
     result = tune(replace(asked, calibration=SELF_CALIBRATION))
     shipped = tune(asked)

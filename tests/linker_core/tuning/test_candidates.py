@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linker_core.sharing.plan import Rung
+from linker_core.sharing.rungs import AnyRung, Rung
 from linker_core.sharing.thresholds import CONSERVATIVE, Thresholds
 from linker_core.tuning.candidates import (
     ALL_BLOCKS,
@@ -57,7 +57,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 def aliased_layers(pair: Pair, rungs: Rungs) -> set[int]:
     """Blocks all of whose matrices alias; no other matrix of a block may."""
-    layers: dict[int, set[Rung]] = {}
+    layers: dict[int, set[AnyRung]] = {}
     for name, rung in rungs.items():
         if name.startswith("model.layers.") and name.endswith("proj.weight"):
             layers.setdefault(int(name.split(".")[2]), set()).add(rung)

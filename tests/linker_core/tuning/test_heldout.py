@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from linker_core.sharing.plan import Rung
 from linker_core.sharing.report import Region
+from linker_core.sharing.rungs import Rung
 from linker_core.sharing.scan import scan
 from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer

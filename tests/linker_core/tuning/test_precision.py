@@ -47,7 +47,7 @@ def rounded(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 def tuned(pair: Pair, precision: MatmulPrecision, *, calibration: str | None = None) -> TuneResult:
-    rungs = {name: rung.value for name, rung in pair.aliasing("mlp.").items()}
+    rungs = {name: str(rung) for name, rung in pair.aliasing("mlp.").items()}
     asked = request(pair, TuneGoal(rungs=rungs))
     return tune(replace(asked, calibration=calibration, matmul_precision=precision))
 
@@ -95,7 +95,7 @@ def test_medium_walks_another_path_and_prices_both_sides_on_it(pair: Pair) -> No
 
 @pytest.mark.skipif(not can_round(), reason="no units for bfloat16")
 def test_variant_at_medium_is_its_own_reference(pair: Pair) -> None:
-    rungs = {name: rung.value for name, rung in pair.base.items()}
+    rungs = {name: str(rung) for name, rung in pair.base.items()}
     asked = request(pair, TuneGoal(rungs=rungs))
     price = tune(replace(asked, matmul_precision="medium")).chosen.price
     assert (price.kl, price.top1, price.ppl_ratio) == (0.0, 1.0, 1.0)

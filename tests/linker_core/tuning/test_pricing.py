@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from linker_core.residency.loader import read_tensor
-from linker_core.sharing.plan import Rung
 from linker_core.sharing.price import Price
+from linker_core.sharing.rungs import Rung
 from linker_core.tuning import memory, pricing, shared_walk, storages
 from linker_core.tuning.calibration import CalibrationText
 from linker_core.tuning.pricing import _clusters, bootstrap_upper

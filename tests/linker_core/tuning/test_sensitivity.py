@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from linker_core.residency.loader import read_tensor
-from linker_core.sharing.plan import Rung
+from linker_core.sharing.rungs import Rung
 from linker_core.tuning import storages
 from linker_core.tuning import walk as walk_module
 from linker_core.tuning.sensitivity import measure_sensitivities

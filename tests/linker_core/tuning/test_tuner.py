@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from linker_core.errors import InvalidRequestError
-from linker_core.sharing.plan import Fingerprints, Policy, Rung
+from linker_core.sharing.plan import Fingerprints, Policy
 from linker_core.sharing.planner import plan_rungs
 from linker_core.sharing.report import Region
+from linker_core.sharing.rungs import AnyRung, Rung
 from linker_core.tuning import tuner
 from linker_core.tuning.candidates import ALL_BLOCKS, INTERIOR
 from linker_core.tuning.request import TuneGoal, TuneRequest
@@ -38,7 +39,7 @@ def request(pair: Pair, goal: TuneGoal, *, calibration: Path | None = None) -> T
 
 
 def given(rungs: Rungs) -> TuneGoal:
-    return TuneGoal(rungs={name: rung.value for name, rung in rungs.items()})
+    return TuneGoal(rungs={name: str(rung) for name, rung in rungs.items()})
 
 
 def without_seconds(result: TuneResult) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def without_seconds(result: TuneResult) -> dict[str, Any]:
     return record
 
 
-def unique_bytes(pair: Pair, rungs: Mapping[str, Rung]) -> int:
+def unique_bytes(pair: Pair, rungs: Mapping[str, AnyRung]) -> int:
     """What the server's own plan of these rungs takes."""
     return plan_rungs(
         pair.report,

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from linker_core.pace import BUSY_LINE, IDLE_LINE
-from linker_core.sharing.plan import Rung
+from linker_core.sharing.rungs import Rung
 from linker_core.tuning import worker
 from linker_core.tuning.request import TuneGoal, TuneRequest
 from linker_core.tuning.result import TuneResult
@@ -35,7 +35,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Pair:
 
 def given_request(pair: Pair) -> TuneRequest:
     """One plan to price, which is quick."""
-    rungs = {name: rung.value for name, rung in pair.aliasing("layers.1.mlp").items()}
+    rungs = {name: str(rung) for name, rung in pair.aliasing("layers.1.mlp").items()}
     return TuneRequest(
         donor=str(pair.donor.path),
         variant=str(pair.variant.path),

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from linker_core.errors import BudgetExceededError, InvalidRequestError
-from linker_core.sharing.plan import Fingerprints, Policy, Rung
+from linker_core.sharing.plan import Fingerprints, Policy
 from linker_core.sharing.planner import plan_donor
 from linker_core.sharing.price import Price
+from linker_core.sharing.rungs import Rung
 from linker_core.sharing.scan import scan
 from linker_core.tuning.request import TuneGoal
 from linker_core.tuning.result import PricedPlan, TuneResult

@@ -102,6 +102,7 @@ def _moved(entry: Stored, device: torch.device, moved: dict[StoredTensor, Stored
             positions=entry.positions.to(device),
             num_rows=entry.num_rows,
         )
+    assert isinstance(entry, StoredTensor)
     if entry not in moved:
         moved[entry] = StoredTensor(tensor=entry.tensor.to(device))
     return moved[entry]

@@ -1,0 +1,117 @@
+"""A matrix in few bits: codes that are looked up in a table, times a scale for each group of a row.
+
+The form lies on the device and in delta files alike. Legend: R rows, W width, G groups of a row,
+B bytes of a row's codes.
+
+A row's codes come in runs of 128 weights. In a run the codes of b = 1, 2 or 4 bits lie in chunks of
+16 bytes; byte l of a chunk has, from its low bits up, the codes of weights l, l + 16, l + 32, … of
+the chunk. For 3 bits 32 bytes hold the low two bits as for b = 2 and 16 bytes the high bit as for
+b = 1. 8-bit elements are integers, row after row, padded to a multiple of 16; 16-bit ones bfloat16.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from linker_core.sharing.rungs import CODE_UNIT, code_row_bytes, num_groups
+
+_LANES = 16  # bytes of a chunk
+# What a code stands for, in units of its group's scale: where the squared error of a normal
+# variable is least (Lloyd 1957, Max 1960),.
+LEVELS: Final = {
+    1: (-1.0, 1.0),
+    2: (-1.5104, -0.4528, 0.4528, 1.5104),
+    3: (-2.1520, -1.3439, -0.7560, -0.2451, 0.2451, 0.7560, 1.3439, 2.1520),
+    4: (
+        *(-2.7326, -2.0690, -1.6181, -1.2562, -0.9424, -0.6568, -0.3881, -0.1284),
+        *(0.1284, 0.3881, 0.6568, 0.9424, 1.2562, 1.6181, 2.0690, 2.7326),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CodedMatrix:
+    """[R, W] in codes. Scales are bfloat16; a row of 16-bit elements has none."""
+
+    bits: int  # 1, 2, 3, 4, 8 or 16
+    group: int  # elements of a row that share a scale
+    width: int  # W
+    codes_RB: torch.Tensor  # uint8, contiguous
+    scales_RG: torch.Tensor  # bfloat16, contiguous; [R, 0] for 16 bits
+
+    def __post_init__(self) -> None:
+        groups = 0 if self.bits == 16 else num_groups(self.width, self.group)
+        assert self.codes_RB.shape[1] == code_row_bytes(self.width, self.bits)
+        assert self.scales_RG.shape == (len(self.codes_RB), groups)
+
+    @property
+    def num_rows(self) -> int:
+        return self.codes_RB.shape[0]
+
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """What lies on the device."""
+        return (self.codes_RB, self.scales_RG)
+
+    @property
+    def nbytes(self) -> int:
+        return self.codes_RB.nbytes + self.scales_RG.nbytes
+
+    def decoded(self, rows: torch.Tensor | slice = slice(None)) -> torch.Tensor:
+        """Returns rows, float32 [n, W]. A row's values depend on the row alone."""
+        codes_nB, scales_nG = self.codes_RB[rows], self.scales_RG[rows].float()
+        if self.bits == 16:
+            return codes_nB.view(torch.bfloat16).float()
+        if self.bits == 8:
+            values_nW = codes_nB.view(torch.int8)[:, : self.width].float()
+        else:
+            levels = torch.tensor(LEVELS[self.bits], device=codes_nB.device)
+            values_nW = levels[unpack_codes(codes_nB, self.bits)[:, : self.width].int()]
+        return values_nW * scales_nG.repeat_interleave(self.group, dim=1)[:, : self.width]
+
+
+def pack_codes(codes_RW: torch.Tensor, bits: int) -> torch.Tensor:
+    """Returns codes of 1 to 4 bits as they are stored, uint8 [R, B].
+
+    Args:
+        codes_RW: uint8, each below 2**bits.
+        bits: Of a code.
+    """
+    rows, width = codes_RW.shape
+    padded = codes_RW.new_zeros(rows, -(-width // CODE_UNIT) * CODE_UNIT)
+    padded[:, :width] = codes_RW
+    runs = padded.view(rows, -1, CODE_UNIT)
+    if bits == 3:
+        parts = [_packed(runs & 3, 2), _packed(runs >> 2, 1)]
+        return torch.cat(parts, dim=2).flatten(1)
+    return _packed(runs, bits).flatten(1)
+
+
+def unpack_codes(codes_RB: torch.Tensor, bits: int) -> torch.Tensor:
+    """Returns the codes of whole runs, uint8 [R, a multiple of 128]."""
+    runs = codes_RB.view(len(codes_RB), -1, CODE_UNIT * bits // 8)
+    if bits == 3:
+        low, high = runs[:, :, : CODE_UNIT * 2 // 8], runs[:, :, CODE_UNIT * 2 // 8 :]
+        return (_unpacked(low, 2) | (_unpacked(high, 1) << 2)).flatten(1)
+    return _unpacked(runs, bits).flatten(1)
+
+
+def _packed(runs: torch.Tensor, bits: int) -> torch.Tensor:
+    """[R, runs, 128] codes -> [R, runs, 16 · bits] bytes."""
+    per_byte = 8 // bits
+    parts = runs.view(*runs.shape[:2], -1, per_byte, _LANES)
+    packed = parts[:, :, :, 0].clone()
+    for place in range(1, per_byte):
+        packed |= parts[:, :, :, place] << (place * bits)
+    return packed.flatten(2)
+
+
+def _unpacked(runs: torch.Tensor, bits: int) -> torch.Tensor:
+    """[R, runs, bytes] -> [R, runs, codes]."""
+    chunks = runs.reshape(*runs.shape[:2], -1, 1, _LANES)
+    places = torch.arange(0, 8, bits, dtype=torch.uint8, device=runs.device).view(1, 1, 1, -1, 1)
+    codes: torch.Tensor = (chunks >> places) & (2**bits - 1)
+    return codes.flatten(2)
