@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from linker_core.sharing.plan import Fingerprints, Policy
 from linker_core.sharing.planner import identical_rungs, plan_rungs
 from linker_core.sharing.price import Price
 from linker_core.sharing.report import ScanReport
-from linker_core.sharing.rungs import Rung, parse_rung
+from linker_core.sharing.rungs import AnyRung, Rung, parse_rung
 from linker_core.tuning.request import TuneRequest
 from linker_core.tuning.result import PricedPlan, TuneResult
 from linker_core.weights.checkpoint import Checkpoint
