@@ -20,6 +20,9 @@ from transformers.activations import ACT2FN
 from linker_core.engine.kv_cache import KVCache
 from linker_core.engine.page_table import PageTable
 from linker_core.engine.rows import RowGroup
+from linker_core.residency.ledger import StoredResidual
+
+_DELTA_ROWS = 4096  # of a delta that are in memory at a time, on the plain path
 
 
 class ByRow(NamedTuple):
@@ -42,6 +45,14 @@ class Product(NamedTuple):
     weight_OI: torch.Tensor
     y_TO: torch.Tensor  # where it goes: a view whose last dimension is dense
     bias: ByRow | None  # [O]
+
+
+class Addend(NamedTuple):
+    """y += x Dᵀ of some rows, D being a compressed delta."""
+
+    residual: StoredResidual
+    rows: RowGroup
+    y_TO: torch.Tensor  # a view whose last dimension is dense; as wide as D has rows
 
 
 class Norm(NamedTuple):
@@ -71,6 +82,7 @@ class Demand(NamedTuple):
     activation: str
     attention: frozenset[AttentionShape]
     page_tokens: int
+    codes: frozenset[int] = frozenset()  # bits of the elements of residuals
 
 
 class Span(NamedTuple):
@@ -124,6 +136,14 @@ class Arithmetic(Protocol):
 
     def multiply(self, x_TI: torch.Tensor, rows: RowGroup, products: Sequence[Product]) -> None:
         """Computes products of the same rows of x; the other rows of y stay as they are."""
+
+    def add_residuals(self, x_TI: torch.Tensor, addends: Sequence[Addend]) -> None:
+        """Adds products with deltas to what is there, of each addend's own rows.
+
+        Args:
+            x_TI: What all of them multiply.
+            addends: Mostly a variant's each; no two add to the same place.
+        """
 
     def normalize(
         self, x_TX: torch.Tensor, weights: ByRow, norm: Norm, out_TX: torch.Tensor
@@ -197,6 +217,15 @@ class TorchArithmetic:
             if bias is not None:
                 y_nO += bias.gathered(rows, x_TI.dtype)
             rows.put(y_TO, y_nO)
+
+    def add_residuals(self, x_TI: torch.Tensor, addends: Sequence[Addend]) -> None:
+        """See `Arithmetic.add_residuals`."""
+        for residual, rows, y_TO in addends:
+            x_nI = rows.take(x_TI)
+            for first in range(0, y_TO.shape[1], _DELTA_ROWS):
+                part = slice(first, min(first + _DELTA_ROWS, y_TO.shape[1]))
+                delta_OI = residual.delta(part).to(x_TI.dtype)
+                y_TO[:, part].index_add_(0, rows.indices_n, F.linear(x_nI, delta_OI))
 
     def normalize(
         self, x_TX: torch.Tensor, weights: ByRow, norm: Norm, out_TX: torch.Tensor

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from linker_core.engine.arithmetic import (
+    Addend,
     AttentionShape,
     ByRow,
     Demand,
@@ -25,6 +26,7 @@ from linker_core.engine.arithmetic import (
     Product,
     Rotation,
     Span,
+    TorchArithmetic,
 )
 from linker_core.engine.cpu.attention_spec import TASK as ATTENTION_TASK
 from linker_core.engine.cpu.gate_code import TASK as GATE_TASK
@@ -196,6 +198,11 @@ class CompiledArithmetic:
             assert product.bias is not None
             y_nO = rows.take(product.y_TO) + product.bias.gathered(rows, product.y_TO.dtype)
             rows.put(product.y_TO, y_nO)
+
+    def add_residuals(self, x_TI: torch.Tensor, addends: Sequence[Addend]) -> None:
+        """See `Arithmetic.add_residuals`."""
+        TorchArithmetic().add_residuals(x_TI, addends)
+        self._recording = None
 
     def normalize(
         self, x_TX: torch.Tensor, weights: ByRow, norm: Norm, out_TX: torch.Tensor

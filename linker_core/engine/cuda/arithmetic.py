@@ -14,6 +14,7 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 
 from linker_core.engine.arithmetic import (
+    Addend,
     AttentionShape,
     ByRow,
     Demand,
@@ -21,6 +22,7 @@ from linker_core.engine.arithmetic import (
     Product,
     Rotation,
     Span,
+    TorchArithmetic,
 )
 from linker_core.engine.cuda.graphs import Capture, Replays
 from linker_core.engine.cuda.kernels import Kernels
@@ -84,6 +86,12 @@ class CudaArithmetic:
                 y_nO = x_TI.new_empty(len(x_nI), len(weight_OI))
                 _product(x_nI, weight_OI, bias, rows, y_nO)
                 y_TO.index_copy_(0, rows.indices_n, y_nO)
+
+    def add_residuals(self, x_TI: torch.Tensor, addends: Sequence[Addend]) -> None:
+        """See `Arithmetic.add_residuals`."""
+        for addend in addends:
+            self._replays.keep(addend.rows.indices_n)
+        TorchArithmetic().add_residuals(x_TI, addends)
 
     def normalize(
         self, x_TX: torch.Tensor, weights: ByRow, norm: Norm, out_TX: torch.Tensor

@@ -7,12 +7,24 @@ import math
 import pytest
 import torch
 
-from linker_core.engine.arithmetic import Arithmetic, ByRow, Norm, Product, TorchArithmetic
+from linker_core.engine.arithmetic import (
+    Addend,
+    Arithmetic,
+    ByRow,
+    Norm,
+    Product,
+    TorchArithmetic,
+)
 from linker_core.engine.rows import RowGroup
 from tests.linker_core.engine.attending import Attended, Attending, shape_of
 from tests.linker_core.engine.families import ARITHMETICS
+from tests.linker_core.engine.residuals import assert_added, residual
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+RESIDUALS = (
+    *("signs:32", "int2:64", "int3:128", "int4:256"),
+    *("rank3:4", "rank5:8", "rank7:16", "rank2:16+int4:64"),
+)
 KEPT = 7.0
 SHAPES = {
     "grouped": shape_of(),
@@ -70,6 +82,34 @@ def test_products_of_some_rows_leave_the_others(
             labels = [0] * 9 if bias.labels_T is None else bias.labels_T.tolist()
             want_nO += torch.stack([bias.tensors[labels[row]].double() for row in rows])
         assert_near(y_TO[rows], want_nO)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["signs:32", "int2:64", "int3:128", "int4:256", "rank3:4", "rank5:8", "rank2:16+int4:64"],
+)
+@pytest.mark.parametrize("kind", ARITHMETICS)
+def test_residuals_are_added_to_their_rows_alone(kind: type[Arithmetic], text: str) -> None:
+    x_TI = random(9, 200, seed=0)
+    wide, narrow = random(9, 75 + 4, seed=1), random(9, 5_000, seed=2)
+    before = [wide.clone(), wide.clone(), narrow.clone()]
+    addends = [
+        Addend(residual(text, 75, 200, seed=3), group([0, 3, 8]), wide[:, 2:77]),
+        Addend(residual(text, 75, 200, seed=4), group([1, 2]), wide[:, 2:77]),
+        Addend(residual("int2:32", 5_000, 200), group(list(range(9))), narrow),
+    ]
+    kind().add_residuals(x_TI, addends)
+    views = [before[0][:, 2:77], before[1][:, 2:77], before[2]]
+    for addend, kept in zip(addends[:2], views[:2], strict=True):
+        rows = addend.rows.indices_n
+        kept_elsewhere = addend.y_TO.clone()
+        kept_elsewhere[rows] = kept[rows]
+        assert_added(x_TI, [addend], [kept_elsewhere])
+    assert_added(x_TI, addends[2:], views[2:])
+    untouched = [4, 5, 6, 7]
+    assert torch.equal(wide[untouched], before[0][untouched])
+    assert torch.equal(wide[:, :2], before[0][:, :2])
+    assert torch.equal(wide[:, 77:], before[0][:, 77:])
 
 
 @pytest.mark.parametrize("plus_one", [False, True])
