@@ -14,15 +14,18 @@ from linker_core.errors import InvalidRequestError
 SELF_CALIBRATION = "self"
 Device = Literal["cpu", "cuda"]
 DEFAULT_BUDGET_KL = 0.01  # nats per response token
+MAX_POINTS = 64
+FIT_POINTS = 8  # plans of each variant that a joint choice has to choose from
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TuneGoal:
-    """Exactly one of: a budget to spend, a size to fit, or given rungs to price."""
+    """Exactly one of: a budget to spend, a size to fit, given rungs, or a spread of plans."""
 
     budget_kl: float | None = None  # nats; fewest bytes whose price stays within
     max_bytes: int | None = None  # unique bytes; lowest price within
     rungs: Mapping[str, str] | None = None  # tensor -> rung; priced as they are
+    num_points: int | None = None  # so many plans from few bytes to many; none of them is chosen
 
     def check(self) -> None:
         """Refuses what cannot be aimed at.
@@ -43,6 +46,10 @@ class TuneGoal:
         if self.max_bytes is not None and self.max_bytes < 0:
             raise InvalidRequestError(
                 f"max_bytes is {self.max_bytes}, expected 0 or more.", param="max_bytes"
+            )
+        if self.num_points is not None and not 1 <= self.num_points <= MAX_POINTS:
+            raise InvalidRequestError(
+                f"num_points is {self.num_points}, expected 1 to {MAX_POINTS}.", param="num_points"
             )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
+
 from linker_core.errors import InvalidRequestError
 from linker_core.sharing.rungs import Rung
 from linker_core.sharing.thresholds import Thresholds
@@ -22,6 +24,7 @@ MAX_PASSES = 7.6  # forward passes that prices may take: eight less what sensiti
 _NUM_BLOCK_SETS = MAX_PLANS_AT_ONCE - 1  # one prefix may go with them
 _AIM = 0.85  # of the budget: what is aimed at must still pass on its interval's upper end
 _FIRST_SPREAD = (0.6, 1.5)  # of the harm that is guessed from all blocks alone
+_SPREAD_BITS = (0.5, 5.0)  # a weight: the least and the most that a joint choice can use
 
 
 class Search:
@@ -87,6 +90,26 @@ class Search:
         self.price([*candidates.blocks(thresholds)[:_NUM_BLOCK_SETS], fitting[0]])
         within = [plan for plan in self.priced if plan.unique_bytes <= max_bytes]
         return min(within, key=lambda plan: (plan.price.kl, plan.unique_bytes))
+
+    def spread(self, candidates: Candidates, num_points: int, num_weights: int) -> PricedPlan:
+        """Prices plans of least harm from few bytes to many, each a step of the same factor.
+
+        Args:
+            candidates: Of the pair.
+            num_points: How many; fewer where two of them are one.
+            num_weights: Of the variant.
+
+        Returns:
+            The plan that changes no bit.
+        """
+        prefixes = [candidates.prefix(length) for length in range(len(candidates.order) + 1)]
+        sizes = [self._unique_bytes(plan.rungs) for plan in prefixes]
+        wanted = np.geomspace(*_SPREAD_BITS, num_points) * num_weights / 8
+        places = {min(range(len(sizes)), key=lambda i: abs(sizes[i] - want)) for want in wanted}
+        chosen = [prefixes[place] for place in sorted(places)]
+        for start in range(0, len(chosen), MAX_PLANS_AT_ONCE):
+            self.price(chosen[start : start + MAX_PLANS_AT_ONCE])
+        return self._unchanged
 
     def price(self, candidates: Sequence[Candidate]) -> None:
         """Prices what has not been priced yet, all in one walk."""

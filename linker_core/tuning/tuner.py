@@ -14,7 +14,7 @@ import torch
 
 from linker_core.errors import InvalidRequestError
 from linker_core.pace import Pace
-from linker_core.sharing.plan import plan_bytes
+from linker_core.sharing.plan import count_weights, plan_bytes
 from linker_core.sharing.planner import count_own_rows, identical_rungs
 from linker_core.sharing.price import Price
 from linker_core.sharing.report import Region, ScanReport
@@ -123,6 +123,9 @@ class Tuner:
         if self._goal.budget_kl == 0.0:
             return self._result(self._search.priced[0])
         candidates = self._candidates()
+        if self._goal.num_points is not None:
+            num_weights = count_weights(self._variant)
+            return self._result(self._search.spread(candidates, self._goal.num_points, num_weights))
         thresholds = choose_thresholds(self._report, donor_fingerprint=self._donor_fingerprint)
         if self._goal.max_bytes is not None:
             return self._result(

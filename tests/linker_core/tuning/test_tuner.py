@@ -189,6 +189,15 @@ def test_least_size_is_reached_and_a_smaller_one_refused(pair: Pair, tuned: Tune
     assert caught.value.param == "max_bytes"
 
 
+def test_spread_of_plans_goes_from_few_bytes_to_many(pair: Pair) -> None:
+    result = tune(request(pair, TuneGoal(num_points=3)))
+    assert (result.chosen.origin, result.chosen.rungs) == (UNCHANGED, pair.base)
+    sizes = [plan.unique_bytes for plan in result.frontier]
+    assert 2 <= len(set(sizes)) <= 4
+    assert result.frontier[0].price.kl > result.frontier[-1].price.kl == 0.0
+    assert result.forward_passes <= 4
+
+
 def test_given_rungs_are_priced_as_they_are(pair: Pair) -> None:
     """Own rows compute what the whole tensor does."""
     rows = {**pair.aliasing("layers.2.mlp"), EMBED_NAME: Rung.ROWS}
@@ -260,6 +269,8 @@ def test_progress_rises_to_its_end(pair: Pair) -> None:
         (TuneGoal(budget_kl=float("nan")), "budget_kl"),
         (TuneGoal(budget_kl=float("inf")), "budget_kl"),
         (TuneGoal(max_bytes=-1), "max_bytes"),
+        (TuneGoal(num_points=0), "num_points"),
+        (TuneGoal(num_points=5, max_bytes=5), "budget_kl"),
     ],
 )
 def test_goal_that_cannot_be_aimed_at_is_refused(pair: Pair, goal: TuneGoal, param: str) -> None:
@@ -269,7 +280,12 @@ def test_goal_that_cannot_be_aimed_at_is_refused(pair: Pair, goal: TuneGoal, par
 
 
 def test_request_survives_json(pair: Pair) -> None:
-    for goal in (TuneGoal(budget_kl=0.5), TuneGoal(max_bytes=7), given(pair.base)):
+    for goal in (
+        TuneGoal(budget_kl=0.5),
+        TuneGoal(max_bytes=7),
+        TuneGoal(num_points=3),
+        given(pair.base),
+    ):
         one = request(pair, goal)
         assert TuneRequest.from_json(json.loads(json.dumps(one.to_json()))) == one
 
