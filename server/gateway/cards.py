@@ -11,6 +11,7 @@ from server.registry.records import JobRecord, ModelRecord
 
 _PLAN_FIELDS = (
     "policy", "tau_cos", "tau_frob", "mean_cos", "mean_epsilon", "region", "price", "budget_kl",
+    "rung_bytes", "bits_per_weight",
 )  # fmt: skip
 
 

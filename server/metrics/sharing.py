@@ -15,12 +15,20 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from linker_core.errors import NotReadyError
+from linker_core.sharing.rungs import CODE_BITS, COARSE, GROUPS, Residual, Rung
 from server.registry.records import Json, ModelRecord
 from server.registry.store import Registry
 
 logger = logging.getLogger(__name__)
 
-_RUNGS = ("alias", "residual", "own")
+_DENSE = [Residual(bits=bits, group=GROUPS[0]).kind for bits in CODE_BITS]
+_LOW_RANK = Residual(rank=1, factor_bits=8).kind
+# What a model's unique bytes are in; an alias has none.
+_KINDS = (
+    *(Rung.ROWS.value, _LOW_RANK, *_DENSE),
+    *(f"{_LOW_RANK}+{dense}" for dense in _DENSE),
+    Rung.OWN.value,
+)
 _PRICES = (
     ("linker_plan_kl_nats", "kl", "Measured KL(variant || planned) per response token."),
     (
@@ -102,9 +110,10 @@ class _Sharing(Collector):
             labels=["model", "rung"],
         )
         for model, plan in self._plans.items():
-            for rung in _RUNGS:
+            for rung in COARSE:
                 blocks.add_metric([model, rung], plan["blocks"][rung])
         yield blocks
+        yield from self._sizes()
         yield from self._prices()
         yield self._blocks("linker_block_cosine", "cos", "Cosine of a block and the donor's.")
         yield self._blocks(
@@ -112,6 +121,23 @@ class _Sharing(Collector):
             "epsilon",
             "Relative Frobenius distance of a block from the donor's.",
         )
+
+    def _sizes(self) -> Iterable[Metric]:
+        held = GaugeMetricFamily(
+            "linker_model_rung_bytes",
+            "Bytes that only the model holds, by the kind of rung they are on.",
+            labels=["model", "rung"],
+        )
+        bits = GaugeMetricFamily(
+            "linker_model_bits_per_weight",
+            "Bits that only the model holds for each of its weights.",
+            labels=["model"],
+        )
+        for model, plan in self._plans.items():
+            for kind in _KINDS:
+                held.add_metric([model, kind], plan["rung_bytes"].get(kind, 0))
+            bits.add_metric([model], plan["bits_per_weight"])
+        yield from (held, bits)
 
     def _prices(self) -> Iterable[Metric]:
         for name, field, what in _PRICES:

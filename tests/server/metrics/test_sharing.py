@@ -13,6 +13,7 @@ from server.registry.store import Registry
 PLAN: dict[str, Any] = {
     "donor_fingerprint": "d", "variant_fingerprint": "v",
     "blocks": {"alias": 1, "residual": 0, "own": 1, "total": 2},
+    "rung_bytes": {"alias": 0, "int2": 24, "lowrank+signs": 40, "own": 8}, "bits_per_weight": 1.5,
     "price": {"kl": 0.5, "kl_upper": 0.6, "top1": 0.75, "ppl_ratio": 1.5},
 }  # fmt: skip
 NEAR = ModelRecord(
@@ -53,6 +54,18 @@ def test_plan_shows_its_price_and_every_block(scans: Scans) -> None:
         'linker_model_blocks{model="near",rung="alias"} 1.0',
         'linker_model_blocks{model="near",rung="residual"} 0.0',
         'linker_model_blocks{model="near",rung="own"} 1.0',
+        'linker_model_rung_bytes{model="near",rung="rows"} 0.0',
+        'linker_model_rung_bytes{model="near",rung="lowrank"} 0.0',
+        'linker_model_rung_bytes{model="near",rung="signs"} 0.0',
+        'linker_model_rung_bytes{model="near",rung="int2"} 24.0',
+        'linker_model_rung_bytes{model="near",rung="int3"} 0.0',
+        'linker_model_rung_bytes{model="near",rung="int4"} 0.0',
+        'linker_model_rung_bytes{model="near",rung="lowrank+signs"} 40.0',
+        'linker_model_rung_bytes{model="near",rung="lowrank+int2"} 0.0',
+        'linker_model_rung_bytes{model="near",rung="lowrank+int3"} 0.0',
+        'linker_model_rung_bytes{model="near",rung="lowrank+int4"} 0.0',
+        'linker_model_rung_bytes{model="near",rung="own"} 8.0',
+        'linker_model_bits_per_weight{model="near"} 1.5',
         'linker_plan_kl_nats{model="near"} 0.5',
         'linker_plan_top1_agreement_ratio{model="near"} 0.75',
         'linker_plan_perplexity_ratio{model="near"} 1.5',
