@@ -20,6 +20,7 @@ from transformers.activations import ACT2FN
 from linker_core.engine.kv_cache import KVCache
 from linker_core.engine.page_table import PageTable
 from linker_core.engine.rows import RowGroup
+from linker_core.residency.coding import CodedMatrix
 from linker_core.residency.ledger import StoredResidual
 
 _DELTA_ROWS = 4096  # of a delta that are in memory at a time, on the plain path
@@ -73,6 +74,13 @@ class AttentionShape(NamedTuple):
     softcap: float | None
 
 
+class Code(NamedTuple):
+    """How the elements of a coded matrix lie: all that decides which code reads them."""
+
+    bits: int
+    group: int  # elements that share a scale; 0 where a row has one or none
+
+
 class Demand(NamedTuple):
     """What a model's steps ask for: all that decides which code they need."""
 
@@ -82,7 +90,7 @@ class Demand(NamedTuple):
     activation: str
     attention: frozenset[AttentionShape]
     page_tokens: int
-    codes: frozenset[int] = frozenset()  # bits of the elements of residuals
+    codes: frozenset[Code] = frozenset()  # of residuals
 
 
 class Span(NamedTuple):
@@ -184,6 +192,17 @@ class Arithmetic(Protocol):
         Returns:
             [T, H D].
         """
+
+
+def code_of(matrix: CodedMatrix) -> Code:
+    """Returns what reads a matrix."""
+    return Code(matrix.bits, matrix.group if matrix.bits < 8 else 0)
+
+
+def codes_of(residual: StoredResidual) -> frozenset[Code]:
+    """Returns what reads a residual's parts."""
+    parts = (residual.dense, residual.down, residual.up)
+    return frozenset(code_of(part) for part in parts if part is not None)
 
 
 class TorchArithmetic:
