@@ -49,7 +49,7 @@ class RoutedLeaf(nn.Module):
         found: dict[str, StoredTensor] = {}
         for key in self.parameter_names:
             entry = tensors[f"{self.leaf_name}.{key}"]
-            assert isinstance(entry, StoredTensor), "only tables of tokens are held by rows"
+            assert isinstance(entry, StoredTensor), "only matrices are held in part"
             found[key] = entry
         self.stored[slot] = found
         self._partitions.clear()
@@ -58,6 +58,10 @@ class RoutedLeaf(nn.Module):
         """Forgets `slot` and every storage that only it used."""
         del self.stored[slot]
         self._partitions.clear()
+
+    def kind(self, slot: int) -> tuple[Stored, ...]:
+        """Returns all that is stored for a slot; slots of equal kinds are computed alike."""
+        return tuple(self.stored[slot].values())
 
     def partition(self, rows: RowMap, key: str) -> Partition:
         """Returns each distinct slot's group by its storage of `key`, and each group's tensor."""

@@ -10,12 +10,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from linker_core.engine.arithmetic import AttentionShape, Demand, Norm, Rotation
+from linker_core.engine.arithmetic import (
+    AttentionShape,
+    Code,
+    Demand,
+    Norm,
+    Rotation,
+    codes_of,
+)
 from linker_core.engine.block import Block
 from linker_core.engine.leaf import RoutedLeaf, Tensors
 from linker_core.engine.routing import RoutedLinear, RoutedNorm
 from linker_core.engine.rows import StepContext
 from linker_core.engine.token_leaves import RoutedEmbedding, RoutedHead
+from linker_core.residency.ledger import StoredResidual, StoredRows
 from linker_core.residency.skeleton import build_skeleton
 from linker_core.weights.architecture import SLIDING, Architecture, ModelConfig
 
@@ -69,11 +77,18 @@ class RoutedModel:
         """
         weights: set[torch.dtype] = set()
         norm_weights: set[torch.dtype] = set()
+        codes: set[Code] = set()
         for leaf in self.leaves:
+            if isinstance(leaf, RoutedEmbedding):
+                continue
             stored = tensors[f"{leaf.leaf_name}.weight"]
             found = norm_weights if isinstance(leaf, RoutedNorm) else weights
-            if not isinstance(leaf, RoutedEmbedding):
-                found |= {stored.base.tensor.dtype, stored.tensors[0].dtype}  # own rows, too
+            found.add(stored.base.tensor.dtype)
+            if isinstance(stored, StoredRows):
+                found.add(stored.own.dtype)
+            elif isinstance(stored, StoredResidual):
+                found |= {stored.extra.dtype} if len(stored.extra) else set()
+                codes |= codes_of(stored)
         return Demand(
             weights=frozenset(weights),
             norm_weights=frozenset(norm_weights),
@@ -83,6 +98,7 @@ class RoutedModel:
                 attention_shape(self.config, layer) for layer in range(self.config.num_layers)
             ),
             page_tokens=page_tokens,
+            codes=frozenset(codes),
         )
 
     def embed(self, ids_T: torch.Tensor) -> torch.Tensor:

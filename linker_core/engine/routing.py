@@ -1,6 +1,7 @@
 """The leaves of a Hugging Face model's blocks, each serving many variants from many storages.
 
-Rows of a batch are grouped by storage: variants that alias one storage fall into one product.
+Rows of a batch are grouped by storage: variants that alias one storage fall into one product, and
+so do those that hold a delta to it, which is then added on their own rows.
 
 Legend: T rows of the batch, I input features, O output features, H hidden size.
 """
@@ -12,17 +13,54 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from linker_core.engine.arithmetic import ByRow, Norm, Product
-from linker_core.engine.leaf import Partition, RoutedLeaf
-from linker_core.engine.rows import Labels, RowMap, StepContext
+from linker_core.engine.arithmetic import Addend, ByRow, Norm, Product
+from linker_core.engine.leaf import Partition, RoutedLeaf, Tensors
+from linker_core.engine.rows import Labels, RowMap, StepContext, partition
+from linker_core.residency.ledger import Stored, StoredResidual
 
 
 class RoutedLinear(RoutedLeaf):
-    """A linear layer: one product for each distinct weight among the rows."""
+    """A linear layer: one product for each distinct weight among the rows, and deltas to it."""
 
     def __init__(self, name: str, original: nn.Linear, context: StepContext) -> None:
         super().__init__(name, original, context)
         self.num_out = original.out_features
+        self._residuals: dict[int, StoredResidual] = {}
+
+    def bind(self, slot: int, tensors: Tensors) -> None:
+        weight_name = f"{self.leaf_name}.weight"
+        weight = tensors[weight_name]
+        if not isinstance(weight, StoredResidual):
+            super().bind(slot, tensors)
+            return
+        assert weight.num_rows == self.num_out
+        assert not len(weight.extra)
+        super().bind(slot, {**tensors, weight_name: weight.base})
+        self._residuals[slot] = weight
+
+    def unbind(self, slot: int) -> None:
+        super().unbind(slot)
+        self._residuals.pop(slot, None)
+
+    def kind(self, slot: int) -> tuple[Stored, ...]:
+        residual = self._residuals.get(slot)
+        return (*super().kind(slot), *(() if residual is None else (residual,)))
+
+    def addends(self, rows: RowMap, y_TO: torch.Tensor) -> list[Addend]:
+        """Returns what is to be added to the products of some rows.
+
+        Args:
+            rows: Of the batch.
+            y_TO: The leaf's outputs.
+        """
+        if not self._residuals:
+            return []
+        labels, residuals = partition(map(self._residuals.get, rows.distinct))
+        return [
+            Addend(residual, group, y_TO)
+            for residual, group in zip(residuals, rows.groups(labels), strict=True)
+            if residual is not None
+        ]
 
     def forward(self, x_TI: torch.Tensor, out: str) -> torch.Tensor:
         """Returns [T, O], in the buffer that `out` names."""
@@ -79,6 +117,13 @@ def multiply(
         for number, group in enumerate(rows.groups(labels)):
             products = [Product(weights.tensors[number], y, bias) for weights, bias, y in parts]
             context.arithmetic.multiply(x_TI, group, products)
+    addends = [
+        addend
+        for leaf, y_TO in zip(leaves, outs, strict=True)
+        for addend in leaf.addends(rows, y_TO)
+    ]
+    if addends:
+        context.arithmetic.add_residuals(x_TI, addends)
     if context.watch is not None:
         for leaf, y_TO in zip(leaves, outs, strict=True):
             context.watch(f"{leaf.leaf_name}.weight", x_TI, y_TO)

@@ -107,8 +107,7 @@ class Runner:
         leaves = [leaf for leaf in self.model.leaves if f"{leaf.leaf_name}.weight" not in outside]
         slots = list(self.model.leaves[0].stored)
         labels, _ = partition(
-            tuple(stored for leaf in leaves for stored in leaf.stored[slot].values())
-            for slot in slots
+            tuple(stored for leaf in leaves for stored in leaf.kind(slot)) for slot in slots
         )
         self._kinds = dict(zip(slots, labels, strict=True))
 

@@ -1,7 +1,8 @@
 """The leaves with a row for every token: the embedding and the head.
 
-A variant may hold only the rows that are not its donor's. Then the donor's table serves it together
-with everybody else on that storage, and what the variant's own rows give is written over that.
+A variant may hold only the rows that are not its donor's, or a delta. Then the donor's table serves
+it together with everybody else on that storage; what the variant's own rows give is written over
+that, and what its delta gives is added.
 
 Legend: T rows of the batch, H hidden size, V widest vocabulary among them, n own rows of a variant.
 """
@@ -14,14 +15,16 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from linker_core.engine.arithmetic import Arithmetic, Product
+from linker_core.engine.arithmetic import Addend, Arithmetic, Product
 from linker_core.engine.leaf import RoutedLeaf, Tensors
 from linker_core.engine.rows import RowGroup, RowMap, StepContext, partition
-from linker_core.residency.ledger import Stored, StoredRows, StoredTensor
+from linker_core.residency.ledger import Stored, StoredResidual, StoredRows, StoredTensor
+
+_Split = StoredRows | StoredResidual  # a table that is partly its donor's
 
 
 class RoutedTable(RoutedLeaf):
-    """A leaf with one weight of which a variant may hold only the rows that are its own."""
+    """A leaf with one weight of which a variant may hold rows of its own, or a delta."""
 
     def __init__(self, name: str, original: nn.Module, context: StepContext) -> None:
         super().__init__(name, original, context)
@@ -115,7 +118,7 @@ def look_up(
         for group, base in zip(rows.groups(labels), bases, strict=True):
             group.put(out_TH, gather(base, group.take(ids_T)))
     for group, table in _split_tables(rows, tables):
-        group.put(out_TH, _with_own(table, group.take(ids_T), group.take(out_TH)))
+        group.put(out_TH, _row_by_row(table, group.take(ids_T), group.take(out_TH)))
     return out_TH
 
 
@@ -141,14 +144,33 @@ def project(
     for group, base, width in zip(rows.groups(labels), bases, widths, strict=True):
         product = Product(base.tensor[:width], y_TV[:, :width], None)
         arithmetic.multiply(x_TH, group, [product])
-    for group, table in _split_tables(rows, tables):
-        if len(table.own):
-            own_Tn = x_TH.new_empty(len(x_TH), len(table.own))
-            arithmetic.multiply(x_TH, group, [Product(table.own, own_Tn, None)])
-            y_TV[group.indices_n.unsqueeze(1), table.positions] = group.take(own_Tn)
+    split = list(_split_tables(rows, tables))
+    addends = [
+        Addend(table, group, y_TV[:, : table.num_coded])
+        for group, table in split
+        if isinstance(table, StoredResidual)
+    ]
+    if addends:
+        arithmetic.add_residuals(x_TH, addends)
+    for group, table in split:
+        _put_own(x_TH, group, table, y_TV, arithmetic)
         # The donor's further rows are no tokens of this one.
         y_TV[:, table.num_rows :].index_fill_(0, group.indices_n, 0.0)
     return y_TV
+
+
+def _put_own(
+    x_TH: torch.Tensor, group: RowGroup, table: _Split, y_TV: torch.Tensor, arithmetic: Arithmetic
+) -> None:
+    """Writes what rows that a table holds whole give."""
+    if isinstance(table, StoredResidual):
+        if len(table.extra):
+            y_Tn = y_TV[:, table.num_coded : table.num_rows]
+            arithmetic.multiply(x_TH, group, [Product(table.extra, y_Tn, None)])
+    elif len(table.own):
+        own_Tn = x_TH.new_empty(len(x_TH), len(table.own))
+        arithmetic.multiply(x_TH, group, [Product(table.own, own_Tn, None)])
+        y_TV[group.indices_n.unsqueeze(1), table.positions] = group.take(own_Tn)
 
 
 def _needed_rows(base: StoredTensor, tables: Sequence[Stored]) -> int:
@@ -156,12 +178,30 @@ def _needed_rows(base: StoredTensor, tables: Sequence[Stored]) -> int:
     return min(base.num_rows, max(table.num_rows for table in tables if table.base is base))
 
 
-def _split_tables(rows: RowMap, tables: Sequence[Stored]) -> Iterator[tuple[RowGroup, StoredRows]]:
+def _split_tables(rows: RowMap, tables: Sequence[Stored]) -> Iterator[tuple[RowGroup, _Split]]:
     """Yields each table that is partly its donor's, with the batch's rows that it serves."""
     labels, distinct = partition(tables)
     for group, table in zip(rows.groups(labels), distinct, strict=True):
-        if isinstance(table, StoredRows):
+        if not isinstance(table, StoredTensor):
             yield group, table
+
+
+def _row_by_row(table: _Split, ids_T: torch.Tensor, base_TH: torch.Tensor) -> torch.Tensor:
+    """Returns the rows of ids from what the donor has in their place."""
+    if isinstance(table, StoredResidual):
+        return _with_delta(table, ids_T, base_TH)
+    return _with_own(table, ids_T, base_TH)
+
+
+def _with_delta(table: StoredResidual, ids_T: torch.Tensor, base_TH: torch.Tensor) -> torch.Tensor:
+    """Returns `base_TH` plus the delta, or the own row of ids that the donor does not have."""
+    last = table.num_coded - 1
+    delta_TH = table.delta(ids_T.clamp(max=last) if len(table.extra) else ids_T)
+    out_TH = (base_TH.float() + delta_TH).to(base_TH.dtype)
+    if not len(table.extra):
+        return out_TH
+    own_TH = table.extra.index_select(0, (ids_T - table.num_coded).clamp_(min=0))
+    return torch.where((ids_T > last).unsqueeze(1), own_TH.to(out_TH.dtype), out_TH)
 
 
 def _with_own(table: StoredRows, ids_T: torch.Tensor, base_TH: torch.Tensor) -> torch.Tensor:

@@ -72,6 +72,23 @@ class CodedMatrix:
             values_nW = levels[unpack_codes(codes_nB, self.bits)[:, : self.width].int()]
         return values_nW * scales_nG.repeat_interleave(self.group, dim=1)[:, : self.width]
 
+    def columns(self, columns: torch.Tensor | slice) -> torch.Tensor:
+        """Returns columns, float32 [R, n]; of indices int64 [n] no other codes are looked at."""
+        if isinstance(columns, slice):
+            return self.decoded()[:, columns]
+        if self.bits == 16:
+            return self.codes_RB.view(torch.bfloat16).index_select(1, columns).float()
+        if self.bits == 8:
+            values_Rn = self.codes_RB.view(torch.int8).index_select(1, columns).float()
+        else:
+            runs = self.codes_RB.view(self.num_rows, -1, CODE_UNIT * self.bits // 8)
+            mine = runs.index_select(1, columns // CODE_UNIT)
+            codes = unpack_codes(mine.flatten(0, 1), self.bits).view(*mine.shape[:2], CODE_UNIT)
+            at = (columns % CODE_UNIT).view(1, -1, 1).expand(self.num_rows, -1, 1)
+            levels = torch.tensor(LEVELS[self.bits], device=codes.device)
+            values_Rn = levels[codes.gather(2, at).squeeze(2).int()]
+        return values_Rn * self.scales_RG.index_select(1, columns // self.group).float()
+
 
 def pack_codes(codes_RW: torch.Tensor, bits: int) -> torch.Tensor:
     """Returns codes of 1 to 4 bits as they are stored, uint8 [R, B].

@@ -84,16 +84,24 @@ class StoredResidual:
     extra: torch.Tensor  # [n, I], rows that the donor lacks, in the variant's type; mostly none
 
     @property
+    def num_coded(self) -> int:
+        """Rows that the donor has, too."""
+        return self.dense.num_rows if self.dense is not None else self._up.width
+
+    @property
     def num_rows(self) -> int:
         """Rows of the whole."""
-        coded = self.dense.num_rows if self.dense is not None else self._up.width
-        return coded + len(self.extra)
+        return self.num_coded + len(self.extra)
+
+    @property
+    def parts(self) -> tuple[CodedMatrix, ...]:
+        """The coded matrices that there are."""
+        return tuple(part for part in (self.dense, self.down, self.up) if part is not None)
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
         """What lies on the device for this entry alone."""
-        parts = [part for part in (self.dense, self.down, self.up) if part is not None]
-        return (*(tensor for part in parts for tensor in part.tensors), self.extra)
+        return (*(tensor for part in self.parts for tensor in part.tensors), self.extra)
 
     @property
     def nbytes(self) -> int:
@@ -114,8 +122,7 @@ class StoredResidual:
         if self.dense is not None:
             parts.append(self.dense.decoded(rows))
         if self.down is not None:
-            up_rO, down_rI = self._up.decoded(), self.down.decoded()
-            up_rn = up_rO[:, rows]
+            up_rn, down_rI = self._up.columns(rows), self.down.decoded()
             product_nI = up_rn.new_zeros(up_rn.shape[1], width)
             for up_n, down_I in zip(up_rn, down_rI, strict=True):
                 product_nI += up_n.unsqueeze(1) * down_I

@@ -15,7 +15,9 @@ from linker_core.engine.cpu.arithmetic import CompiledArithmetic
 from linker_core.engine.devices import arithmetic_for
 from linker_core.engine.kv_cache import KVCache, KVShape
 from linker_core.engine.runner import Runner
+from linker_core.residency.encoding import DeltaEncoder
 from linker_core.residency.ledger import Stored, StoredResidual, StoredRows, StoredTensor
+from linker_core.sharing.rungs import Residual
 from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME
@@ -33,16 +35,22 @@ def nothing(_: str) -> bool:
     return False
 
 
+def no_residual(_: str) -> Residual | None:
+    return None
+
+
 def stored_tensors(
     path: Path,
     *,
     donor: Storages | None = None,
     aliased: Callable[[str], bool] = nothing,
     by_rows: Callable[[str], bool] = nothing,
+    coded: Callable[[str], Residual | None] = no_residual,
 ) -> dict[str, Stored]:
     """The checkpoint's tensors, those that `aliased` names being the donor's own objects.
 
-    Of those that `by_rows` names only the rows are held that are not the donor's.
+    Of those that `by_rows` names only the rows are held that are not the donor's, and of a matrix
+    only the delta, where `coded` says how.
     """
     state = load_file(path / "model.safetensors")
     stored: dict[str, Stored] = {}
@@ -52,6 +60,8 @@ def stored_tensors(
             stored[name] = donor[name]
         elif donor is not None and by_rows(name):
             stored[name] = split_table(donor[name].base, tensor)
+        elif donor is not None and tensor.dim() == 2 and (rung := coded(name)) is not None:
+            stored[name] = DeltaEncoder(donor[name].base, tensor).encode(rung)
     if LM_HEAD_NAME not in stored:
         stored[LM_HEAD_NAME] = stored[EMBED_NAME]
     return stored

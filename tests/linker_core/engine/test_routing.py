@@ -12,12 +12,20 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from linker_core.engine.arithmetic import Arithmetic, Norm, Product
+from linker_core.engine.arithmetic import Addend, Arithmetic, Norm, Product
 from linker_core.engine.cpu.arithmetic import CompiledArithmetic
 from linker_core.engine.routing import RoutedLinear, RoutedNorm, multiply
 from linker_core.engine.rows import RowGroup, RowMap, StepContext
-from linker_core.residency.ledger import StoredTensor
-from tests.linker_core.engine.families import ARITHMETICS, CPU, build_family, stored_tensors
+from linker_core.residency.encoding import DeltaEncoder
+from linker_core.residency.ledger import StoredResidual, StoredTensor
+from linker_core.sharing.rungs import Residual, parse_rung
+from tests.linker_core.engine.families import (
+    ARITHMETICS,
+    CPU,
+    build_family,
+    dense,
+    stored_tensors,
+)
 from tests.tiny import ARCHITECTURES, make_checkpoint, make_variant
 
 
@@ -135,6 +143,78 @@ def test_leaves_that_group_alike_are_computed_together_and_shown_each() -> None:
         for row, slot in enumerate((0, 1, 0)):
             want_O = x_TI[row] @ leaf.stored[slot]["weight"].tensor.float().T
             torch.testing.assert_close(y_TO[row], want_O)
+
+
+def coded_variant(base: StoredTensor, rung: str, *, seed: int) -> StoredResidual:
+    """A matrix near `base`, held as its delta."""
+    generator = torch.Generator().manual_seed(seed)
+    delta_OI = 0.1 * torch.randn(base.tensor.shape, generator=generator)
+    parsed = parse_rung(rung)
+    assert isinstance(parsed, Residual)
+    return DeltaEncoder(base, base.tensor.float() + delta_OI).encode(parsed)
+
+
+@pytest.mark.parametrize("kind", ARITHMETICS)
+def test_deltas_to_one_weight_are_added_to_one_product(kind: type[Arithmetic]) -> None:
+    counted: list[int] = []
+    added: list[Sequence[Addend]] = []
+
+    class Counting(kind):  # type: ignore[misc, valid-type]
+        def multiply(self, x_TI: torch.Tensor, rows: RowGroup, products: Sequence[Product]) -> None:
+            counted.append(len(rows.indices_n))
+            super().multiply(x_TI, rows, products)
+
+        def add_residuals(self, x_TI: torch.Tensor, addends: Sequence[Addend]) -> None:
+            added.append(addends)
+            super().add_residuals(x_TI, addends)
+
+    context = StepContext(Counting())
+    leaves = [
+        RoutedLinear(name, nn.Linear(40, num_out, device="meta"), context)
+        for name, num_out in (("a", 24), ("b", 16))
+    ]
+    rungs = [None, "int4:32", "rank4:8", "rank2:16+signs:32", None]
+    for leaf in leaves:
+        name = leaf.leaf_name
+        weight, bias = stored(leaf.num_out, 40, seed=1), stored(leaf.num_out, seed=2)
+        for slot, rung in enumerate(rungs):
+            entry = coded_variant(weight, rung, seed=slot) if rung else weight
+            leaf.bind(slot, {f"{name}.weight": entry, f"{name}.bias": bias})
+    kinds = [tuple(leaf.kind(slot) for leaf in leaves) for slot in range(5)]
+    assert kinds[0] == kinds[4]
+    assert len(set(kinds)) == 4
+    slots = [3, 0, 1, 2, 1, 4, 3]
+    context.body = RowMap(slots, device=CPU)
+    x_TI = torch.randn(7, 40, generator=torch.Generator().manual_seed(3))
+    seen: list[torch.Tensor] = []
+    context.watch = lambda _name, _x, y_TO: seen.append(y_TO.clone())
+    outs = [torch.empty(7, leaf.num_out) for leaf in leaves]
+    multiply(leaves, x_TI, outs, context)
+    assert counted == [7]
+    assert [len(addends) for addends in added] == [3 * len(leaves)]
+    for leaf, y_TO, shown_TO in zip(leaves, outs, seen, strict=True):
+        assert torch.equal(shown_TO, y_TO)
+        for row, slot in enumerate(slots):
+            weight_OI = dense(leaf.kind(slot)[-1] if rungs[slot] else leaf.kind(slot)[0])
+            bias_O = leaf.stored[slot]["bias"].tensor.float()
+            want_O = F.linear(x_TI[row], weight_OI.float(), bias_O)
+            torch.testing.assert_close(y_TO[row], want_O, rtol=1e-4, atol=1e-4)
+
+
+def test_unbound_deltas_are_forgotten() -> None:
+    leaf = RoutedLinear(
+        "m", nn.Linear(40, 8, bias=False, device="meta"), StepContext(CountingArithmetic())
+    )
+    weight = stored(8, 40, seed=1)
+    delta = coded_variant(weight, "int2:32", seed=2)
+    leaf.bind(0, {"m.weight": weight})
+    leaf.bind(1, {"m.weight": delta})
+    gone = weakref.ref(delta.tensors[0])
+    del delta
+    leaf.unbind(1)
+    gc.collect()
+    assert gone() is None
+    assert leaf.addends(RowMap([0], device=CPU), torch.empty(1, 8)) == []
 
 
 @pytest.mark.parametrize("kind", ARITHMETICS)

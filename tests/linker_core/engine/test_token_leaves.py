@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from linker_core.engine.arithmetic import Arithmetic
+from linker_core.engine.arithmetic import Addend, Arithmetic
 from linker_core.engine.rows import RowMap
 from linker_core.engine.token_leaves import look_up, project
-from linker_core.residency.ledger import Stored, StoredRows, StoredTensor
+from linker_core.residency.encoding import DeltaEncoder
+from linker_core.residency.ledger import Stored, StoredResidual, StoredRows, StoredTensor
+from linker_core.sharing.rungs import Residual, parse_rung
 from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME
 from tests.linker_core.engine.families import (
     ARITHMETICS,
@@ -51,15 +54,31 @@ def variant_table(
     return split_table(base, table)
 
 
+RESIDUALS = ("signs:32", "int2:64", "int3:32", "int4:128", "rank3:4", "rank2:8", "rank2:16")
+COMBINED = ("rank2:8+int2:32", "rank1:16+signs:32", "rank2:4+int3:64")
+
+
+def coded_table(
+    base: StoredTensor, num_rows: int, rung: str, generator: torch.Generator
+) -> StoredResidual:
+    parsed = parse_rung(rung)
+    assert isinstance(parsed, Residual)
+    return DeltaEncoder(base, random_table(num_rows, generator)).encode(parsed)
+
+
 def make_tables(
-    seed: int, variants: list[tuple[int, set[int]]]
+    seed: int, variants: list[tuple[int, set[int]]], coded: Sequence[tuple[int, str]] = ()
 ) -> tuple[list[Stored], torch.Generator]:
-    """A donor of 20 rows, an alias, a stranger of 22, and variants that hold rows of their own."""
+    """A donor of 20 rows, an alias, a stranger of 22, and variants that hold rows of their own.
+
+    Then those that hold a delta, of so many rows and on which rung.
+    """
     generator = torch.Generator().manual_seed(seed)
     donor = StoredTensor(tensor=random_table(20, generator))
     stranger = StoredTensor(tensor=random_table(22, generator))
     split = [variant_table(donor, rows, changed, generator) for rows, changed in variants]
-    return [donor, donor, stranger, *split], generator
+    deltas = [coded_table(donor, rows, rung, generator) for rows, rung in coded]
+    return [donor, donor, stranger, *split, *deltas], generator
 
 
 VARIANTS = st.lists(
@@ -67,13 +86,22 @@ VARIANTS = st.lists(
 )
 
 
+CODED = st.lists(
+    st.tuples(st.integers(1, 24), st.sampled_from((*RESIDUALS, *COMBINED))), min_size=1, max_size=3
+)
+
+
 @pytest.mark.parametrize("kind", ARITHMETICS)
-@given(seed=st.integers(0, 1000), variants=VARIANTS, data=st.data())
+@given(seed=st.integers(0, 1000), variants=VARIANTS, coded=CODED, data=st.data())
 @settings(max_examples=60, deadline=None)
-def test_tables_held_by_rows_give_what_whole_ones_give(
-    kind: type[Arithmetic], seed: int, variants: list[tuple[int, set[int]]], data: st.DataObject
+def test_tables_held_in_part_give_what_whole_ones_give(
+    kind: type[Arithmetic],
+    seed: int,
+    variants: list[tuple[int, set[int]]],
+    coded: list[tuple[int, str]],
+    data: st.DataObject,
 ) -> None:
-    tables, generator = make_tables(seed, variants)
+    tables, generator = make_tables(seed, variants, coded)
     slots = data.draw(st.lists(st.integers(0, len(tables) - 1), min_size=1, max_size=9))
     rows = RowMap(slots, device=CPU)
     serving = [tables[slot] for slot in rows.distinct]
@@ -85,8 +113,29 @@ def test_tables_held_by_rows_give_what_whole_ones_give(
     for row, slot in enumerate(slots):
         table = dense(tables[slot]).float()
         assert torch.equal(found[row], table[ids[row]])
-        torch.testing.assert_close(logits[row, : len(table)], table @ x_TH[row])
+        torch.testing.assert_close(
+            logits[row, : len(table)], table @ x_TH[row], rtol=1e-4, atol=1e-4
+        )
         assert not logits[row, len(table) :].any()
+
+
+@pytest.mark.parametrize("rung", [*RESIDUALS, *COMBINED])
+def test_look_up_of_a_row_is_the_same_whatever_is_looked_up_beside_it(rung: str) -> None:
+    generator = torch.Generator().manual_seed(1)
+    base = StoredTensor(tensor=torch.randn(300, 50, generator=generator).bfloat16())
+    variant_VH = torch.randn(303, 50, generator=generator).bfloat16()
+    parsed = parse_rung(rung)
+    assert isinstance(parsed, Residual)
+    table = DeltaEncoder(base, variant_VH).encode(parsed)
+    ids = torch.randint(303, (70,), generator=generator)
+    ids[:4] = torch.tensor([302, 300, 0, 299])
+    rows = RowMap([0] * len(ids), device=CPU)
+    together = look_up(ids, rows, [table], dtype=torch.float32)
+    for row, token in enumerate(ids.tolist()):
+        alone = look_up(ids[row : row + 1], RowMap([0], device=CPU), [table], dtype=torch.float32)
+        assert torch.equal(alone[0], together[row])
+        assert torch.equal(alone[0], dense(table)[token])
+    assert torch.equal(together[0], variant_VH[302].float())
 
 
 def test_project_computes_the_donors_table_once_for_all_that_lean_on_it() -> None:
@@ -99,6 +148,27 @@ def test_project_computes_the_donors_table_once_for_all_that_lean_on_it() -> Non
     project(x_TH, rows, [tables[slot] for slot in rows.distinct], arithmetic=counting)
     # One for everybody, one for each variant that has rows of its own.
     assert counting.rows == [10, 2, 2]
+
+
+def test_project_adds_all_deltas_to_the_donors_product_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tables, generator = make_tables(1, [(24, {3, 7})], [(20, "int4:32"), (23, "rank2:8")])
+    slots = [0, 1, 3, 4, 5, 0, 1, 3, 4, 5]
+    rows = RowMap(slots, device=CPU)
+    counting, added = CountingArithmetic(), []
+    add = counting.add_residuals
+
+    def noted(x_TI: torch.Tensor, addends: Sequence[Addend]) -> None:
+        added.append([addend.residual for addend in addends])
+        add(x_TI, addends)
+
+    monkeypatch.setattr(counting, "add_residuals", noted)
+    x_TH = torch.randn(len(slots), HIDDEN, generator=generator)
+    project(x_TH, rows, [tables[slot] for slot in rows.distinct], arithmetic=counting)
+    # One for everybody, one for the rows of each variant that has some to itself.
+    assert counting.rows == [10, 2, 2]
+    assert added == [[tables[4], tables[5]]]
 
 
 def test_look_up_of_an_id_beyond_a_whole_table_is_an_error() -> None:
