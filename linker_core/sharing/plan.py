@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Protocol, Self
 
 from linker_core.sharing.price import Price
 from linker_core.sharing.report import Region
@@ -20,11 +20,20 @@ from linker_core.sharing.rungs import (
     parse_rung,
     residual_bytes,
 )
+from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import parse_key
 from linker_core.weights.safetensors_header import TensorInfo
+from linker_core.weights.shapes import expected_tensors
 
 _ROW_POSITION_BYTES = 8  # where an own row belongs, int64
+
+
+class HasConfig(Protocol):
+    """A checkpoint, or a delta to one."""
+
+    @property
+    def config(self) -> ModelConfig: ...
 
 
 class Policy(StrEnum):
@@ -204,9 +213,9 @@ def tensor_bytes(
     return residual_bytes(rung, shared_rows, width) + extra_bytes
 
 
-def count_weights(checkpoint: Checkpoint) -> int:
+def count_weights(model: HasConfig) -> int:
     """Returns the elements of all tensors; tied ones count once."""
-    return sum(math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
+    return sum(math.prod(shape) for shape in expected_tensors(model.config).values())
 
 
 def rows_bytes(tensor: TensorInfo, num_own_rows: int) -> int:
@@ -214,13 +223,14 @@ def rows_bytes(tensor: TensorInfo, num_own_rows: int) -> int:
     return num_own_rows * (tensor.nbytes // tensor.shape[0] + _ROW_POSITION_BYTES)
 
 
-def count_blocks(rungs: Mapping[str, AnyRung], checkpoint: Checkpoint) -> BlockCounts:
+def count_blocks(rungs: Mapping[str, AnyRung], model: HasConfig) -> BlockCounts:
     """Counts blocks by the dearest rung among their matrices: own, else residual, else alias."""
-    dearest = [Rung.ALIAS.value] * checkpoint.config.num_layers
+    shapes = expected_tensors(model.config)
+    dearest = [Rung.ALIAS.value] * model.config.num_layers
     for name, rung in rungs.items():
         key = parse_key(name)
         assert key is not None
-        if key.layer is not None and len(checkpoint.tensors[name].shape) == 2:
+        if key.layer is not None and len(shapes[name]) == 2:
             dearest[key.layer] = max(dearest[key.layer], coarse(rung), key=COARSE.index)
     return BlockCounts(
         alias=dearest.count("alias"),

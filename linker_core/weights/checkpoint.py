@@ -8,27 +8,25 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Self
 
 from linker_core.errors import BadCheckpointError
-from linker_core.weights.architecture import CONFIG_FILE, ModelConfig, parse_config
-from linker_core.weights.fields import Fields
+from linker_core.weights.architecture import CONFIG_FILE, ModelConfig
 from linker_core.weights.files import (
     open_directory,
     open_regular,
+    read_at,
     read_json,
-    refuse_foreign_formats,
 )
-from linker_core.weights.generation import GENERATION_FILE, sampling_defaults
+from linker_core.weights.folder import read_settings
 from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME, parse_key
 from linker_core.weights.safetensors_header import TensorInfo, read_header
 from linker_core.weights.shapes import expected_tensors
 from linker_core.weights.shards import INDEX_FILE, check_index, shard_names
 
-_MAX_CONFIG_BYTES = 1 << 20
 _MAX_INDEX_BYTES = 16 << 20
 _HEADER_BASE_BYTES = 1 << 20  # also for __metadata__
 _HEADER_BYTES_PER_TENSOR = 1 << 10
@@ -39,6 +37,14 @@ _MAP_NORESERVE = 0x4000  # linux/mman.h; what is never written needs no memory s
 # Name, device, inode, size, mtime and ctime in ns of each weight file. A file that was rewritten
 # and had its mtime put back still shows in its ctime.
 Identity = tuple[tuple[str, int, int, int, int, int], ...]
+
+
+def identity_of(names: Sequence[str], descriptors: Sequence[int]) -> Identity:
+    """Returns what open files are now; changes when one of them does."""
+    return tuple(
+        (name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
+        for name, s in zip(names, map(os.fstat, descriptors), strict=True)
+    )
 
 
 class Checkpoint:
@@ -61,12 +67,10 @@ class Checkpoint:
         self._maps: dict[int, mmap.mmap] = {}
         self._directory = open_directory(path)
         try:
-            with os.scandir(self._directory) as entries:
-                names = [entry.name for entry in entries]
-            refuse_foreign_formats(names)
-            config = read_json(self._directory, CONFIG_FILE, max_bytes=_MAX_CONFIG_BYTES)
-            self.config: ModelConfig = parse_config(config)
-            self._read_generation(names)
+            names, settings = read_settings(self._directory)
+            self.config: ModelConfig = settings.config
+            self.eos_token_ids = settings.eos_token_ids
+            self.generation = settings.generation
             self.tensors: Mapping[str, TensorInfo] = MappingProxyType(self._open_shards(names))
         except BaseException:
             self.close()
@@ -90,12 +94,7 @@ class Checkpoint:
     @property
     def identity(self) -> Identity:
         """What the weight files are now."""
-        return tuple(
-            (name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
-            for name, s in zip(
-                self.shard_names, (os.fstat(shard) for shard in self._shards), strict=True
-            )
-        )
+        return identity_of(self.shard_names, self._shards)
 
     def read_into(self, name: str, buffer: memoryview, *, offset_bytes: int = 0) -> None:
         """Fills a buffer with bytes of a tensor.
@@ -146,30 +145,11 @@ class Checkpoint:
         self.close()
 
     def _read_at(self, tensor: TensorInfo, buffer: memoryview, offset_bytes: int) -> None:
-        position, rest = tensor.offset + offset_bytes, buffer
-        while rest:
-            try:
-                count = os.preadv(self._shards[tensor.shard], [rest], position)
-            except OSError as error:
-                raise self._unreadable(tensor, os.strerror(error.errno or 0)) from error
-            if count == 0:
-                raise self._unreadable(tensor, "the file became shorter while it was read")
-            position, rest = position + count, rest[count:]
-
-    def _unreadable(self, tensor: TensorInfo, why: str) -> BadCheckpointError:
-        file = self.shard_names[tensor.shard]
-        return BadCheckpointError(f"{file}: tensor {tensor.name} cannot be read: {why}.")
-
-    def _read_generation(self, names: list[str]) -> None:
-        record: dict[str, object] = {}
-        if GENERATION_FILE in names:
-            record = read_json(self._directory, GENERATION_FILE, max_bytes=_MAX_CONFIG_BYTES)
-        fields = Fields(record, GENERATION_FILE)
-        self.eos_token_ids = frozenset(
-            (*self.config.eos_token_ids, *fields.token_ids("eos_token_id"))
-        )
-        self.generation: Mapping[str, float | int | bool] = MappingProxyType(
-            sampling_defaults(fields)
+        read_at(
+            self._shards[tensor.shard],
+            buffer,
+            position=tensor.offset + offset_bytes,
+            what=f"{self.shard_names[tensor.shard]}: tensor {tensor.name}",
         )
 
     def _open_shards(self, names: list[str]) -> dict[str, TensorInfo]:
@@ -186,7 +166,7 @@ class Checkpoint:
             self._shards.append(open_regular(self._directory, name))
             for tensor in read_header(
                 self._shards[number], file=name, shard=number, max_bytes=max_header_bytes
-            ):
+            ).tensors:
                 self._check_place(tensor, stored, expected)
                 stored[tensor.name] = tensor
         if index is not None:

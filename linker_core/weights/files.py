@@ -73,6 +73,25 @@ def read_bytes(directory_fd: int, name: str, *, max_bytes: int) -> bytes:
     return data
 
 
+def read_at(descriptor: int, buffer: memoryview, *, position: int, what: str) -> None:
+    """Fills a buffer with a file's bytes from `position` on.
+
+    Raises:
+        BadCheckpointError: The file became shorter, or the disk failed; `what` cannot be read.
+    """
+    while buffer:
+        try:
+            count = os.preadv(descriptor, [buffer], position)
+        except OSError as error:
+            why = os.strerror(error.errno or 0)
+            raise BadCheckpointError(f"{what} cannot be read: {why}.") from error
+        if count == 0:
+            raise BadCheckpointError(
+                f"{what} cannot be read: the file became shorter while it was read."
+            )
+        position, buffer = position + count, buffer[count:]
+
+
 def read_json(directory_fd: int, name: str, *, max_bytes: int) -> dict[str, object]:
     """Returns the JSON object in a small file.
 

@@ -10,15 +10,17 @@ import math
 import os
 import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from linker_core.errors import BadCheckpointError, UnsupportedFormatError
 from linker_core.weights import strict_json
 
 MAX_HEADER_BYTES = 16 << 20
 _LENGTH_BYTES = 8
-_ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
+FLOATS: Final = MappingProxyType({"BF16": 2, "F16": 2, "F32": 4})  # type -> bytes of an element
 _NAME = re.compile(r"[A-Za-z0-9_.]{1,256}")
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
 
@@ -28,16 +30,29 @@ class TensorInfo:
     """Where one tensor lies. Data is row-major, little-endian, without gaps."""
 
     name: str
-    dtype: str  # BF16, F16 or F32
+    dtype: str  # BF16, F16 or F32; in a delta file also U8 or I64
     shape: tuple[int, ...]
     nbytes: int
     shard: int  # index of its file in the checkpoint
     offset: int  # of its first byte from the start of the file
 
 
+class Header(NamedTuple):
+    """What one file says of itself."""
+
+    tensors: list[TensorInfo]  # in the order of their data
+    metadata: Mapping[str, Any]  # `__metadata__` as it stands, any JSON values
+    data_start: int  # bytes before the data
+
+
 def read_header(
-    descriptor: int, *, file: str, shard: int, max_bytes: int = MAX_HEADER_BYTES
-) -> list[TensorInfo]:
+    descriptor: int,
+    *,
+    file: str,
+    shard: int,
+    max_bytes: int = MAX_HEADER_BYTES,
+    item_bytes: Mapping[str, int] = FLOATS,
+) -> Header:
     """Reads and checks one file's header.
 
     Args:
@@ -45,13 +60,11 @@ def read_header(
         file: Its name, for messages.
         shard: Its index, stored in the result.
         max_bytes: Longest header that is read, never above `MAX_HEADER_BYTES`.
-
-    Returns:
-        The tensors in the order of their data.
+        item_bytes: The types that may occur, with the bytes of an element.
 
     Raises:
         BadCheckpointError: Anything the format forbids, or a file of another size than declared.
-        UnsupportedFormatError: A tensor of another type than BF16, F16, F32.
+        UnsupportedFormatError: A tensor of another type than those of `item_bytes`.
     """
     file_bytes = os.fstat(descriptor).st_size
     header_bytes = _header_length(descriptor, file, file_bytes, min(max_bytes, MAX_HEADER_BYTES))
@@ -61,15 +74,22 @@ def read_header(
         raise BadCheckpointError(f"{file}: header is not valid JSON: {error!s:.200}.") from error
     if not isinstance(header, dict):
         raise BadCheckpointError(f"{file}: header holds no JSON object.")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise BadCheckpointError(f"{file}: __metadata__ is no JSON object.")
     data_start = _LENGTH_BYTES + header_bytes
-    tensors = [
-        _entry(name, entry, file=file, shard=shard, data_start=data_start)
-        for name, entry in header.items()
-    ]
+    place = _Place(file, shard, data_start, item_bytes)
+    tensors = [_entry(name, entry, place) for name, entry in header.items()]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
     _check_packed(tensors, file=file, data_start=data_start, file_bytes=file_bytes)
-    return tensors
+    return Header(tensors, metadata, data_start)
+
+
+class _Place(NamedTuple):
+    file: str
+    shard: int
+    data_start: int
+    item_bytes: Mapping[str, int]
 
 
 def _header_length(descriptor: int, file: str, file_bytes: int, max_bytes: int) -> int:
@@ -85,7 +105,8 @@ def _header_length(descriptor: int, file: str, file_bytes: int, max_bytes: int) 
     return int(length)
 
 
-def _entry(name: str, entry: Any, *, file: str, shard: int, data_start: int) -> TensorInfo:
+def _entry(name: str, entry: Any, place: _Place) -> TensorInfo:
+    file, item_bytes = place.file, place.item_bytes
     if not _NAME.fullmatch(name):
         raise BadCheckpointError(f"{file}: tensor name {name!r:.100} has characters no model uses.")
     if not isinstance(entry, dict) or set(entry) != _ENTRY_KEYS:
@@ -93,9 +114,9 @@ def _entry(name: str, entry: Any, *, file: str, shard: int, data_start: int) -> 
             f"{file}: tensor {name} needs exactly dtype, shape and data_offsets."
         )
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
-    if dtype not in _ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in item_bytes:
         raise UnsupportedFormatError(
-            f"{file}: tensor {name} has type {dtype!r:.20}; BF16, F16 and F32 are served."
+            f"{file}: tensor {name} has type {dtype!r:.20}; {', '.join(item_bytes)} are served."
         )
     if not _is_naturals(shape) or len(shape) > 4:
         raise BadCheckpointError(
@@ -104,7 +125,7 @@ def _entry(name: str, entry: Any, *, file: str, shard: int, data_start: int) -> 
     if not _is_naturals(offsets) or len(offsets) != 2:
         raise BadCheckpointError(f"{file}: tensor {name} has data_offsets {offsets!r:.60}.")
     begin, end = offsets
-    nbytes = math.prod(shape) * _ITEM_BYTES[dtype]
+    nbytes = math.prod(shape) * item_bytes[dtype]
     if end - begin != nbytes:
         raise BadCheckpointError(
             f"{file}: tensor {name} claims {end - begin} bytes, its shape and type need {nbytes}."
@@ -114,8 +135,8 @@ def _entry(name: str, entry: Any, *, file: str, shard: int, data_start: int) -> 
         dtype=dtype,
         shape=tuple(shape),
         nbytes=nbytes,
-        shard=shard,
-        offset=data_start + begin,
+        shard=place.shard,
+        offset=place.data_start + begin,
     )
 
 

@@ -1,0 +1,190 @@
+"""Writes a variant as a delta to its donor: one read of both, a tensor in memory at a time."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from linker_core.errors import BadCheckpointError, ConflictError, InvalidRequestError
+from linker_core.pace import Pace
+from linker_core.residency.delta_entries import EntryWriter
+from linker_core.residency.encoding import DeltaEncoder
+from linker_core.residency.ledger import StoredResidual, StoredRows, StoredTensor
+from linker_core.residency.loader import read_tensor
+from linker_core.residency.new_folder import new_folder
+from linker_core.residency.own_rows import load_rows
+from linker_core.sharing.delta import DeltaFile, is_delta
+from linker_core.sharing.delta_layout import DELTA_FILE, Entry, entries_of
+from linker_core.sharing.delta_plan import is_legal
+from linker_core.sharing.plan import SharePlan
+from linker_core.sharing.rungs import AnyRung, Residual, Rung
+from linker_core.text.chat_template import TEMPLATE_FILE
+from linker_core.text.tokenizer import MAX_FILE_BYTES, TOKENIZER_FILE
+from linker_core.weights.architecture import CONFIG_FILE
+from linker_core.weights.checkpoint import Checkpoint
+from linker_core.weights.files import read_optional
+from linker_core.weights.generation import GENERATION_FILE
+
+TEXT_FILES = (
+    CONFIG_FILE, GENERATION_FILE, TOKENIZER_FILE, "tokenizer_config.json",
+    "special_tokens_map.json", TEMPLATE_FILE,
+)  # fmt: skip
+_CPU = torch.device("cpu")
+
+Stored = StoredTensor | StoredRows | StoredResidual
+Progress = Callable[[int, int], None]
+
+
+def write_delta(
+    plan: SharePlan,
+    donor: Checkpoint,
+    variant: Checkpoint,
+    target: Path,
+    *,
+    progress: Progress | None = None,
+    pace: Pace | None = None,
+) -> None:
+    """Writes a folder that holds everything of the variant that is not an alias, and its texts.
+
+    A target that holds the same plan's delta already is left as it is.
+
+    Args:
+        plan: Of these two checkpoints.
+        donor: Whose tensors the deltas are to.
+        variant: What is written.
+        target: The folder to make, in one that exists.
+        progress: Called with bytes of the variant done and in all.
+        pace: Holds back while sequences run.
+
+    Raises:
+        BadCheckpointError: The plan is of other checkpoints, a delta is not finite, a file changed.
+        InvalidRequestError: A rung that a delta file cannot have, or a target out of reach.
+        ConflictError: The target exists and is something else.
+        InsufficientCapacityError: The disk is full.
+    """
+    if _is_written(plan, target):
+        return
+    sources = _sources(plan, donor, variant)
+    total = sum(variant.tensors[source.name].nbytes for source in sources)
+    entries = [entry for source in sources for entry in source.entries]
+    done, pace = 0, pace or Pace()
+    with new_folder(target) as folder:
+        copy_texts(variant.path, folder)
+        with EntryWriter(folder / DELTA_FILE, entries, plan) as writer:
+            for source in sources:
+                started = time.monotonic()
+                with pace.turn():
+                    stored = _encoded(source, plan, donor, variant)
+                    write_stored(writer, source.name, stored)
+                nbytes = variant.tensors[source.name].nbytes
+                done += nbytes
+                if progress is not None:
+                    progress(done, total)
+                pace.after_work(time.monotonic() - started)
+                pace.after_read(2 * nbytes)
+
+
+def write_stored(writer: EntryWriter, name: str, stored: Stored) -> None:
+    """Puts a tensor's entries into a file, whichever its rung."""
+    if isinstance(stored, StoredTensor):
+        writer.put(name, stored.tensor)
+    elif isinstance(stored, StoredRows):
+        writer.put(f"{name}.rows", stored.own)
+        writer.put(f"{name}.positions", stored.positions)
+    else:
+        for part, matrix in (("dense", stored.dense), ("down", stored.down), ("up", stored.up)):
+            if matrix is not None:
+                writer.put(f"{name}.{part}.codes", matrix.codes_RB)
+                if matrix.bits < 16:
+                    writer.put(f"{name}.{part}.scales", matrix.scales_RG)
+        writer.put(f"{name}.extra", stored.extra)
+
+
+def copy_texts(source: Path, folder: Path) -> None:
+    """Copies config, tokenizer and template files, where they are; nothing else.
+
+    Raises:
+        BadCheckpointError: One of them is irregular or far too large.
+    """
+    for name in TEXT_FILES:
+        content = read_optional(source, name, max_bytes=MAX_FILE_BYTES)
+        if content is not None:
+            (folder / name).write_bytes(content)
+
+
+class _Source(NamedTuple):
+    name: str
+    rung: AnyRung
+    entries: list[Entry]
+
+
+def _sources(plan: SharePlan, donor: Checkpoint, variant: Checkpoint) -> list[_Source]:
+    """Returns the tensors that are not aliases, with what is to be stored of each.
+
+    Raises:
+        BadCheckpointError: The plan is of other checkpoints.
+        InvalidRequestError: A rung that a delta file cannot have.
+    """
+    if plan.rungs.keys() != variant.tensors.keys():
+        raise BadCheckpointError("The plan lists other tensors than the checkpoint. Scan it again.")
+    sources = []
+    for name, rung in plan.rungs.items():
+        info, base = variant.tensors[name], donor.tensors.get(name)
+        if not is_legal(name, rung, info.shape):
+            raise InvalidRequestError(
+                f"{name} of shape {list(info.shape)} cannot be on rung {rung}.", param="rungs"
+            )
+        if rung is not Rung.OWN and (base is None or base.shape[1:] != info.shape[1:]):
+            raise BadCheckpointError(f"The donor has no {name} that rung {rung} could build on.")
+        num_rows = plan.own_rows.get(name, 0)
+        if isinstance(rung, Residual):
+            assert base is not None
+            num_rows = max(0, info.shape[0] - base.shape[0])
+        entries = entries_of(name, rung, info.shape, info.dtype, num_rows=num_rows)
+        if entries:
+            sources.append(_Source(name, rung, entries))
+    return sources
+
+
+def _encoded(source: _Source, plan: SharePlan, donor: Checkpoint, variant: Checkpoint) -> Stored:
+    """Reads a tensor of both and returns what the delta holds of it."""
+    name, rung = source.name, source.rung
+    if rung is Rung.OWN:
+        return StoredTensor(tensor=read_tensor(variant, name, device=_CPU))
+    base = StoredTensor(tensor=read_tensor(donor, name, device=_CPU))
+    if isinstance(rung, Residual):
+        variant_OI = read_tensor(variant, name, device=_CPU)
+        encoder = DeltaEncoder(base, variant_OI, seed=zlib.crc32(name.encode()))
+        try:
+            return encoder.encode(rung)
+        except BadCheckpointError as error:
+            raise BadCheckpointError(f"{name}: {error.message}") from error
+    loading = load_rows(variant, name, base, num_own=plan.own_rows[name])
+    while True:
+        try:
+            next(loading)
+        except StopIteration as end:
+            rows: StoredRows = end.value
+            return rows
+
+
+def _is_written(plan: SharePlan, target: Path) -> bool:
+    """Returns whether the target is complete already.
+
+    Raises:
+        ConflictError: It is something else.
+    """
+    if not is_delta(target):
+        return False  # if anything is there, it is refused where the folder is made
+    with DeltaFile.open(target) as written:
+        if written.plan.to_json() == plan.to_json():
+            return True
+    raise ConflictError(
+        f"{target.name} holds the delta of another plan. Name another folder, or remove it.",
+        param="target",
+    )

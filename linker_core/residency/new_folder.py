@@ -1,0 +1,92 @@
+"""Folders that appear whole or not at all: made under another name, synced, then renamed."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from linker_core.errors import ConflictError, InsufficientCapacityError, InvalidRequestError
+
+INCOMPLETE = ".incomplete-"
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """Yields an empty folder that becomes `target` at the end, with all that was put into it.
+
+    It is removed instead if the block raises; a process that is killed leaves it behind, under a
+    name that `sweep_incomplete` knows.
+
+    Raises:
+        InsufficientCapacityError: The disk is full.
+        ConflictError: The target exists.
+        InvalidRequestError: The target cannot be written for another reason.
+    """
+    folder = target.parent / f"{INCOMPLETE}{target.name[:100]}-{secrets.token_hex(8)}"
+    try:
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        folder.mkdir(mode=0o755)
+        try:
+            yield folder
+            for path in (*folder.iterdir(), folder):
+                _sync(path)
+            folder.rename(target)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        _sync(target.parent)
+    except OSError as error:
+        raise _typed(error, target) from error
+
+
+def sweep_incomplete(parent: Path) -> list[Path]:
+    """Removes what killed processes left of their folders; only while nobody writes there.
+
+    Returns:
+        What was removed.
+    """
+    leftovers = sorted(parent.glob(f"{INCOMPLETE}*"))
+    for path in leftovers:
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+        else:
+            shutil.rmtree(path)
+    return leftovers
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _typed(
+    error: OSError, target: Path
+) -> ConflictError | InsufficientCapacityError | InvalidRequestError:
+    why = os.strerror(error.errno or 0)
+    if error.errno in _FULL:
+        return InsufficientCapacityError(
+            f"There is no room on the disk for {target.name}: {why}. Nothing was kept; free some "
+            "space and try again.",
+            param="target",
+        )
+    if error.errno in _TAKEN:
+        return ConflictError(
+            f"{target.name} cannot be made: {why}. Name a folder that does not exist yet.",
+            param="target",
+        )
+    return InvalidRequestError(
+        f"{target.name} cannot be written: {why}. Name a folder in a directory that exists and "
+        "may be written to.",
+        param="target",
+    )
