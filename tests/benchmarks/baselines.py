@@ -1,0 +1,207 @@
+"""Our rungs beside the forms in which others keep a fine-tune, on text that nothing has seen.
+
+`python -m tests.benchmarks.baselines FAMILY --tasks DIR` prints the tables of docs/fidelity.md and
+draws their picture. FAMILY is a folder of checkpoints with `base` and `heldout/*.jsonl`. Ours is
+priced through the kernels that serve it, the others' forms as rebuilt weights in float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from linker_core.pace import Pace
+from linker_core.sharing.rungs import parse_rung
+from linker_core.sharing.scan import scan
+from linker_core.tuning.storages import Rungs
+from linker_core.tuning.tasks import Task, load_tasks
+from linker_core.tuning.texts import calibration_text
+from linker_core.weights.checkpoint import Checkpoint
+from tests.benchmarks import rivals
+from tests.benchmarks.distillation import distilled_scales
+from tests.benchmarks.frontier_picture import Point, draw
+from tests.benchmarks.held_out import held_out_text
+from tests.benchmarks.ours import Ours, uniform
+from tests.benchmarks.rewritten import Judge, Measured, is_matrix
+from tests.benchmarks.surgeon import calibrated_sparse, second_moments
+from tests.linker_core.engine.families import reference_model
+from tests.linker_core.tuning.pairs import Pair
+
+_RANKS = (16, 32, 64, 128)
+_UNIFORM = (
+    *("signs:64", "int2:64", "int3:64", "int4:64", "rank8:8", "rank16:8"),
+    *("rank4:8+signs:64", "rank8:8+signs:64", "rank8:8+int2:64"),
+)
+_SIZES_BITS = (0.6, 0.9, 1.2, 1.6, 2.1, 2.6, 3.2, 3.9, 4.6)  # per weight, all in
+_BUDGETS_KL = (0.001, 0.003, 0.01, 0.03, 0.1)
+_PICTURE = Path("docs/baselines.svg")
+_WHOLE = ", embedding whole"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One form of one variant."""
+
+    variant: str
+    family: str  # of the form: what is drawn as one line
+    form: str
+    bits_per_weight: float
+    kl: float
+    top1: float
+    ppl_ratio: float
+    accuracy: float
+
+    @classmethod
+    def of(cls, variant: str, family: str, form: str, measured: Measured) -> Line:
+        """Builds a line from what was measured."""
+        bits, price, accuracy = measured
+        return cls(
+            variant=variant,
+            family=family,
+            form=form,
+            bits_per_weight=bits,
+            kl=price.kl,
+            top1=price.top1,
+            ppl_ratio=price.ppl_ratio,
+            accuracy=accuracy,
+        )
+
+
+class Rival(NamedTuple):
+    """A form of others, made when it is measured."""
+
+    family: str
+    label: str
+    embedding: bool  # takes the form too; else it is kept whole, as most authors do
+    make: Callable[[], rivals.Form]
+
+
+class Bench:
+    """Everything that is measured of one variant."""
+
+    def __init__(self, pair: Pair, tasks: Sequence[Task]) -> None:
+        self._pair = pair
+        self._tasks = tasks
+        self._text = held_out_text(pair.variant)
+        self._shipped = calibration_text(
+            pair.variant, None, device="cpu", pace=Pace(), precision="highest"
+        )
+        self._name = pair.variant.path.name
+
+    def lines(self, known: set[str]) -> Iterator[Line]:
+        """Yields a line for every form that is not known."""
+        judge = Judge(self._pair.variant, self._text, self._tasks)
+        for embedding in (False, True):
+            for rival in self._rivals(embedding):
+                where = "" if embedding else _WHOLE
+                if (label := f"{rival.label}{where}") not in known:
+                    measured = judge.measure(self._pair.donor, rival.make(), embedding=embedding)
+                    yield Line.of(self._name, f"{rival.family}{where}", label, measured)
+        side = Ours(self._pair, self._text, self._tasks)
+        missing = [each for each in self._ours(side) if each[1] not in known]
+        measured_plans = side.measure([choose() for *_, choose in missing])
+        for (family, label, _), measured in zip(missing, measured_plans, strict=True):
+            yield Line.of(self._name, family, label, measured)
+
+    def _rivals(self, embedding: bool) -> Iterator[Rival]:
+        if not embedding:
+            yield Rival("alias-only", "alias every block (BS)", False, lambda: rivals.alias)
+        for rank in _RANKS:
+            label = f"LoRA extraction, rank {rank}"
+            yield Rival("LoRA extraction", label, embedding, partial(rivals.low_rank, rank))
+        yield Rival("BitDelta", "BitDelta, mean scales", embedding, rivals.one_scale)
+        distilled = partial(self._distilled, embedding)
+        yield Rival("BitDelta", "BitDelta, distilled scales", embedding, distilled)
+        for bits in (4, 2):
+            label = f"DeltaZip's form, 2:4 in {bits} bits"
+            yield Rival("DeltaZip", label, embedding, partial(self._calibrated, bits))
+            family = "DeltaZip, data-free"
+            yield Rival(family, f"{label}, data-free", embedding, partial(rivals.sparse, bits))
+        label = "int4 of the variant's own weights"
+        yield Rival("own int4", label, embedding, partial(rivals.own_codes, 4))
+
+    def _distilled(self, embedding: bool) -> rivals.Form:
+        donor, variant = self._pair.donor, self._pair.variant
+        matrices = [
+            name
+            for name, tensor in variant.tensors.items()
+            if is_matrix(name, tensor.shape, embedding=embedding)
+        ]
+        return rivals.one_scale(distilled_scales(donor, variant, matrices, self._shipped))
+
+    def _calibrated(self, bits: int) -> rivals.Form:
+        moments = second_moments(reference_model(self._pair.variant.path), self._shipped)
+        return calibrated_sparse(moments, bits)
+
+    def _ours(self, side: Ours) -> Iterator[tuple[str, str, Callable[[], Rungs]]]:
+        """Yields our rungs on every matrix, and what the tuner chooses."""
+        for text in _UNIFORM:
+            yield "ours, uniform", text, partial(uniform, self._pair, parse_rung(text))
+        for bits in _SIZES_BITS:
+            label = f"policy bytes, ≤ {bits} bits"
+            yield "ours, policy bytes", label, partial(side.within_bits, bits)
+        for budget_kl in _BUDGETS_KL:
+            label = f"policy budget, {budget_kl} nats"
+            yield "ours, policy budget", label, partial(side.within_budget, budget_kl)
+
+
+def tables(lines: Sequence[Line]) -> Iterator[str]:
+    """Yields the lines of a table for each variant."""
+    for variant in dict.fromkeys(line.variant for line in lines):
+        yield f"### {variant}"
+        yield ""
+        yield "| form | bits per weight | KL | top-1 | perplexity | accuracy |"
+        yield "|---|---|---|---|---|---|"
+        for line in lines:
+            if line.variant == variant:
+                yield (
+                    f"| {line.form} | {line.bits_per_weight:.2f} | {line.kl:.5f} "
+                    f"| {line.top1:.3f} | {line.ppl_ratio:.3f} | {line.accuracy:.3f} |"
+                )
+        yield ""
+
+
+def measure(
+    family: Path, variant: str, tasks: Sequence[Task], known: Sequence[Line]
+) -> Iterator[Line]:
+    """Yields every form of one variant that is not known."""
+    with ExitStack() as stack:
+        donor, own = (
+            stack.enter_context(Checkpoint.open(family / name)) for name in ("base", variant)
+        )
+        pair = Pair(donor=donor, variant=own, report=scan(donor, own))
+        yield from Bench(pair, tasks).lines({x.form for x in known if x.variant == variant})
+
+
+def main() -> None:
+    """Measures every variant beside `base`."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("family", type=Path)
+    parser.add_argument("variants", nargs="*", help="default: all with held-out text")
+    parser.add_argument("--tasks", type=Path, required=True, help="folder of *.jsonl questions")
+    parser.add_argument(
+        "--lines", type=Path, help="a file to keep lines in; what it has is not measured again"
+    )
+    args = parser.parse_args()
+    tasks = load_tasks(args.tasks)
+    held_out = sorted(path.stem for path in (args.family / "heldout").glob("*.jsonl"))
+    kept = args.lines.read_text().splitlines() if args.lines and args.lines.exists() else []
+    lines = [Line(**json.loads(line)) for line in kept]
+    for variant in args.variants or held_out:
+        for line in measure(args.family, variant, tasks, list(lines)):
+            lines.append(line)
+            if args.lines is not None:
+                with args.lines.open("a") as file:
+                    file.write(json.dumps(asdict(line)) + "\n")
+    print("\n".join(tables(lines)))
+    draw([Point(x.variant, x.family, x.bits_per_weight, x.kl) for x in lines], _PICTURE)
+
+
+if __name__ == "__main__":
+    main()
