@@ -56,15 +56,21 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadModel:
-    """Make a model resident. `donor` is None for the first model of a family."""
+    """Make a model resident. `donor` is None for the first model of a family.
+
+    If it replaces, the model is resident with another plan: new requests go to this one once it is
+    loaded, running sequences end on the old one, which leaves with the last of them. Until then,
+    and if it fails, the old one serves.
+    """
 
     model: str
-    path: str
+    path: str  # of the checkpoint, or of the delta folder of a plan with residuals
     identity: Identity  # of the weight files at validation
     config: ModelConfig  # as validated
     plan: SharePlan
     donor: str | None
     max_model_len: int | None
+    replaces: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
