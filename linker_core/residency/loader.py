@@ -1,4 +1,4 @@
-"""Plan + checkpoint -> tensors on the device: only the bytes that are not aliased move."""
+"""Plan + checkpoint or delta file -> tensors on the device: what is not aliased moves, no more."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from collections.abc import Generator, Mapping
 import torch
 
 from linker_core.errors import BadCheckpointError
-from linker_core.residency.ledger import Stored, StoredTensor
+from linker_core.residency.delta_tensors import load_entry, load_listed_rows, load_residual
+from linker_core.residency.ledger import Stored, StoredTensor, distinct
 from linker_core.residency.own_rows import load_rows
-from linker_core.residency.reading import TORCH_DTYPES, allocate, fill
+from linker_core.residency.reading import Source, allocate_like, fill
+from linker_core.sharing.delta import DeltaFile
 from linker_core.sharing.plan import SharePlan
-from linker_core.sharing.rungs import Rung
+from linker_core.sharing.rungs import AnyRung, Residual, Rung
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME
+from linker_core.weights.shapes import expected_tensors
 
 
 def load_tensors(
-    checkpoint: Checkpoint,
+    source: Source,
     plan: SharePlan,
     donor: Mapping[str, Stored],
     *,
@@ -25,13 +28,14 @@ def load_tensors(
 ) -> Generator[int, None, dict[str, Stored]]:
     """Moves a model's own tensors to the device, a chunk between two yields (BS algorithm 1).
 
-    Tensors keep the checkpoint's type, so on a CPU they are the words that lie on disk. Nothing is
-    read for an alias: it is the donor's own `StoredTensor`. Of a tensor on rung ROWS all is read
-    and compared with the donor's, but only the rows that differ are kept.
+    Tensors keep the file's type, so on a CPU they are the words that lie on disk. Nothing is read
+    for an alias: it is the donor's own `StoredTensor`. A delta file holds what is kept. Of a
+    checkpoint's tensor on rung ROWS all is read and compared with the donor's, but only the rows
+    that differ are kept.
 
     Args:
-        checkpoint: Where the words come from.
-        plan: A rung for every tensor of the checkpoint.
+        source: Where the words come from; a delta file if the plan has residuals.
+        plan: A rung for every tensor of the model; a delta file's own.
         donor: The donor's tensors by name; empty for a donor.
         device: Where the tensors go.
 
@@ -45,25 +49,24 @@ def load_tensors(
         BadCheckpointError: The plan is of another checkpoint or donor, or a file changed.
         InsufficientCapacityError: The device cannot allocate a tensor.
     """
-    if plan.rungs.keys() != checkpoint.tensors.keys():
-        raise BadCheckpointError("The plan lists other tensors than the checkpoint. Scan it again.")
+    _check_plan(source, plan)
+    shapes = expected_tensors(source.config)
     tensors: dict[str, Stored] = {}
-    arriving: Generator[int, None, Stored]
     done = 0
     yield done
     for name, rung in plan.rungs.items():
         if rung is Rung.ALIAS:
-            tensors[name] = _alias(name, checkpoint, donor)
+            tensors[name] = _alias(name, shapes[name], donor)
             continue
-        if rung is Rung.ROWS:
-            base = donor.get(name)
-            arriving = load_rows(checkpoint, name, base, num_own=plan.own_rows[name])
+        if isinstance(source, DeltaFile):
+            shape, base = shapes[name], donor.get(name)
+            arriving = _from_delta(source, name, rung, base, shape=shape, device=device)
         else:
-            assert rung is Rung.OWN, rung
-            arriving = _load_whole(checkpoint, name, device)
+            arriving = _from_checkpoint(source, name, plan, donor.get(name), device)
         tensors[name], done = yield from _counted(arriving, done)
-    if checkpoint.config.tie_word_embeddings:
+    if source.config.tie_word_embeddings:
         tensors[LM_HEAD_NAME] = tensors[EMBED_NAME]
+    _check_logical_bytes(plan, tensors)
     return tensors
 
 
@@ -74,34 +77,77 @@ def read_tensor(checkpoint: Checkpoint, name: str, *, device: torch.device) -> t
         BadCheckpointError: A file changed.
         InsufficientCapacityError: The device cannot allocate it.
     """
-    tensor = _allocate(checkpoint, name, device)
+    tensor = allocate_like(checkpoint.tensors[name], device=device)
     for _ in fill(tensor, checkpoint, name):
         pass
     return tensor
 
 
-def _alias(name: str, checkpoint: Checkpoint, donor: Mapping[str, Stored]) -> Stored:
+def _check_plan(source: Source, plan: SharePlan) -> None:
+    """Refuses a plan that was not made for these files.
+
+    Raises:
+        BadCheckpointError: See above.
+    """
+    if isinstance(source, DeltaFile):
+        if (plan.rungs, plan.own_rows) != (source.plan.rungs, source.plan.own_rows):
+            raise BadCheckpointError("The delta file is of another plan. Encode the variant again.")
+    elif plan.rungs.keys() != source.tensors.keys():
+        raise BadCheckpointError("The plan lists other tensors than the checkpoint. Scan it again.")
+
+
+def _check_logical_bytes(plan: SharePlan, tensors: Mapping[str, Stored]) -> None:
+    """Refuses a plan whose aliases are of other types than it says; only a delta file's can be.
+
+    Raises:
+        BadCheckpointError: See above.
+    """
+    logical_bytes = sum(entry.logical_bytes for entry in distinct(tensors))
+    if logical_bytes != plan.logical_bytes:
+        raise BadCheckpointError(
+            f"The plan says that a copy of the model takes {plan.logical_bytes} bytes; over this "
+            f"donor it takes {logical_bytes}. Load the donor that it was made for."
+        )
+
+
+def _alias(name: str, shape: tuple[int, ...], donor: Mapping[str, Stored]) -> Stored:
     stored = donor.get(name)
-    if not isinstance(stored, StoredTensor) or (
-        tuple(stored.tensor.shape) != checkpoint.tensors[name].shape
-    ):
+    if not isinstance(stored, StoredTensor) or tuple(stored.tensor.shape) != shape:
         raise BadCheckpointError(
             f"The plan aliases {name}, which the donor does not have. Scan again."
         )
     return stored
 
 
-def _allocate(checkpoint: Checkpoint, name: str, device: torch.device) -> torch.Tensor:
-    info = checkpoint.tensors[name]
-    return allocate(info.shape, TORCH_DTYPES[info.dtype], device=device, what=name)
-
-
-def _load_whole(
-    checkpoint: Checkpoint, name: str, device: torch.device
-) -> Generator[int, None, StoredTensor]:
-    tensor = _allocate(checkpoint, name, device)
+def _from_checkpoint(
+    checkpoint: Checkpoint,
+    name: str,
+    plan: SharePlan,
+    base: Stored | None,
+    device: torch.device,
+) -> Generator[int, None, Stored]:
+    if plan.rungs[name] is Rung.ROWS:
+        return (yield from load_rows(checkpoint, name, base, num_own=plan.own_rows[name]))
+    assert plan.rungs[name] is Rung.OWN, "compressed deltas lie in delta files"
+    tensor = allocate_like(checkpoint.tensors[name], device=device)
     yield from fill(tensor, checkpoint, name)
     return StoredTensor(tensor=tensor)
+
+
+def _from_delta(
+    delta: DeltaFile,
+    name: str,
+    rung: AnyRung,
+    base: Stored | None,
+    *,
+    shape: tuple[int, ...],
+    device: torch.device,
+) -> Generator[int, None, Stored]:
+    if isinstance(rung, Residual):
+        return (yield from load_residual(delta, name, rung, base, shape=shape, device=device))
+    if rung is Rung.ROWS:
+        return (yield from load_listed_rows(delta, name, base, shape=shape, device=device))
+    return StoredTensor(tensor=(yield from load_entry(delta, name, device=device)))
 
 
 def _counted(

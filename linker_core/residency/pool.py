@@ -15,9 +15,9 @@ from linker_core.errors import ConflictError, InsufficientCapacityError, ModelNo
 from linker_core.residency.device import available_bytes
 from linker_core.residency.ledger import Ledger, Stored, distinct
 from linker_core.residency.loader import load_tensors
+from linker_core.residency.reading import Source
 from linker_core.sharing.plan import SharePlan
 from linker_core.weights.architecture import ModelConfig
-from linker_core.weights.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,14 +50,14 @@ class Pool:
         self._reserved: dict[str, int] = {}  # name -> bytes that another process uses
 
     def admit(
-        self, model: str, checkpoint: Checkpoint, plan: SharePlan, donor: str | None
+        self, model: str, source: Source, plan: SharePlan, donor: str | None
     ) -> Generator[int, None, ResidentVariant]:
         """Makes a model resident, a chunk between two yields; closing the generator rolls back.
 
         Args:
             model: Its name.
-            checkpoint: Its files; not closed here.
-            plan: Made for this checkpoint and this donor.
+            source: Its files; not closed here.
+            plan: Made for these files and this donor.
             donor: Name of a resident donor, or None for a family's first model.
 
         Yields:
@@ -76,14 +76,14 @@ class Pool:
         self._arriving[model] = plan.unique_bytes
         try:
             tensors = yield from load_tensors(
-                checkpoint, plan, lender.tensors if lender else {}, device=self.device
+                source, plan, lender.tensors if lender else {}, device=self.device
             )
             if donor is not None and donor not in self._variants:
                 raise ModelNotFoundError(f"The donor {donor} left while {model} was loading.")
         finally:
             del self._arriving[model]
         variant = ResidentVariant(
-            model=model, config=checkpoint.config, plan=plan, donor=donor, tensors=tensors
+            model=model, config=source.config, plan=plan, donor=donor, tensors=tensors
         )
         self.ledger.add(model, distinct(tensors), donor=donor)
         self._variants[model] = variant

@@ -1,4 +1,4 @@
-"""Words of a checkpoint -> memory of the device, a bounded chunk at a time."""
+"""Words of a checkpoint or a delta file -> memory of the device, a bounded chunk at a time."""
 
 from __future__ import annotations
 
@@ -9,11 +9,21 @@ from collections.abc import Generator, Sequence
 import torch
 
 from linker_core.errors import InsufficientCapacityError
+from linker_core.sharing.delta import DeltaFile
 from linker_core.weights.checkpoint import Checkpoint
+from linker_core.weights.safetensors_header import TensorInfo
 
 CHUNK_BYTES = 4 << 20
 _HUGE_PAGE_BYTES = 2 << 20
-TORCH_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+TORCH_DTYPES = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "U8": torch.uint8,
+    "I64": torch.int64,
+}
+
+Source = Checkpoint | DeltaFile
 
 
 def allocate(
@@ -35,7 +45,16 @@ def allocate(
         ) from error
 
 
-def fill(tensor: torch.Tensor, checkpoint: Checkpoint, name: str) -> Generator[int, None, None]:
+def allocate_like(info: TensorInfo, *, device: torch.device) -> torch.Tensor:
+    """Returns memory for a tensor of a file, in its type.
+
+    Raises:
+        InsufficientCapacityError: The device has none left for it.
+    """
+    return allocate(info.shape, TORCH_DTYPES[info.dtype], device=device, what=info.name)
+
+
+def fill(tensor: torch.Tensor, source: Source, name: str) -> Generator[int, None, None]:
     """Reads a tensor's words straight into its memory where the host can reach it.
 
     Yields:
@@ -51,7 +70,7 @@ def fill(tensor: torch.Tensor, checkpoint: Checkpoint, name: str) -> Generator[i
     for start in range(0, len(flat), CHUNK_BYTES):
         target = flat[start : start + CHUNK_BYTES]
         host = target if staging is None else staging[: len(target)]
-        checkpoint.read_into(name, host.numpy().data, offset_bytes=start)
+        source.read_into(name, host.numpy().data, offset_bytes=start)
         if staging is not None:
             target.copy_(host)
         yield len(target)
