@@ -26,13 +26,15 @@ from linker_core.engine.arithmetic import (
     Product,
     Rotation,
     Span,
-    TorchArithmetic,
 )
 from linker_core.engine.cpu.attention_spec import TASK as ATTENTION_TASK
 from linker_core.engine.cpu.gate_code import TASK as GATE_TASK
+from linker_core.engine.cpu.jobs import NEVER
 from linker_core.engine.cpu.kernels import (
     add_region,
     attention_region,
+    coded_product_region,
+    expand_region,
     gate_region,
     host_tiling,
     norm_region,
@@ -42,6 +44,7 @@ from linker_core.engine.cpu.paged_batch import PagedBatch
 from linker_core.engine.cpu.product_code import PIECE_ROWS, packed_elements
 from linker_core.engine.cpu.product_code import TASK as PRODUCT_TASK
 from linker_core.engine.cpu.regions import Region, require_openmp
+from linker_core.engine.cpu.residual_calls import ResidualCalls
 from linker_core.engine.cpu.tape import Tape
 from linker_core.engine.kv_cache import KVCache
 from linker_core.engine.rows import RowGroup
@@ -55,7 +58,7 @@ _MAX_TAPES = 64  # of the sets of rows that were computed last
 _PRODUCT_COUNTER = PRODUCT_TASK.index("next_piece")
 _GATE_COUNTER = GATE_TASK.index("next_piece")
 _ATTENTION_COUNTER = ATTENTION_TASK.index("next_item")
-_END_OF_JOBS = (0, 0, 0, 0, 1 << 62, 0, 0)  # a record whose pieces are never reached
+_END_OF_JOBS = (0, 0, 0, 0, NEVER, 0, 0)
 
 
 class CompiledArithmetic:
@@ -75,6 +78,7 @@ class CompiledArithmetic:
         self._rounded = rounded
         self._packed = torch.empty(0)
         self._buffers: dict[str, torch.Tensor] = {}
+        self._residuals = ResidualCalls()
         self._batch = PagedBatch()
         self._tapes: OrderedDict[Hashable, Tape] = OrderedDict()
         self._recording: Tape | None = None
@@ -89,6 +93,9 @@ class CompiledArithmetic:
             attention_region(shape, demand.page_tokens)
         for dtype in demand.weights:
             product_region(_DTYPES[dtype], self._rounded)
+        for code in demand.codes:
+            coded_product_region(code)
+            expand_region(code)
 
     def buffer(self, name: str, num_rows: int, width: int, like: torch.Tensor) -> torch.Tensor:
         """See `Arithmetic.buffer`."""
@@ -201,8 +208,10 @@ class CompiledArithmetic:
 
     def add_residuals(self, x_TI: torch.Tensor, addends: Sequence[Addend]) -> None:
         """See `Arithmetic.add_residuals`."""
-        TorchArithmetic().add_residuals(x_TI, addends)
-        self._recording = None
+        assert x_TI.dtype is torch.float32, "the loops know no other rows"
+        for region, task, counter, work, kept in self._residuals.calls(x_TI, addends):
+            num_threads = _threads(work, _MIN_SHARED_PRODUCT)
+            self._run(region, task, num_threads=num_threads, counter=counter, kept=kept)
 
     def normalize(
         self, x_TX: torch.Tensor, weights: ByRow, norm: Norm, out_TX: torch.Tensor

@@ -9,11 +9,14 @@ from functools import cache, partial
 
 import llvmlite.binding as llvm
 
-from linker_core.engine.arithmetic import AttentionShape
+from linker_core.engine.arithmetic import AttentionShape, Code
 from linker_core.engine.cpu.add_code import emit_add
 from linker_core.engine.cpu.attention_code import emit_attention
 from linker_core.engine.cpu.attention_spec import AttentionSpec
+from linker_core.engine.cpu.coded_product_code import emit_coded_product
+from linker_core.engine.cpu.decoding import Lookup
 from linker_core.engine.cpu.dot_product import DotProduct, Rounded, Widened
+from linker_core.engine.cpu.expand_code import emit_expand
 from linker_core.engine.cpu.gate_code import emit_gate
 from linker_core.engine.cpu.norm_code import NormSpec, emit_norm
 from linker_core.engine.cpu.product_code import Tiling, emit_product
@@ -79,6 +82,29 @@ def gate_region(activation: str) -> Region:
     lanes = host_tiling().lanes
     emit = partial(emit_gate, activation=activation, lanes=lanes)
     return Region(compile_regions(f"gate-{activation}-{lanes}", emit), f"gate_{activation}")
+
+
+@cache
+def coded_product_region(code: Code) -> Region:
+    """Returns the products with matrices of a code."""
+    lookup = _host_lookup()
+    name = f"coded-{code.bits}-{code.group}-{lookup}"
+    emit = partial(emit_coded_product, code=code, lookup=lookup)
+    return Region(compile_regions(name, emit), "coded_product")
+
+
+@cache
+def expand_region(code: Code) -> Region:
+    """Returns the sums of rows of a code."""
+    lookup = _host_lookup()
+    name = f"expand-{code.bits}-{code.group}-{lookup}"
+    emit = partial(emit_expand, code=code, lookup=lookup)
+    return Region(compile_regions(name, emit), "expand")
+
+
+def _host_lookup() -> Lookup:
+    lanes = host_tiling().lanes
+    return {16: Lookup.AVX512, 8: Lookup.AVX2}.get(lanes, Lookup.MEMORY)
 
 
 def attention_region(shape: AttentionShape, page_tokens: int) -> Region:

@@ -24,11 +24,11 @@ from linker_core.engine.cpu.emitter import (
     I64,
     POINTER,
     Emitter,
-    Variable,
     i64,
     vector,
 )
 from linker_core.engine.cpu.folding import sums
+from linker_core.engine.cpu.jobs import seek
 from linker_core.engine.cpu.widening import add_widened, element_of
 
 MAX_BLOCK = 32  # elements of any dot product's block, which divide it
@@ -134,24 +134,9 @@ def _emit_region(
     job = e.variable(e.field(task, _TASK["jobs"], POINTER))
     num_pieces = e.field(task, _TASK["num_pieces"])
     with e.taken(e.at(task, _TASK["next_piece"], I64), num_pieces) as number:
-        _seek(e, job, number)
+        seek(e, job, number, num_words=len(JOB), first_piece=_JOB["first_piece"])
         e.call(piece, job.get(), number, packed, rows, num_rows, width)
     e.finish()
-
-
-def _seek(e: Emitter, job: Variable, number: ir.Value) -> None:
-    """Moves on to the job of a piece. A thread's numbers only grow; a last record ends the jobs."""
-    b = e.builder
-    head, move, end = (b.append_basic_block(name) for name in ("seek", "move", "found"))
-    b.branch(head)
-    b.position_at_end(head)
-    following = e.at(job.get(), len(JOB), I64)
-    passed = b.icmp_signed(">=", number, e.field(following, _JOB["first_piece"]))
-    b.cbranch(passed, move, end)
-    b.position_at_end(move)
-    job.set(following)
-    b.branch(head)
-    b.position_at_end(end)
 
 
 def _emit_pack(module: ir.Module, dot: DotProduct) -> ir.Function:

@@ -84,10 +84,7 @@ def test_products_of_some_rows_leave_the_others(
         assert_near(y_TO[rows], want_nO)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["signs:32", "int2:64", "int3:128", "int4:256", "rank3:4", "rank5:8", "rank2:16+int4:64"],
-)
+@pytest.mark.parametrize("text", RESIDUALS)
 @pytest.mark.parametrize("kind", ARITHMETICS)
 def test_residuals_are_added_to_their_rows_alone(kind: type[Arithmetic], text: str) -> None:
     x_TI = random(9, 200, seed=0)
