@@ -11,6 +11,7 @@ import copy
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -19,13 +20,14 @@ import torch
 from transformers import GenerationConfig, LlamaForCausalLM
 
 from server.cli.demo import train
-from server.cli.demo.corpus import conversations, instructions, read_corpus
+from server.cli.demo.corpus import Dialogue, conversations, instructions, read_corpus
 from server.cli.demo.recipes import FAMILY, MODELS, Recipe
 
 Item = TypeVar("Item")
+_DIALOGUES: Final = {"instruct": instructions, "chat": conversations}
 OnProgress = Callable[[str, int, int], None]  # model, steps done, steps of the whole family
-_HELD_OUT_EVERY: Final = 32  # of a list, one in so many is kept from training
 _NUM_HELD_OUT: Final = 32  # sequences of a measurement
+_EXCERPT_CHARS: Final = 1_500  # of a held-out text that is written out
 
 
 class FamilyBuilder:
@@ -40,9 +42,13 @@ class FamilyBuilder:
         self._losses: dict[str, dict[str, float]] = {}
 
     def build(self, folder: Path) -> None:
-        """Writes a checkpoint per model and `family.json`, with held-out losses, into `folder`."""
+        """Writes a checkpoint per model, and what none was trained on, into `folder`.
+
+        `heldout/*.jsonl` are texts for each variant in the form that calibration files have;
+        `family.json` has every model's losses on some of them.
+        """
         model = train.new_model(self._recipe.shape, self._tokenizer, seed=self._recipe.seed)
-        prose, _ = _divide(self._corpus.prose)
+        prose, _ = self._divide(self._corpus.prose)
         self._run("base", train.pretrain, model, self._text_batches(prose, "base"))
         # Variants begin at the donor as it is stored, so that what moved is training, not rounding.
         model.bfloat16().float()  # type: ignore[no-untyped-call]
@@ -51,17 +57,17 @@ class FamilyBuilder:
             self._save(self._variant(name, copy.deepcopy(model)), folder, name)
         record = {"models": list(MODELS), "held_out_loss": self._losses}
         (folder / "family.json").write_text(json.dumps(record, indent=2) + "\n")
+        self._write_held_out(folder / "heldout")
 
     def _variant(self, name: str, model: LlamaForCausalLM) -> LlamaForCausalLM:
         if name == "code":
-            sources, _ = _divide(self._corpus.sources)
+            sources, _ = self._divide(self._corpus.sources)
             self._run(name, train.pretrain, model, self._text_batches(sources, name))
             return model
-        entries = self._corpus.entries
-        dialogues = instructions(entries) if name == "instruct" else conversations(entries)
+        entries, _ = self._divide(self._corpus.entries)
         training = getattr(self._recipe, name)
         batches = train.dialogue_batches(
-            self._tokenizer, _divide(dialogues)[0], training, seed=self._recipe.seed
+            self._tokenizer, _DIALOGUES[name](entries), training, seed=self._recipe.seed
         )
         self._run(name, train.posttrain, model, batches)
         return model
@@ -106,27 +112,42 @@ class FamilyBuilder:
         batches = {}
         for name, documents in texts.items():
             windows = train.text_batches(
-                self._tokenizer, _divide(documents)[1], recipe.base, seed=recipe.seed
+                self._tokenizer, self._divide(documents)[1], recipe.base, seed=recipe.seed
             )
             rows = [next(windows)[0] for _ in range(_NUM_HELD_OUT // recipe.base.batch)]
             ids = torch.cat(rows)
             batches[name] = (ids, ids)
-        for name, dialogues in (
-            ("instruct", instructions(corpus.entries)),
-            ("chat", conversations(corpus.entries)),
-        ):
+        for name, dialogues in self._held_out_dialogues().items():
             batches[name] = train.dialogue_batch(
-                self._tokenizer,
-                _divide(dialogues)[1][:_NUM_HELD_OUT],
-                getattr(recipe, name).length,
+                self._tokenizer, dialogues[:_NUM_HELD_OUT], getattr(recipe, name).length
             )
         return batches
 
+    def _write_held_out(self, folder: Path) -> None:
+        folder.mkdir()
+        rows: dict[str, list[object]] = {
+            name: [{"messages": [asdict(message) for message in each]} for each in dialogues]
+            for name, dialogues in self._held_out_dialogues().items()
+        }
+        _, sources = self._divide(self._corpus.sources)
+        rows["code"] = [
+            {"text": source[start : start + _EXCERPT_CHARS]}
+            for source in sources
+            for start in range(0, len(source), _EXCERPT_CHARS)
+        ]
+        for name, lines in rows.items():
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            (folder / f"{name}.jsonl").write_text(text)
 
-def _divide(items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
-    """Divides a list into what is trained on and what is held out."""
-    kept = [item for i, item in enumerate(items) if i % _HELD_OUT_EVERY != 0]
-    return kept, list(items[::_HELD_OUT_EVERY])
+    def _held_out_dialogues(self) -> dict[str, list[Dialogue]]:
+        _, entries = self._divide(self._corpus.entries)
+        return {name: compose(entries) for name, compose in _DIALOGUES.items()}
+
+    def _divide(self, items: Sequence[Item]) -> tuple[list[Item], list[Item]]:
+        """Divides a list into what is trained on and what is held out."""
+        every = self._recipe.held_out_every
+        kept = [item for i, item in enumerate(items) if i % every != 0]
+        return kept, list(items[::every])
 
 
 def _save_text(tokenizer: tokenizers.Tokenizer, folder: Path, max_length: int) -> None:

@@ -28,7 +28,7 @@ from linker_core.sharing import plan, price
 from server.cli.demo.family import default_cache, ensure_family
 from server.cli.demo.recipes import MODELS
 from server.cli.demo.table import Row, render
-from server.cli.demo.tour import PRICED, QUESTIONS, Tour
+from server.cli.demo.tour import QUESTIONS, Tour
 from server.registry import tables
 
 HOST: Final = "127.0.0.1"
@@ -185,10 +185,9 @@ def _report(rows: Sequence[Row], path: Path | None) -> None:
         console.print(f"  {name}: {question.text.strip()!r}", markup=False)
     console.print(
         "The models are tiny and learnt for a minute from Python's own documentation: expect its\n"
-        "words, not its sense. They share by policy thresholds: a variant whose blocks are all\n"
-        "shared keeps its own embedding and head; in everything else it is the base. What that\n"
-        f"costs was measured for {PRICED}: nats per token by which its answers move away from its\n"
-        "own. Policy budget, the server's default, would share less and spend at most 0.01."
+        "words, not its sense. Of a fine-tune the server holds what the table says: mostly its\n"
+        "difference from base, compressed as far as its answers stay its own. KL is how far they\n"
+        "moved, in nats per token, measured before anyone is served: within 0.01 by default."
     )
     if path is not None:
         path.write_text(json.dumps([row.to_record() for row in rows], indent=1) + "\n")

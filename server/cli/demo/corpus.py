@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import re
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pydoc_data.topics import topics as reference_topics
@@ -71,7 +71,7 @@ def read_corpus() -> Corpus:
     )
 
 
-def instructions(entries: tuple[Entry, ...]) -> list[Dialogue]:
+def instructions(entries: Sequence[Entry]) -> list[Dialogue]:
     """Returns one question with a plain answer for every entry that has a summary."""
     return [
         (
@@ -82,7 +82,7 @@ def instructions(entries: tuple[Entry, ...]) -> list[Dialogue]:
     ]
 
 
-def conversations(entries: tuple[Entry, ...]) -> list[Dialogue]:
+def conversations(entries: Sequence[Entry]) -> list[Dialogue]:
     """Returns talks of two questions each, in a chattier voice than `instructions`."""
     asked = _worth_asking(entries)
     return [
@@ -96,7 +96,7 @@ def conversations(entries: tuple[Entry, ...]) -> list[Dialogue]:
     ]
 
 
-def _worth_asking(entries: tuple[Entry, ...]) -> list[Entry]:
+def _worth_asking(entries: Sequence[Entry]) -> list[Entry]:
     return [entry for entry in entries if len(entry.summary) in _SUMMARY_CHARS]
 
 

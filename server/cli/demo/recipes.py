@@ -50,6 +50,7 @@ class Recipe:
     chat: Training
     code: Training
     seed: int = 0
+    held_out_every: int = 16  # one in so many texts, and things to ask about, is never trained on
 
 
 FAMILY: Final = Recipe(

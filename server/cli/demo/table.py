@@ -10,6 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 _MIB = 1 << 20
+_MIX_WIDTH = 24
+_NUM_RUNGS_SHOWN = 3  # of a mix, the largest first
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +20,8 @@ class Row:
 
     model: str
     blocks: Mapping[str, int]  # alias, residual, own, total
+    rung_bytes: Mapping[str, int]  # unique bytes by kind of rung
+    bits_per_weight: float  # unique bytes, all in
     mean_cos: float
     mean_epsilon: float
     bytes: Mapping[str, int]  # logical, unique, shared, checkpoint
@@ -31,6 +35,8 @@ class Row:
         return cls(
             model=model,
             blocks=dict(record["blocks"]),
+            rung_bytes=dict(plan["rung_bytes"]),
+            bits_per_weight=plan["bits_per_weight"],
             mean_cos=plan["mean_cos"],
             mean_epsilon=plan["mean_epsilon"],
             bytes=dict(record["bytes"]),
@@ -49,17 +55,17 @@ def render(rows: Sequence[Row]) -> Table:
     logical = sum(row.bytes["logical"] for row in rows)
     unique = sum(row.bytes["unique"] for row in rows)
     numbers: dict[str, str] = {
-        "blocks shared": "",
         "mean cos": "",
         "mean ε": "",
-        "logical MiB": _mib(logical),
-        "unique MiB": _mib(unique),
-        "saved MiB": _mib(logical - unique),
-        "costs (nats)": "",
+        "copy MiB": _mib(logical),
+        "held MiB": _mib(unique),
+        "bits/weight": "",
+        "KL (nats)": "",
     }
     table.add_column("model", footer="total", no_wrap=True)
     for title, footer in numbers.items():
         table.add_column(title, footer=footer, justify="right")
+    table.add_column("rungs, % of held", overflow="fold", max_width=_MIX_WIDTH)
     table.add_column("answer", footer=_verdict(logical, unique), ratio=1, overflow="fold")
     for row in rows:
         table.add_row(*_cells(row))
@@ -69,15 +75,23 @@ def render(rows: Sequence[Row]) -> Table:
 def _cells(row: Row) -> list[str | Text]:
     return [
         row.model,
-        f"{row.blocks['alias']}/{row.blocks['total']}",
         f"{row.mean_cos:.5f}",
         f"{row.mean_epsilon:.4f}",
         _mib(row.bytes["logical"]),
         _mib(row.bytes["unique"]),
-        _mib(row.bytes["logical"] - row.bytes["unique"]),
-        "" if row.kl is None else f"{row.kl:.3f}",
+        f"{row.bits_per_weight:.2f}",
+        "" if row.kl is None else f"{row.kl:.4f}",
+        _mix(row.rung_bytes),
         Text(" ".join(row.answer.split())),  # as Text: an answer may hold what looks like markup
     ]
+
+
+def _mix(rung_bytes: Mapping[str, int]) -> str:
+    """Returns what a model's own bytes are made of: "int2 61 %, lowrank 30 %, own 9 %"."""
+    total = sum(rung_bytes.values())
+    held = sorted(((n, kind) for kind, n in rung_bytes.items() if n), reverse=True)
+    shown = [f"{kind} {n / total:.0%}" for n, kind in held[:_NUM_RUNGS_SHOWN]]
+    return ", ".join([*shown, "…"] if len(held) > _NUM_RUNGS_SHOWN else shown) or "alias"
 
 
 def _verdict(logical: int, unique: int) -> str:

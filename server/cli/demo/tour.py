@@ -14,9 +14,6 @@ from linker_core.errors import LinkerError
 from server.cli.demo.recipes import MODELS
 
 DONOR: Final = MODELS[0]
-PRICED: Final = "chat"  # the variant whose sharing is measured too; a tuner takes seconds
-# Nats per token, more than sharing every block costs: the demo shows the price, it refuses none.
-BUDGET_KL: Final = 100.0
 MAX_ANSWER_TOKENS: Final = 40
 _POLL_S: Final = 0.1
 
@@ -68,16 +65,16 @@ class Tour:
             self._pause()
 
     def onboard(self, name: str, source: Path, on_stage: OnStage) -> None:
-        """Brings one model to `ready`. One that the server knows from before comes back by itself.
+        """Brings one model to `ready`, planned as the server plans by default.
+
+        One that the server knows from before comes back by itself.
 
         Raises:
             LinkerError: The model failed, with the server's own reason.
         """
-        body: dict[str, Any] = {"name": name, "source": str(source), "policy": "thresholds"}
+        body: dict[str, Any] = {"name": name, "source": str(source)}
         if name != DONOR:
             body["donor"] = DONOR
-        if name == PRICED:
-            body["budget_kl"] = BUDGET_KL
         self._follow(self._post_model(body), on_stage)
         while (record := self.describe(name))["state"] == "onboarding":
             on_stage(name, "coming back", 0, 0)

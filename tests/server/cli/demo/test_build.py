@@ -11,10 +11,11 @@ from linker_core.sharing.report import ScanReport
 from linker_core.sharing.scan import scan
 from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer
+from linker_core.tuning.dialogues import load_dialogues
 from linker_core.weights.checkpoint import Checkpoint
 from server.cli.demo import train
 from server.cli.demo.build import FamilyBuilder
-from server.cli.demo.corpus import Message, read_corpus
+from server.cli.demo.corpus import Message, conversations, instructions, read_corpus
 from server.cli.demo.recipes import FAMILY, MODELS, tiny, version
 
 TINY = tiny(FAMILY, steps=3)
@@ -84,6 +85,26 @@ def test_family_record_holds_a_loss_per_model_and_text(family: Path) -> None:
     for losses in record["held_out_loss"].values():
         assert set(losses) == {"prose", "code", "instruct", "chat"}
         assert all(0 < loss < 20 for loss in losses.values())
+
+
+def test_held_out_texts_are_a_calibration_file_for_each_variant(family: Path) -> None:
+    for name in MODELS[1:]:
+        dialogues = load_dialogues(family / "heldout" / f"{name}.jsonl")
+        given = [dialogue for dialogue in dialogues if dialogue.given]
+        assert len(given) > 100
+        assert {dialogue.plain for dialogue in given} == {name == "code"}
+
+
+def test_held_out_dialogues_say_nothing_that_was_trained_on(family: Path) -> None:
+    entries = read_corpus().entries
+    trained = [e for i, e in enumerate(entries) if i % TINY.held_out_every != 0]
+    for name, compose in (("instruct", instructions), ("chat", conversations)):
+        asked = {m.content for each in compose(trained) for m in each if m.role == "user"}
+        rows = (family / "heldout" / f"{name}.jsonl").read_text().splitlines()
+        turns = [turn for row in rows for turn in json.loads(row)["messages"]]
+        held_out = {turn["content"] for turn in turns if turn["role"] == "user"}
+        assert held_out
+        assert not held_out & asked
 
 
 def test_light_training_leaves_norms_alone_and_moves_the_embedding(family: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from linker_core.errors import InvalidRequestError
+from linker_core.tuning.request import DEFAULT_BUDGET_KL
 from server.cli import demo
 from server.cli.demo.build import FamilyBuilder
 from server.cli.demo.recipes import FAMILY, MODELS, tiny, version
@@ -88,7 +89,11 @@ def test_once_ends_after_the_table_and_a_second_time_works_on_what_is_there(
             assert row["blocks"]["total"] == 2
             assert row["bytes"]["logical"] == row["bytes"]["unique"] + row["bytes"]["shared"]
             assert row["bytes"]["checkpoint"] > 0
-        assert [row["blocks"]["alias"] for row in rows[1:3]] == [2, 2]
+            assert sum(row["rung_bytes"].values()) == row["bytes"]["unique"]
+        for row in rows[1:]:
+            assert row["kl"] is not None
+            assert row["kl"] <= DEFAULT_BUDGET_KL
+            assert row["bytes"]["unique"] < row["bytes"]["logical"] / 2
         assert is_free(port)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from linker_core.errors import LinkerError
 from server.cli.demo.recipes import MODELS
-from server.cli.demo.tour import BUDGET_KL, PRICED, QUESTIONS, Tour
+from server.cli.demo.tour import QUESTIONS, Tour
 
 
 class Server:
@@ -71,22 +71,19 @@ def test_onboard_follows_the_job_until_the_model_is_ready() -> None:
     stages: list[tuple[str, str, int, int]] = []
     tour(server).onboard("chat", Path("/m/chat"), lambda *stage: stages.append(stage))
     assert server.bodies()[-1] == {
-        "name": "chat", "source": "/m/chat", "donor": "base", "policy": "thresholds",
-        "budget_kl": BUDGET_KL,
+        "name": "chat", "source": "/m/chat", "donor": "base",
     }  # fmt: skip
     assert stages[:2] == [("chat", "scanning", 1, 2)] * 2
     assert stages[2:] == [("chat", "coming back", 0, 0)]
 
 
-def test_onboard_prices_one_variant_alone() -> None:
+def test_onboard_leaves_the_plan_to_the_server() -> None:
     ready = {f"GET /models/{name}": [(200, {"state": "ready"})] for name in MODELS}
     jobs = [(202, job("succeeded"))] * len(MODELS)
     server = Server({"POST /models": jobs, **ready})
     for name in MODELS:
         tour(server).onboard(name, Path("/m") / name, ignore)
-    priced = [body["name"] for body in server.bodies() if "budget_kl" in body]
-    assert priced == [PRICED]
-    assert {body["policy"] for body in server.bodies()} == {"thresholds"}
+    assert {key for body in server.bodies() for key in body} == {"name", "source", "donor"}
 
 
 def test_onboard_the_donor_names_no_donor() -> None:
