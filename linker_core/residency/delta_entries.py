@@ -17,11 +17,10 @@ import torch
 from blake3 import blake3
 
 from linker_core.residency.reading import TORCH_DTYPES
-from linker_core.sharing.delta import FORMAT, ITEM_BYTES, VERSION
-from linker_core.sharing.delta_layout import CODES_TYPE, POSITIONS_TYPE, Entry
+from linker_core.sharing.delta import FORMAT, VERSION
+from linker_core.sharing.delta_layout import ITEM_BYTES, Entry
 from linker_core.sharing.plan import SharePlan
 
-_DTYPES = {**TORCH_DTYPES, CODES_TYPE: torch.uint8, POSITIONS_TYPE: torch.int64}
 _NO_DIGEST = "0" * 64
 _ALIGNMENT = 8  # of the data section
 _CHUNK_BYTES = 4 << 20
@@ -58,7 +57,7 @@ class EntryWriter:
     def put(self, name: str, tensor: torch.Tensor) -> None:
         """Writes one entry."""
         entry = self._entries[name]
-        assert (tuple(tensor.shape), tensor.dtype) == (entry.shape, _DTYPES[entry.dtype]), name
+        assert (tuple(tensor.shape), tensor.dtype) == (entry.shape, TORCH_DTYPES[entry.dtype]), name
         self._missing.remove(name)
         words = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data
         _write(self._file, words, self._offsets[name])

@@ -18,22 +18,14 @@ from linker_core.residency.ledger import StoredResidual, StoredRows, StoredTenso
 from linker_core.residency.loader import read_tensor
 from linker_core.residency.new_folder import new_folder
 from linker_core.residency.own_rows import load_rows
+from linker_core.residency.texts import checkpoint_texts, copy_texts
 from linker_core.sharing.delta import DeltaFile, is_delta
 from linker_core.sharing.delta_layout import DELTA_FILE, Entry, entries_of
 from linker_core.sharing.delta_plan import is_legal
 from linker_core.sharing.plan import SharePlan
 from linker_core.sharing.rungs import AnyRung, Residual, Rung
-from linker_core.text.chat_template import TEMPLATE_FILE
-from linker_core.text.tokenizer import MAX_FILE_BYTES, TOKENIZER_FILE
-from linker_core.weights.architecture import CONFIG_FILE
 from linker_core.weights.checkpoint import Checkpoint
-from linker_core.weights.files import read_optional
-from linker_core.weights.generation import GENERATION_FILE
 
-TEXT_FILES = (
-    CONFIG_FILE, GENERATION_FILE, TOKENIZER_FILE, "tokenizer_config.json",
-    "special_tokens_map.json", TEMPLATE_FILE,
-)  # fmt: skip
 _CPU = torch.device("cpu")
 
 Stored = StoredTensor | StoredRows | StoredResidual
@@ -67,14 +59,14 @@ def write_delta(
         ConflictError: The target exists and is something else.
         InsufficientCapacityError: The disk is full.
     """
-    if _is_written(plan, target):
+    if is_written(plan, target):
         return
     sources = _sources(plan, donor, variant)
     total = sum(variant.tensors[source.name].nbytes for source in sources)
     entries = [entry for source in sources for entry in source.entries]
     done, pace = 0, pace or Pace()
     with new_folder(target) as folder:
-        copy_texts(variant.path, folder)
+        copy_texts(checkpoint_texts(variant.path), folder)
         with EntryWriter(folder / DELTA_FILE, entries, plan) as writer:
             for source in sources:
                 started = time.monotonic()
@@ -105,16 +97,21 @@ def write_stored(writer: EntryWriter, name: str, stored: Stored) -> None:
         writer.put(f"{name}.extra", stored.extra)
 
 
-def copy_texts(source: Path, folder: Path) -> None:
-    """Copies config, tokenizer and template files, where they are; nothing else.
+def is_written(plan: SharePlan, target: Path) -> bool:
+    """Returns whether the target is complete already.
 
     Raises:
-        BadCheckpointError: One of them is irregular or far too large.
+        ConflictError: It is something else.
     """
-    for name in TEXT_FILES:
-        content = read_optional(source, name, max_bytes=MAX_FILE_BYTES)
-        if content is not None:
-            (folder / name).write_bytes(content)
+    if not is_delta(target):
+        return False  # if anything is there, it is refused where the folder is made
+    with DeltaFile.open(target) as written:
+        if written.plan.to_json() == plan.to_json():
+            return True
+    raise ConflictError(
+        f"{target.name} holds the delta of another plan. Name another folder, or remove it.",
+        param="target",
+    )
 
 
 class _Source(NamedTuple):
@@ -171,20 +168,3 @@ def _encoded(source: _Source, plan: SharePlan, donor: Checkpoint, variant: Check
         except StopIteration as end:
             rows: StoredRows = end.value
             return rows
-
-
-def _is_written(plan: SharePlan, target: Path) -> bool:
-    """Returns whether the target is complete already.
-
-    Raises:
-        ConflictError: It is something else.
-    """
-    if not is_delta(target):
-        return False  # if anything is there, it is refused where the folder is made
-    with DeltaFile.open(target) as written:
-        if written.plan.to_json() == plan.to_json():
-            return True
-    raise ConflictError(
-        f"{target.name} holds the delta of another plan. Name another folder, or remove it.",
-        param="target",
-    )

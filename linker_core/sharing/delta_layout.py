@@ -5,7 +5,8 @@ Legend: O rows that donor and variant both have, I width, r rank.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Final, NamedTuple
 
 from linker_core.sharing.rungs import (
     AnyRung,
@@ -15,9 +16,11 @@ from linker_core.sharing.rungs import (
     factor_group,
     num_groups,
 )
+from linker_core.weights.safetensors_header import FLOATS
 
 DELTA_FILE = "delta.safetensors"
 CODES_TYPE, SCALES_TYPE, POSITIONS_TYPE = "U8", "BF16", "I64"
+ITEM_BYTES: Final = MappingProxyType({**FLOATS, CODES_TYPE: 1, POSITIONS_TYPE: 8})
 
 
 class CodedPart(NamedTuple):

@@ -20,9 +20,9 @@ from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME
 _POLICIES = tuple(policy for policy in Policy if policy is not Policy.DONOR)
 _MAX_BYTES: Final = 1 << 50
 _MAX_TEXT = 256
-_HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
+HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 _COUNTS = ("logical_bytes", "unique_bytes", "num_weights", "checkpoint_bytes")
-_TEXTS = re.compile(r"[^\x00-\x1f\x7f]*")
+_LINE = re.compile(r"[^\x00-\x1f\x7f]*")
 
 
 def parse_plan(
@@ -71,16 +71,16 @@ def parse_plan(
 
 def _check_scalars(fields: Fields, num_layers: int) -> None:
     fields.choice("policy", _POLICIES)
-    fields.choice("region", tuple(Region))
-    for key, low, high in (("mean_cos", -1.01, 1.01), ("mean_epsilon", 0.0, 1e9)):
-        fields.number(key, low=low, high=high)
-    fields.optional_number("tau_cos", low=-1.0, high=1.0)
-    for key in ("tau_frob", "budget_kl"):
+    if fields.record.get("region") is not None:
+        fields.choice("region", tuple(Region))
+    for key in ("mean_cos", "tau_cos"):
+        fields.optional_number(key, low=-1.01, high=1.01)
+    for key in ("mean_epsilon", "tau_frob", "budget_kl"):
         fields.optional_number(key, low=0.0, high=1e9)
     _check_text(fields, "threshold_source")
     for key in ("donor_fingerprint", "variant_fingerprint"):
         value = fields.record.get(key)
-        if not isinstance(value, str) or not _HEX_DIGEST.fullmatch(value):
+        if not isinstance(value, str) or not HEX_DIGEST.fullmatch(value):
             raise fields.refuse(key, value, "64 hexadecimal digits")
     for key in _COUNTS:
         fields.integer(key, low=0, high=_MAX_BYTES)
@@ -94,7 +94,7 @@ def _check_text(fields: Fields, key: str) -> None:
     value = fields.record.get(key)
     if value is None:
         return
-    if not isinstance(value, str) or len(value) > _MAX_TEXT or not _TEXTS.fullmatch(value):
+    if not isinstance(value, str) or len(value) > _MAX_TEXT or not _LINE.fullmatch(value):
         raise fields.refuse(key, value, f"a line of at most {_MAX_TEXT} characters")
 
 

@@ -96,9 +96,9 @@ class SharePlan:
     blocks: BlockCounts
     price: Price | None  # None: not measured
     budget_kl: float | None  # nats per response token that the price was held against
-    mean_cos: float
-    mean_epsilon: float
-    region: Region
+    mean_cos: float | None  # of a scan; None: the pair was not scanned
+    mean_epsilon: float | None
+    region: Region | None
 
     @property
     def shared_bytes(self) -> int:
@@ -153,7 +153,7 @@ class SharePlan:
                 "rungs": {name: parse_rung(rung) for name, rung in record["rungs"].items()},
                 "blocks": BlockCounts(**counts),
                 "price": None if record["price"] is None else Price.from_json(record["price"]),
-                "region": Region(record["region"]),
+                "region": None if record["region"] is None else Region(record["region"]),
             }
         )
 
