@@ -53,15 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument("donor", type=Path, nargs="?", help="checkpoint directory of the donor")
     parser.add_argument("variant", type=Path, nargs="?", help="checkpoint directory of the variant")
-    parser.add_argument(
-        "--policy",
-        choices=POLICIES,
-        help="budget (default): fewest bytes whose measured cost stays within --budget-kl; bytes: "
-        "lowest cost within --max-bytes; thresholds: whole blocks that pass BS Eq. 3, implied by "
-        "--tau-cos and --tier; exact: byte-identical tensors only",
-    )
-    add_goal_arguments(parser)
-    add_threshold_arguments(parser)
+    add_sharing_arguments(parser)
     add_sample_argument(parser)
     parser.add_argument(
         "--memory-budget",
@@ -80,12 +72,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def add_sharing_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what `plan_pair` takes besides DONOR, VARIANT and `--sample`."""
+    parser.add_argument(
+        "--policy",
+        choices=POLICIES,
+        help="budget (default): fewest bytes whose measured cost stays within --budget-kl; bytes: "
+        "lowest cost within --max-bytes; thresholds: whole blocks that pass BS Eq. 3, implied by "
+        "--tau-cos and --tier; exact: byte-identical tensors only",
+    )
+    add_goal_arguments(parser)
+    add_threshold_arguments(parser)
+
+
 def run(args: argparse.Namespace) -> int:
     """Plans and prints; moves nothing."""
     if args.config is not None:
         _show(args, size := _from_shapes(args), lambda console: _print_size(console, size))
         return 0
-    plan, tuned = _from_checkpoints(args)
+    if args.donor is None or args.variant is None:
+        raise InvalidRequestError("Give DONOR and VARIANT directories, or --config and --variants.")
+    for option in ("variants", "shared_blocks", "dtype"):
+        if getattr(args, option) is not None:
+            raise InvalidRequestError(f"{option} has no meaning without --config.")
+    plan, tuned = plan_pair(args)
     points = None if tuned is None else [point.to_json() for point in tuned.frontier]
     free_bytes: int | None = args.memory_budget
     fits = None if free_bytes is None else plan.unique_bytes <= free_bytes
@@ -136,12 +146,18 @@ def _from_shapes(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _from_checkpoints(args: argparse.Namespace) -> tuple[SharePlan, TuneResult | None]:
-    if args.donor is None or args.variant is None:
-        raise InvalidRequestError("Give DONOR and VARIANT directories, or --config and --variants.")
-    for option in ("variants", "shared_blocks", "dtype"):
-        if getattr(args, option) is not None:
-            raise InvalidRequestError(f"{option} has no meaning without --config.")
+def plan_pair(args: argparse.Namespace) -> tuple[SharePlan, TuneResult | None]:
+    """Scans a pair, and tunes it where its policy measures.
+
+    Args:
+        args: DONOR, VARIANT and the options of `add_sharing_arguments` and `add_sample_argument`.
+
+    Returns:
+        The plan, and what the tuner found if it was asked.
+
+    Raises:
+        LinkerError: Options that contradict each other, damaged files, or a goal out of reach.
+    """
     request = OnboardRequest(name="", source="", **resolve_sharing(vars(args), SharingSettings()))
     check_sharing(request)
     for option in _HOW_TO_MEASURE:
