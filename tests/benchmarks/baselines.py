@@ -38,8 +38,10 @@ _UNIFORM = (
     *("signs:64", "int2:64", "int3:64", "int4:64", "rank8:8", "rank16:8"),
     *("rank4:8+signs:64", "rank8:8+signs:64", "rank8:8+int2:64"),
 )
-_SIZES_BITS = (0.6, 0.9, 1.2, 1.6, 2.1, 2.6, 3.2, 3.9, 4.6)  # per weight, all in
-_BUDGETS_KL = (0.001, 0.003, 0.01, 0.03, 0.1)
+_SIZES_BITS = (0.6, 1.2, 1.8, 2.6, 3.6, 4.6)  # per weight, all in
+_BUDGETS_KL = (0.001, 0.003, 0.01, 0.03)
+_QUESTIONS = 10  # of a task
+_SIDES = ("others", "ours")
 _PICTURE = Path("docs/baselines.svg")
 _WHOLE = ", embedding whole"
 
@@ -94,8 +96,8 @@ class Bench:
         )
         self._name = pair.variant.path.name
 
-    def lines(self, known: set[str]) -> Iterator[Line]:
-        """Yields a line for every form that is not known."""
+    def others(self, known: set[str]) -> Iterator[Line]:
+        """Yields a line for every form of others that is not known."""
         judge = Judge(self._pair.variant, self._text, self._tasks)
         for embedding in (False, True):
             for rival in self._rivals(embedding):
@@ -103,8 +105,11 @@ class Bench:
                 if (label := f"{rival.label}{where}") not in known:
                     measured = judge.measure(self._pair.donor, rival.make(), embedding=embedding)
                     yield Line.of(self._name, f"{rival.family}{where}", label, measured)
+
+    def ours(self, known: set[str]) -> Iterator[Line]:
+        """Yields a line for every plan of ours that is not known."""
         side = Ours(self._pair, self._text, self._tasks)
-        missing = [each for each in self._ours(side) if each[1] not in known]
+        missing = [each for each in self._plans(side) if each[1] not in known]
         measured_plans = side.measure([choose() for *_, choose in missing])
         for (family, label, _), measured in zip(missing, measured_plans, strict=True):
             yield Line.of(self._name, family, label, measured)
@@ -121,8 +126,9 @@ class Bench:
         for bits in (4, 2):
             label = f"DeltaZip's form, 2:4 in {bits} bits"
             yield Rival("DeltaZip", label, embedding, partial(self._calibrated, bits))
-            family = "DeltaZip, data-free"
-            yield Rival(family, f"{label}, data-free", embedding, partial(rivals.sparse, bits))
+        if not embedding:
+            label = "DeltaZip's form, 2:4 in 4 bits, data-free"
+            yield Rival("DeltaZip, data-free", label, embedding, partial(rivals.sparse, 4))
         label = "int4 of the variant's own weights"
         yield Rival("own int4", label, embedding, partial(rivals.own_codes, 4))
 
@@ -139,7 +145,7 @@ class Bench:
         moments = second_moments(reference_model(self._pair.variant.path), self._shipped)
         return calibrated_sparse(moments, bits)
 
-    def _ours(self, side: Ours) -> Iterator[tuple[str, str, Callable[[], Rungs]]]:
+    def _plans(self, side: Ours) -> Iterator[tuple[str, str, Callable[[], Rungs]]]:
         """Yields our rungs on every matrix, and what the tuner chooses."""
         for text in _UNIFORM:
             yield "ours, uniform", text, partial(uniform, self._pair, parse_rung(text))
@@ -168,15 +174,18 @@ def tables(lines: Sequence[Line]) -> Iterator[str]:
 
 
 def measure(
-    family: Path, variant: str, tasks: Sequence[Task], known: Sequence[Line]
+    family: Path, variant: str, tasks: Sequence[Task], *, sides: Sequence[str], known: set[str]
 ) -> Iterator[Line]:
-    """Yields every form of one variant that is not known."""
+    """Yields the forms of one variant that are not known."""
     with ExitStack() as stack:
         donor, own = (
             stack.enter_context(Checkpoint.open(family / name)) for name in ("base", variant)
         )
-        pair = Pair(donor=donor, variant=own, report=scan(donor, own))
-        yield from Bench(pair, tasks).lines({x.form for x in known if x.variant == variant})
+        bench = Bench(Pair(donor=donor, variant=own, report=scan(donor, own)), tasks)
+        if "others" in sides:
+            yield from bench.others(known)
+        if "ours" in sides:
+            yield from bench.ours(known)
 
 
 def main() -> None:
@@ -188,13 +197,15 @@ def main() -> None:
     parser.add_argument(
         "--lines", type=Path, help="a file to keep lines in; what it has is not measured again"
     )
+    parser.add_argument("--sides", nargs="+", choices=_SIDES, default=_SIDES)
     args = parser.parse_args()
-    tasks = load_tasks(args.tasks)
+    tasks = load_tasks(args.tasks, limit=_QUESTIONS)
     held_out = sorted(path.stem for path in (args.family / "heldout").glob("*.jsonl"))
     kept = args.lines.read_text().splitlines() if args.lines and args.lines.exists() else []
     lines = [Line(**json.loads(line)) for line in kept]
     for variant in args.variants or held_out:
-        for line in measure(args.family, variant, tasks, list(lines)):
+        known = {line.form for line in lines if line.variant == variant}
+        for line in measure(args.family, variant, tasks, sides=args.sides, known=known):
             lines.append(line)
             if args.lines is not None:
                 with args.lines.open("a") as file:

@@ -1,169 +1,101 @@
-"""The frontier of every variant of a family, and how its price holds on text that is held out.
+"""What budgets buy, with residuals and without, and how they hold on text that is held out.
 
-`python -m tests.benchmarks.fidelity FAMILY` prints the tables of docs/fidelity.md and draws its
-picture. FAMILY is a folder of checkpoints with `base` and `heldout/*.jsonl`.
+`python -m tests.benchmarks.fidelity FAMILY [VARIANT …]` prints the table of docs/fidelity.md.
+FAMILY is a folder of checkpoints with `base` and `heldout/*.jsonl`.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
-
-from linker_core.sharing.rungs import Rung
+from linker_core.sharing.rungs import Residual
 from linker_core.sharing.scan import scan
-from linker_core.text.chat_template import ChatTemplate
-from linker_core.text.tokenizer import Tokenizer
-from linker_core.tuning.calibration import CalibrationText, encode
-from linker_core.tuning.dialogues import load_dialogues
-from linker_core.tuning.reading import VariantReader
-from linker_core.tuning.request import TuneGoal, TuneRequest
+from linker_core.tuning.request import TuneGoal
 from linker_core.tuning.result import PricedPlan
-from linker_core.tuning.tuner import tune
 from linker_core.weights.checkpoint import Checkpoint
+from tests.benchmarks.held_out import held_out_text
+from tests.benchmarks.ours import Ours
 from tests.linker_core.tuning.pairs import Pair
 
-BUDGETS_KL = (0.003, 0.01, 0.03, 0.1, 0.3)
-_MIB = 2**20
-_PICTURE = Path("docs/fidelity.svg")
+BUDGETS_KL = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
 
 
-class Choice(NamedTuple):
-    """What was chosen within a budget, and its KL on text that nothing has seen."""
+class Bought(NamedTuple):
+    """What one budget buys of one variant."""
 
+    variant: str
+    region: str
     budget_kl: float
     plan: PricedPlan
+    bits_per_weight: float
+    share: float  # of a copy
+    share_without: float  # the smallest priced plan without residuals that is within the budget
     held_out_kl: float
 
 
-class Curve(NamedTuple):
-    """Everything that was priced of one variant."""
-
-    name: str
-    region: str
-    logical_bytes: int
-    plans: Sequence[PricedPlan]
-    choices: Sequence[Choice]
-
-
-def measure(family: Path, name: str) -> Curve:
+def measure(family: Path, variant: str) -> Iterator[Bought]:
     """Tunes one variant for every budget, and prices the choices on its held-out text."""
-    with Checkpoint.open(family / "base") as donor, Checkpoint.open(family / name) as variant:
-        pair = Pair(donor=donor, variant=variant, report=scan(donor, variant))
-        plans: dict[int, PricedPlan] = {}
-        chosen = []
-        for budget_kl in BUDGETS_KL:
-            result = tune(_request(pair, budget_kl))
-            chosen.append(result.chosen)
-            plans |= {plan.unique_bytes: plan for plan in result.frontier}
-        prices = pair.pricer(held_out_text(pair)).price([plan.rungs for plan in chosen])
-        return Curve(
-            name=name,
+    with ExitStack() as stack:
+        donor, own = (
+            stack.enter_context(Checkpoint.open(family / name)) for name in ("base", variant)
+        )
+        pair = Pair(donor=donor, variant=own, report=scan(donor, own))
+        side = Ours(pair, held_out_text(own))
+        results = [side.tuned(TuneGoal(budget_kl=budget_kl)) for budget_kl in BUDGETS_KL]
+        prices = side.prices([result.chosen.rungs for result in results])
+    priced = [plan for result in results for plan in result.frontier]
+    for budget_kl, result, price in zip(BUDGETS_KL, results, prices, strict=True):
+        yield Bought(
+            variant=variant,
             region=pair.report.region,
-            logical_bytes=variant.nbytes,
-            plans=sorted(plans.values(), key=lambda plan: plan.unique_bytes),
-            choices=[
-                Choice(budget, plan, price.kl)
-                for budget, plan, price in zip(BUDGETS_KL, chosen, prices, strict=True)
-            ],
+            budget_kl=budget_kl,
+            plan=result.chosen,
+            bits_per_weight=8 * result.chosen.unique_bytes / side.num_weights,
+            share=result.chosen.unique_bytes / own.nbytes,
+            share_without=_smallest_without_residuals(priced, budget_kl) / own.nbytes,
+            held_out_kl=price.kl,
         )
 
 
-def held_out_text(pair: Pair) -> CalibrationText:
-    """Returns the family's texts for this variant that nothing was trained or calibrated on."""
-    path = pair.variant.path
-    reader = VariantReader(
-        tokenizer=Tokenizer.load(path),
-        template=ChatTemplate.load(path),
-        eos_token_ids=pair.variant.eos_token_ids,
-        vocab_size=pair.variant.config.vocab_size,
+def _smallest_without_residuals(plans: Iterable[PricedPlan], budget_kl: float) -> int:
+    return min(
+        plan.unique_bytes
+        for plan in plans
+        if plan.price.kl_upper <= budget_kl
+        and not any(isinstance(rung, Residual) for rung in plan.rungs.values())
     )
-    dialogues = load_dialogues(path.parent / "heldout" / f"{path.name}.jsonl")
-    return encode([dialogue for dialogue in dialogues if dialogue.given], reader)
 
 
-def tables(curves: Iterable[Curve]) -> Iterable[str]:
-    """Yields the lines of a section for each variant."""
-    for curve in curves:
-        yield f"### {curve.name} ({curve.region})"
-        yield ""
-        yield "| plan | weights aliased | unique MiB | saved | KL | upper | top-1 | perplexity |"
-        yield "|---|---|---|---|---|---|---|---|"
-        for plan in curve.plans:
-            aliased = sum(rung is Rung.ALIAS for rung in plan.rungs.values())
-            saved = 1 - plan.unique_bytes / curve.logical_bytes
-            price = plan.price
-            yield (
-                f"| {plan.origin} | {aliased} | {plan.unique_bytes / _MIB:.2f} | {saved:.0%} "
-                f"| {price.kl:.5f} | {price.kl_upper:.5f} | {price.top1:.3f} "
-                f"| {price.ppl_ratio:.3f} |"
-            )
-        yield ""
-        yield "| budget | chosen: unique MiB | KL | upper | held-out KL | over budget |"
-        yield "|---|---|---|---|---|---|"
-        for choice in curve.choices:
-            price = choice.plan.price
-            yield (
-                f"| {choice.budget_kl} | {choice.plan.unique_bytes / _MIB:.2f} | {price.kl:.5f} "
-                f"| {price.kl_upper:.5f} | {choice.held_out_kl:.5f} "
-                f"| {choice.held_out_kl / choice.budget_kl:.2f} |"
-            )
-        yield ""
-
-
-def draw(curves: Sequence[Curve], path: Path) -> None:
-    """Draws unique bytes against KL, calibration as lines and held-out choices as crosses."""
-    mpl.rcParams["svg.hashsalt"] = "linker"  # the same picture gives the same file
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    for curve in curves:
-        plans = [plan for plan in curve.plans if plan.price.kl > 0]
-        (line,) = axes.plot(
-            [plan.unique_bytes / curve.logical_bytes * 100 for plan in plans],
-            [plan.price.kl for plan in plans],
-            marker=".",
-            label=f"{curve.name} ({curve.region})",
-        )
-        held_out = [choice for choice in curve.choices if choice.held_out_kl > 0]
-        axes.plot(
-            [choice.plan.unique_bytes / curve.logical_bytes * 100 for choice in held_out],
-            [choice.held_out_kl for choice in held_out],
-            linestyle="none",
-            marker="x",
-            color=line.get_color(),
-        )
-    axes.set_yscale("log")
-    axes.set_xlabel("unique bytes, % of a copy")
-    axes.set_ylabel("KL(variant ‖ planned), nats per token")
-    axes.set_title("What sharing costs: priced plans (dots), choices on held-out text (crosses)")
-    axes.grid(visible=True, which="major", alpha=0.3)
-    axes.legend()
-    figure.savefig(path, format="svg", metadata={"Date": None})
-
-
-def _request(pair: Pair, budget_kl: float) -> TuneRequest:
-    return TuneRequest(
-        donor=str(pair.donor.path),
-        variant=str(pair.variant.path),
-        report=pair.report.to_json(),
-        donor_fingerprint="",
-        goal=TuneGoal(budget_kl=budget_kl),
+def table(bought: Iterable[Bought]) -> Iterator[str]:
+    """Yields the table's lines."""
+    yield (
+        "| variant | budget | bits per weight | of a copy | without residuals | KL | upper "
+        "| held-out KL | of the budget |"
     )
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for each in bought:
+        price = each.plan.price
+        yield (
+            f"| {each.variant} ({each.region}) | {each.budget_kl} | {each.bits_per_weight:.2f} "
+            f"| {each.share:.1%} | {each.share_without:.0%} | {price.kl:.5f} "
+            f"| {price.kl_upper:.5f} | {each.held_out_kl:.5f} "
+            f"| {each.held_out_kl / each.budget_kl:.2f} |"
+        )
 
 
 def main() -> None:
-    """Measures every variant beside `base`."""
+    """Measures the variants that are named, or all with held-out text."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("family", type=Path)
-    family = parser.parse_args().family
-    names = sorted(path.stem for path in (family / "heldout").glob("*.jsonl"))
-    curves = [measure(family, name) for name in names]
-    print("\n".join(tables(curves)))
-    draw(curves, _PICTURE)
+    parser.add_argument("variants", nargs="*")
+    args = parser.parse_args()
+    held_out = sorted(path.stem for path in (args.family / "heldout").glob("*.jsonl"))
+    names = args.variants or held_out
+    print("\n".join(table(each for name in names for each in measure(args.family, name))))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from linker_core.sharing.rungs import AnyRung, Rung
 from linker_core.tuning.calibration import CalibrationText
 from linker_core.tuning.memory import MAX_PLANS_AT_ONCE
 from linker_core.tuning.request import TuneGoal, TuneRequest
+from linker_core.tuning.result import TuneResult
 from linker_core.tuning.storages import Rungs
 from linker_core.tuning.tasks import Task
 from linker_core.tuning.tuner import tune
@@ -29,11 +30,25 @@ class Ours:
 
     def within_budget(self, budget_kl: float) -> Rungs:
         """Returns the plan that policy `budget` chooses on the shipped dialogues."""
-        return self._chosen(TuneGoal(budget_kl=budget_kl))
+        return self.tuned(TuneGoal(budget_kl=budget_kl)).chosen.rungs
 
     def within_bits(self, bits_per_weight: float) -> Rungs:
         """Returns the plan that policy `bytes` chooses on the shipped dialogues."""
-        return self._chosen(TuneGoal(max_bytes=int(bits_per_weight * self.num_weights / 8)))
+        max_bytes = int(bits_per_weight * self.num_weights / 8)
+        return self.tuned(TuneGoal(max_bytes=max_bytes)).chosen.rungs
+
+    def tuned(self, goal: TuneGoal) -> TuneResult:
+        """Returns what the tuner finds on the shipped dialogues."""
+        pair = self._pair
+        return tune(
+            TuneRequest(
+                donor=str(pair.donor.path),
+                variant=str(pair.variant.path),
+                report=pair.report.to_json(),
+                donor_fingerprint="",
+                goal=goal,
+            )
+        )
 
     def prices(self, plans: Sequence[Rungs]) -> list[Price]:
         """Returns what plans cost on the text."""
@@ -56,17 +71,6 @@ class Ours:
         donor, variant = self._pair.donor, self._pair.variant
         own_rows = count_own_rows(self._pair.report, variant, plan)
         return plan_bytes(plan, own_rows, donor=donor, variant=variant).unique_bytes
-
-    def _chosen(self, goal: TuneGoal) -> Rungs:
-        pair = self._pair
-        request = TuneRequest(
-            donor=str(pair.donor.path),
-            variant=str(pair.variant.path),
-            report=pair.report.to_json(),
-            donor_fingerprint="",
-            goal=goal,
-        )
-        return tune(request).chosen.rungs
 
 
 def uniform(pair: Pair, rung: AnyRung) -> dict[str, AnyRung]:
