@@ -241,30 +241,33 @@ def _add_groups(
             # Weights behind a row's end have no scale of their own, and zeros in x.
             last = b.sub(num_scales, i64(1))
             number = e.minimum(b.udiv(b.add(k, i64(start)), i64(group)), last)
-            for out, run in enumerate(runs):
-                parts = _parts(e, decoder, xs, run, k, firsts)
-                scale = e.splat(load_scale(e, lies[out].scales, number), LANES)
+            parts = _parts(e, decoder, xs, runs, k, firsts)
+            for out, row in enumerate(lies):
+                scale = e.splat(load_scale(e, row.scales, number), LANES)
                 for of_row, part in zip(totals, parts, strict=True):
-                    of_row[out].set(e.fma(scale, part, of_row[out].get()))
+                    of_row[out].set(e.fma(scale, part[out], of_row[out].get()))
 
 
 def _parts(
     e: Emitter,
     decoder: Decoder,
     xs: Sequence[ir.Value],
-    run: ir.Value,
+    runs: Sequence[ir.Value],
     k: ir.Value,
     firsts: range,
-) -> list[ir.Value]:
-    """Returns the sums of levels times every row's x, for weights of one run."""
-    parts: list[ir.Value] = []
+) -> list[list[ir.Value]]:
+    """Returns the sums of levels times x for weights of one run, by row of x and of the matrix."""
+    parts: list[list[ir.Value]] = []
     for first in firsts:
-        levels = decoder.load(e, run, first)
-        values = [e.load(e.at(e.at(x, k, F32), first, F32), levels.type) for x in xs]
+        levels = [decoder.load(e, run, first) for run in runs]
+        values = [e.load(e.at(e.at(x, k, F32), first, F32), levels[0].type) for x in xs]
         if not parts:
-            parts = [e.builder.fmul(levels, value) for value in values]
+            parts = [[e.builder.fmul(level, value) for level in levels] for value in values]
             continue
-        parts = [e.fma(levels, value, part) for value, part in zip(values, parts, strict=True)]
+        parts = [
+            [e.fma(level, value, part) for level, part in zip(levels, of_row, strict=True)]
+            for value, of_row in zip(values, parts, strict=True)
+        ]
     return parts
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -128,11 +129,12 @@ class ResidualCalls:
         return ResidualCall(expand_region(code), task, _EXPAND_COUNTER, work, kept)
 
     def _inner_rooms(self, num_rows: int, addends: Sequence[Addend]) -> Iterator[torch.Tensor]:
-        """Returns room [T, R] for every addend that has factors."""
+        """Yields room [T, R] for every addend that has factors."""
         ranks = [addend.residual.down.num_rows for addend in addends if addend.residual.down]
         self._inner = _grown(self._inner, num_rows * sum(ranks))
-        parts = self._inner[: num_rows * sum(ranks)].split([num_rows * rank for rank in ranks])
-        return iter([part.view(num_rows, rank) for part, rank in zip(parts, ranks, strict=True)])
+        firsts = accumulate((num_rows * rank for rank in ranks), initial=0)
+        for first, rank in zip(firsts, ranks, strict=False):
+            yield self._inner[first : first + num_rows * rank].view(num_rows, rank)
 
 
 def _grown(room: torch.Tensor, num_elements: int) -> torch.Tensor:
