@@ -11,7 +11,7 @@ import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -24,11 +24,12 @@ from linker_core.tuning.tasks import Task, load_tasks
 from linker_core.tuning.texts import calibration_text
 from linker_core.weights.checkpoint import Checkpoint
 from tests.benchmarks import rivals
+from tests.benchmarks.baseline_tables import Line, tables
 from tests.benchmarks.distillation import distilled_scales
 from tests.benchmarks.frontier_picture import Point, draw
 from tests.benchmarks.held_out import held_out_text
 from tests.benchmarks.ours import Ours, uniform
-from tests.benchmarks.rewritten import Judge, Measured, is_matrix
+from tests.benchmarks.rewritten import Judge, is_matrix
 from tests.benchmarks.surgeon import calibrated_sparse, second_moments
 from tests.linker_core.engine.families import reference_model
 from tests.linker_core.tuning.pairs import Pair
@@ -44,35 +45,6 @@ _QUESTIONS = 10  # of a task
 _SIDES = ("others", "ours")
 _PICTURE = Path("docs/baselines.svg")
 _WHOLE = ", embedding whole"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
-    """One form of one variant."""
-
-    variant: str
-    family: str  # of the form: what is drawn as one line
-    form: str
-    bits_per_weight: float
-    kl: float
-    top1: float
-    ppl_ratio: float
-    accuracy: float
-
-    @classmethod
-    def of(cls, variant: str, family: str, form: str, measured: Measured) -> Line:
-        """Builds a line from what was measured."""
-        bits, price, accuracy = measured
-        return cls(
-            variant=variant,
-            family=family,
-            form=form,
-            bits_per_weight=bits,
-            kl=price.kl,
-            top1=price.top1,
-            ppl_ratio=price.ppl_ratio,
-            accuracy=accuracy,
-        )
 
 
 class Rival(NamedTuple):
@@ -155,22 +127,6 @@ class Bench:
         for budget_kl in _BUDGETS_KL:
             label = f"policy budget, {budget_kl} nats"
             yield "ours, policy budget", label, partial(side.within_budget, budget_kl)
-
-
-def tables(lines: Sequence[Line]) -> Iterator[str]:
-    """Yields the lines of a table for each variant."""
-    for variant in dict.fromkeys(line.variant for line in lines):
-        yield f"### {variant}"
-        yield ""
-        yield "| form | bits per weight | KL | top-1 | perplexity | accuracy |"
-        yield "|---|---|---|---|---|---|"
-        for line in lines:
-            if line.variant == variant:
-                yield (
-                    f"| {line.form} | {line.bits_per_weight:.2f} | {line.kl:.5f} "
-                    f"| {line.top1:.3f} | {line.ppl_ratio:.3f} | {line.accuracy:.3f} |"
-                )
-        yield ""
 
 
 def measure(
