@@ -60,7 +60,7 @@ class HttpSettings(_Section):
 
 
 class StorageSettings(_Section):
-    """Where the registry lives."""
+    """Where the registry and compressed variants live."""
 
     state: Path | None = None  # None: under the user's data directory
     registry_url: str | None = None  # None: SQLite inside `state`
@@ -133,6 +133,10 @@ class Settings(_Section):
             return self.storage.state
         data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
         return Path(data) / "linker-llm"
+
+    def deltas_directory(self) -> Path:
+        """Returns where compressed variants are kept."""
+        return self.state_directory() / "deltas"
 
     def registry_url(self) -> str:
         """Returns the SQLAlchemy URL of the registry."""

@@ -125,7 +125,7 @@ class EngineClient:
     ) -> ModelLoaded:
         """Makes a model resident and waits until it is.
 
-        A cancelled wait withdraws the model again.
+        A cancelled wait withdraws the model again, unless it replaces one that serves.
 
         Raises:
             LinkerError: It could not be loaded; the engine is as it was before.
@@ -140,7 +140,8 @@ class EngineClient:
         try:
             return await future
         except asyncio.CancelledError:
-            self._outbox.put(UnloadModel(model=command.model))
+            if not command.replaces:
+                self._outbox.put(UnloadModel(model=command.model))
             raise
         finally:
             self._loads.pop(command.model, None)

@@ -87,6 +87,8 @@ def dry_run_card(dry_run: DryRun) -> dict[str, Any]:
         "mean_epsilon": dry_run.mean_epsilon,
         "blocks": dry_run.blocks,
         "bytes": dry_run.bytes,
+        "rung_bytes": dry_run.rung_bytes,
+        "bits_per_weight": dry_run.bits_per_weight,
         "price": dry_run.price,
         "budget_kl": dry_run.budget_kl,
         "within_budget": _is_within_budget(dry_run),

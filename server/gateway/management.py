@@ -15,6 +15,7 @@ from server.gateway.schemas import (
     ONBOARD_NEUTRAL,
     OnboardBody,
     PlanBody,
+    ReplanBody,
     SharingBody,
     parse_request,
 )
@@ -43,6 +44,11 @@ def onboard_request(body: SharingBody, defaults: SharingSettings, *, name: str) 
         donor=body.donor or AUTO_DONOR,
         **resolve_sharing(body.model_dump(), defaults),
     )
+
+
+def said(body: ReplanBody) -> dict[str, Any]:
+    """Returns the policy and options of a body, None where it leaves them open."""
+    return body.model_dump(include=set(ReplanBody.model_fields))
 
 
 def _add_openai_routes(router: APIRouter, services: Services) -> None:
@@ -87,7 +93,7 @@ def _add_dry_run_route(router: APIRouter, services: Services) -> None:
         request = onboard_request(body, services.settings.sharing, name=body.name or "")
         ended = unless(
             services.gate.closing.wait(),
-            services.onboarder.rehearse(request),
+            services.onboarder.rehearse(request, said=said(body)),
             error=NotReadyError("The server is shutting down."),
         )
         return dry_run_card(await unless_disconnected(http_request, ended))
@@ -110,7 +116,7 @@ def _add_model_routes(router: APIRouter, services: Services) -> None:
         parsed = await read_object(http_request)
         body = parse_request(OnboardBody, parsed, neutral=ONBOARD_NEUTRAL)
         request = onboard_request(body, services.settings.sharing, name=body.name)
-        job = await onboarder.submit(request)
+        job = await onboarder.submit(request, said=said(body))
         if wait:
             ended = unless(
                 services.gate.closing.wait(),
@@ -132,6 +138,24 @@ def _add_model_routes(router: APIRouter, services: Services) -> None:
     @router.get("/models/{name:path}")
     async def get_model(name: str) -> dict[str, Any]:
         return card(name)
+
+    @router.patch(
+        "/models/{name:path}",
+        status_code=202,
+        openapi_extra=takes(ReplanBody),
+        responses=answers(202, "The job.") | answers(200, "The job that made that plan."),
+    )
+    async def replan(http_request: Request, name: str) -> JSONResponse:
+        services.gate.check_open()
+        parsed = await read_object(http_request)
+        body = parse_request(ReplanBody, parsed, neutral=ONBOARD_NEUTRAL)
+        job = await onboarder.replan(name, said(body), services.settings.sharing)
+        headers = {"Location": f"/models/jobs/{job.id}"}
+        if job.finished_at is not None:
+            return JSONResponse(_job_card(services, job), headers=headers)
+        return JSONResponse(
+            _job_card(services, job), status_code=202, headers={**headers, "Retry-After": "1"}
+        )
 
     @router.delete("/models/{name:path}")
     @router.delete("/v1/models/{name:path}")

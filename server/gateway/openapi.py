@@ -11,9 +11,21 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from server.gateway.schemas import ChatRequest, CompletionRequest, OnboardBody, PlanBody
+from server.gateway.schemas import (
+    ChatRequest,
+    CompletionRequest,
+    OnboardBody,
+    PlanBody,
+    ReplanBody,
+)
 
-_BODIES: tuple[type[BaseModel], ...] = (ChatRequest, CompletionRequest, OnboardBody, PlanBody)
+_BODIES: tuple[type[BaseModel], ...] = (
+    ChatRequest,
+    CompletionRequest,
+    OnboardBody,
+    PlanBody,
+    ReplanBody,
+)
 _REF = "#/components/schemas/{model}"
 _ERROR_SCHEMA = {
     "type": "object",

@@ -135,19 +135,27 @@ class CompletionRequest(GenerationRequest):
     echo: bool | None = None
 
 
-class SharingBody(BaseModel):
-    """What onboarding and its dry run share. Unlike generation, they take no unknown field."""
+class ReplanBody(BaseModel):
+    """PATCH /models/{name}, and how every plan is asked for.
+
+    Unlike generation, operators' routes take no unknown field.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
-    source: str
-    donor: str | None = None  # None: auto
     policy: SharingPolicy | None = None
     budget_kl: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     max_bytes: int | None = Field(default=None, ge=0, lt=2**63)
     tau_cos: float | None = Field(default=None, ge=0, le=1, allow_inf_nan=False)
     tau_frob: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     tier: str | None = None
+
+
+class SharingBody(ReplanBody):
+    """What onboarding and its dry run share."""
+
+    source: str
+    donor: str | None = None  # None: auto
 
 
 class OnboardBody(SharingBody):

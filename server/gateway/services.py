@@ -23,6 +23,9 @@ from server.metrics.serving import ServingMetrics
 from server.metrics.sharing import SharingExposition
 from server.onboarding.admission import Admission
 from server.onboarding.catalog import Catalog, ServedModel
+from server.onboarding.deltas import Deltas
+from server.onboarding.encoder import ENCODE_COMMAND, Encoder
+from server.onboarding.imports import Imports
 from server.onboarding.onboarder import Onboarder
 from server.onboarding.planner import Planner
 from server.onboarding.pricing import Pricing
@@ -129,6 +132,7 @@ def build_services(
     engine_command: Sequence[str] = ENGINE_COMMAND,
     scan_command: Sequence[str] = SCAN_COMMAND,
     tune_command: Sequence[str] = TUNE_COMMAND,
+    encode_command: Sequence[str] = ENCODE_COMMAND,
     limits: SupervisionLimits | None = None,
 ) -> Services:
     """Builds the parts; nothing runs yet. The registry is opened. Needs a running event loop."""
@@ -153,8 +157,10 @@ def build_services(
         busy=busy,
         command=tune_command,
     )
+    encoder = Encoder(encode_command, busy=busy)
     admission = Admission(
         catalog=catalog,
+        deltas=Deltas(settings.deltas_directory(), encoder),
         engine=lambda: services.engine.client,
         engine_config=engine_config,
         max_model_len=settings.engine.max_model_len,
@@ -168,6 +174,7 @@ def build_services(
             calibration=settings.sharing.calibration,
             precision=engine_config.served_precision,
         ),
+        imports=Imports(encoder),
         snapshot=admission.snapshot,
     )
     roster = Roster(registry=registry, metrics=metrics)

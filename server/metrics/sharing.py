@@ -15,7 +15,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from linker_core.errors import NotReadyError
-from linker_core.sharing.rungs import CODE_BITS, COARSE, GROUPS, Residual, Rung
+from linker_core.sharing.rungs import COARSE, CODE_BITS, GROUPS, Residual, Rung
 from server.registry.records import Json, ModelRecord
 from server.registry.store import Registry
 

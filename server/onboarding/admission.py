@@ -14,6 +14,7 @@ from linker_core.sharing.plan import Policy, SharePlan
 from linker_core.weights.architecture import ModelConfig
 from server.bridge.client import EngineClient, OnProgress
 from server.onboarding.catalog import Catalog, ServedModel, TextSide
+from server.onboarding.deltas import Deltas, Weights
 from server.onboarding.request import OnboardRequest
 from server.registry.records import ModelRecord
 
@@ -31,6 +32,7 @@ class Admission:
 
     Args:
         catalog: Where donors are found.
+        deltas: Has what models with residuals are loaded from.
         engine: Returns the engine, or raises `NotReadyError`.
         engine_config: Says what a family's KV cache takes.
         max_model_len: Asked of the engine for every model; None leaves it to the model.
@@ -40,10 +42,12 @@ class Admission:
         self,
         *,
         catalog: Catalog,
+        deltas: Deltas,
         engine: Callable[[], EngineClient],
         engine_config: EngineConfig,
         max_model_len: int | None,
     ) -> None:
+        self.deltas = deltas
         self._catalog = catalog
         self._engine = engine
         self._engine_config = engine_config
@@ -54,10 +58,20 @@ class Admission:
         record: ModelRecord,
         text: TextSide,
         plan: SharePlan,
+        weights: Weights,
         *,
+        replaces: bool = False,
         on_progress: OnProgress | None = None,
     ) -> Arrival:
         """Makes a planned model resident; `record` carries name, donor and fingerprint.
+
+        Args:
+            record: The model.
+            text: Its validated side.
+            plan: What is stored of it.
+            weights: Where the engine reads that.
+            replaces: Whether the model is resident with another plan, which serves until then.
+            on_progress: Hears of bytes moved and to be moved.
 
         Raises:
             NotReadyError: Its donor is not resident, or the engine is not there.
@@ -68,12 +82,13 @@ class Admission:
         assert record.fingerprint is not None
         command = LoadModel(
             model=record.name,
-            path=str(text.path),
-            identity=text.identity,
+            path=str(weights.path),
+            identity=weights.identity,
             config=text.config,
             plan=plan,
             donor=record.donor,
             max_model_len=self._max_model_len,
+            replaces=replaces,
         )
         loaded = await self._engine().load(command, on_progress=on_progress)
         model = ServedModel(
@@ -112,6 +127,8 @@ class Admission:
         """Returns what a model takes on the device even if it can share all that may be shared."""
         if donor is None:
             return text.checkpoint_bytes + self.kv_bytes(text.config)
+        if text.delta is not None:
+            return text.delta.unique_bytes
         # BS Eq. 3 shares blocks alone; under other policies the rest may be the donor's too.
         return text.outside_blocks_bytes if request.policy == Policy.THRESHOLDS else 0
 

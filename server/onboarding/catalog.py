@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from linker_core.sharing.plan import SharePlan
 from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer
 from linker_core.weights.architecture import ModelConfig
@@ -15,7 +16,7 @@ from linker_core.weights.checkpoint import Identity
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TextSide:
-    """What of a model is not weights, read from its checkpoint's directory."""
+    """What of a model is not weights, read from the directory of its checkpoint or delta."""
 
     path: Path
     identity: Identity  # of the weight files when validated
@@ -25,7 +26,8 @@ class TextSide:
     eos_token_ids: frozenset[int]
     generation: Mapping[str, float | int | bool]
     checkpoint_bytes: int
-    outside_blocks_bytes: int  # embedding, final norm and head
+    outside_blocks_bytes: int  # embedding, final norm and head; 0 of a delta folder
+    delta: SharePlan | None = None  # the plan that a delta folder brings; None: a checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

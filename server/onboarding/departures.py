@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from linker_core.errors import ConflictError, EngineFailureError
 from server.bridge.client import EngineClient
@@ -23,12 +24,21 @@ class Departures:
     Args:
         roster: The known models.
         catalog: The resident models.
+        is_replanning: Whether a ready model waits for another plan.
         names: Guards checks of names and donors together with the changes that follow from them.
     """
 
-    def __init__(self, *, roster: Roster, catalog: Catalog, names: asyncio.Lock) -> None:
+    def __init__(
+        self,
+        *,
+        roster: Roster,
+        catalog: Catalog,
+        is_replanning: Callable[[str], bool],
+        names: asyncio.Lock,
+    ) -> None:
         self._roster = roster
         self._catalog = catalog
+        self._is_replanning = is_replanning
         self._names = names
         # Deleted, but not yet out of the engine, each with its donor, which it still reads from.
         self._leaving: dict[str, str | None] = {}
@@ -38,7 +48,7 @@ class Departures:
 
         Raises:
             ModelNotFoundError: There is none of that name.
-            ConflictError: It is being onboarded, or other models lean on it.
+            ConflictError: It is being onboarded or planned anew, or other models lean on it.
             NotReadyError: The registry cannot be written; the model stays as it is.
         """
         async with self._names:
@@ -68,6 +78,8 @@ class Departures:
     def _check_unused(self, name: str, state: ModelState) -> None:
         if state is ModelState.ONBOARDING:
             raise ConflictError(f"The model {name!r} is being onboarded; delete it afterwards.")
+        if self._is_replanning(name):
+            raise ConflictError(f"The model {name!r} is being planned anew; delete it afterwards.")
         leaving = [model for model, donor in self._leaving.items() if donor == name]
         dependants = self._roster.dependants(name) + leaving
         if dependants:

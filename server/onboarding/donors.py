@@ -4,37 +4,76 @@ from __future__ import annotations
 
 from linker_core.errors import BadCheckpointError, ConflictError, ModelNotFoundError
 from linker_core.sharing.family import check_same_family
+from linker_core.sharing.plan import SharePlan
 from linker_core.weights.architecture import ModelConfig
 from server.onboarding.catalog import Catalog, ServedModel
 from server.onboarding.request import AUTO_DONOR, OnboardRequest
 
 
 def choose_donor(
-    catalog: Catalog, request: OnboardRequest, config: ModelConfig
+    catalog: Catalog,
+    request: OnboardRequest,
+    config: ModelConfig,
+    *,
+    delta: SharePlan | None = None,
 ) -> ServedModel | None:
     """Returns the donor a model will lean on; None makes it the donor of a new family.
 
+    Args:
+        catalog: The resident models.
+        request: Names a donor, or leaves it open.
+        config: The model's shape.
+        delta: The plan of a delta folder, which needs the donor that it was made against.
+
     Raises:
         ModelNotFoundError: The named donor is not resident.
-        ConflictError: The named donor is a variant itself.
+        ConflictError: The named donor is a variant itself, or not the one of the delta; or none is.
         BadCheckpointError: The named donor is of another family; the differences are named.
     """
+    if delta is not None:
+        return _donor_of_delta(catalog, request, config, delta)
     if request.donor is None:
         return None
     if request.donor == AUTO_DONOR:
         others = (donor for donor in catalog.donors() if donor.name != request.name)
         return next((d for d in others if _is_same_family(d.text.config, config)), None)
-    donor = catalog.get(request.donor)
+    donor = _named_donor(catalog, request.donor)
+    check_same_family(donor.text.config, config)
+    return donor
+
+
+def _donor_of_delta(
+    catalog: Catalog, request: OnboardRequest, config: ModelConfig, delta: SharePlan
+) -> ServedModel:
+    if request.donor in (None, AUTO_DONOR):
+        donors = (donor for donor in catalog.donors() if donor.name != request.name)
+        donor = next((d for d in donors if d.fingerprint == delta.donor_fingerprint), None)
+    else:
+        assert request.donor is not None
+        donor = _named_donor(catalog, request.donor)
+    if donor is None or donor.fingerprint != delta.donor_fingerprint:
+        who = "No resident donor" if donor is None else f"The donor {donor.name!r} does not have"
+        has = " has" if donor is None else ""
+        raise ConflictError(
+            f"{who}{has} the fingerprint {delta.donor_fingerprint}, which the delta was made "
+            "against. Onboard that very checkpoint first, as a donor.",
+            param="donor",
+        )
+    check_same_family(donor.text.config, config)
+    return donor
+
+
+def _named_donor(catalog: Catalog, name: str) -> ServedModel:
+    donor = catalog.get(name)
     if donor is None:
         raise ModelNotFoundError(
-            f"The donor {request.donor!r} is not resident; onboard it first.", param="donor"
+            f"The donor {name!r} is not resident; onboard it first.", param="donor"
         )
     if donor.donor is not None:
         raise ConflictError(
             f"{donor.name!r} is a variant of {donor.donor!r}; name that as donor.",
             param="donor",
         )
-    check_same_family(donor.text.config, config)
     return donor
 
 

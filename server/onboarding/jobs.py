@@ -7,26 +7,28 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from linker_core.errors import EngineFailureError, LinkerError, NotReadyError
+from linker_core.errors import ConflictError, EngineFailureError, LinkerError, NotReadyError
 from linker_core.weights.checkpoint import Identity
-from server.bridge.client import OnProgress
 from server.metrics.admission import AdmissionMetrics
 from server.onboarding.admission import Admission, Arrival
 from server.onboarding.catalog import Catalog, ServedModel, TextSide
 from server.onboarding.donors import choose_donor
 from server.onboarding.outcomes import failed_job, failed_model, retimed_job, succeeded_job
-from server.onboarding.planner import Planned, Planner
+from server.onboarding.planner import OnStage, Planned, Planner
 from server.onboarding.prepare import read_again
+from server.onboarding.replans import Replans
 from server.onboarding.request import OnboardRequest
 from server.onboarding.restorer import Restorer
 from server.onboarding.roster import Roster
 from server.onboarding.sources import resolve_source
 from server.onboarding.timing import Stopwatch
 from server.registry.records import JobRecord, JobStage, JobStatus, ModelRecord, ModelState
+from server.settings import SharingSettings
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +77,14 @@ class JobRunner:
         self._names = names
         self._finished: dict[str, asyncio.Event] = {}
         self._checked: dict[str, Checked] = {}  # by job
+        self._replanned: dict[str, str] = {}  # ready models that get another plan -> job
+        self._replans = Replans(
+            roster=roster,
+            catalog=catalog,
+            planner=planner,
+            admission=admission,
+            restorer=restorer,
+        )
         self._queue: asyncio.Queue[str | None] = asyncio.Queue()  # None: room may have come free
 
     @property
@@ -96,6 +106,35 @@ class JobRunner:
             self._checked[queued.id] = checked
         self._queue.put_nowait(queued.id)
         return queued
+
+    async def replan(
+        self, name: str, said: Mapping[str, Any], defaults: SharingSettings
+    ) -> JobRecord:
+        """Queues another plan for a resident model.
+
+        Returns:
+            The job; where the model has just that plan, or is getting it, the one that did or does.
+
+        Raises:
+            LinkerError: See `Replans.asked`; or another re-plan of it is under way.
+        """
+        request = self._replans.asked(name, said, defaults)
+        if (running := self._replanned.get(name)) is not None:
+            job = self._roster.live_job(running)
+            if job.request != request.to_json():
+                raise ConflictError(f"The model {name!r} is being planned anew; try again then.")
+            return job
+        if request.to_json() == self._roster.model(name).request:
+            return await self._roster.newest_job(name)
+        job = await self._roster.queue_replan(request)
+        self._finished[job.id] = asyncio.Event()
+        self._replanned[name] = job.id
+        self._queue.put_nowait(job.id)
+        return job
+
+    def is_replanning(self, name: str) -> bool:
+        """Whether a ready model waits for another plan."""
+        return name in self._replanned
 
     def catch_up_soon(self) -> None:
         """Tries again, after what is queued, to bring back what had no room; see `Restorer`."""
@@ -124,14 +163,24 @@ class JobRunner:
     async def _run_job(self, job_id: str) -> None:
         job = self._roster.live_job(job_id)
         try:
-            await self._admit(job)
+            if self._replanned.get(job.model) == job_id:
+                await self._replan(job)
+            else:
+                await self._admit(job)
         except LinkerError as error:
             await self._fail(job_id, error)
         except Exception:
             logger.exception("onboarding %s failed through a fault of ours", job.model)
             await self._fail(job_id, EngineFailureError("Onboarding failed; see the server's log."))
         self._checked.pop(job_id, None)
+        if self._replanned.get(job.model) == job_id:
+            del self._replanned[job.model]
+        await self._admission.deltas.sweep(self._roster.plans())
         self._finished.pop(job_id).set()
+
+    async def _replan(self, job: JobRecord) -> None:
+        await self._roster.save(replace(job, status=JobStatus.RUNNING))
+        await self._replans.run(job.id, on_stage=self._note_stage(job.id))
 
     async def _admit(self, job: JobRecord) -> None:
         await self._roster.save(replace(job, status=JobStatus.RUNNING))
@@ -148,21 +197,38 @@ class JobRunner:
         self, job: JobRecord, request: OnboardRequest, text: TextSide, watch: Stopwatch
     ) -> tuple[ModelRecord, Planned, Arrival]:
         record, donor = await self._choose_donor(request, text)
-
-        def on_stage(stage: JobStage, done_bytes: int, total_bytes: int) -> None:
-            live = self._roster.live_job(job.id)
-            self._roster.note_progress(
-                replace(live, stage=stage, done_bytes=done_bytes, total_bytes=total_bytes)
-            )
-
+        on_stage = self._note_stage(job.id)
         planned = await self._planner.plan(request, text, donor, watch=watch, on_stage=on_stage)
         record = replace(record, fingerprint=planned.fingerprint, plan=planned.plan.to_json())
         on_stage(JobStage.LOADING, 0, planned.plan.unique_bytes)
         await self._roster.save(record, self._roster.live_job(job.id))
-        arrival = await self._load(
-            record, planned, lambda done, total: on_stage(JobStage.LOADING, done, total)
+        weights = await self._admission.deltas.weights(
+            planned.plan,
+            planned.text,
+            donor,
+            watch=watch,
+            on_progress=lambda _, done, total: on_stage(JobStage.LOADING, done, total),
+        )
+        await self._restorer.engine()  # of the moment, or the next one
+        arrival = await self._admission.load(
+            record,
+            planned.text,
+            planned.plan,
+            weights,
+            on_progress=lambda done, total: on_stage(JobStage.LOADING, done, total),
         )
         return record, planned, arrival
+
+    def _note_stage(self, job_id: str) -> OnStage:
+        """Returns a callback that shows how far a job is."""
+
+        def on_stage(stage: JobStage, done_bytes: int, total_bytes: int) -> None:
+            live = self._roster.live_job(job_id)
+            self._roster.note_progress(
+                replace(live, stage=stage, done_bytes=done_bytes, total_bytes=total_bytes)
+            )
+
+        return on_stage
 
     async def _open(self, job: JobRecord, request: OnboardRequest, watch: Stopwatch) -> TextSide:
         checked = self._checked.get(job.id)
@@ -214,7 +280,7 @@ class JobRunner:
             async with self._names:
                 if not self._restorer.done.is_set():
                     continue  # the engine died while others held the names
-                donor = choose_donor(self._catalog, request, text.config)
+                donor = choose_donor(self._catalog, request, text.config, delta=text.delta)
                 record = replace(
                     self._roster.model(request.name),
                     donor=None if donor is None else donor.name,
@@ -223,17 +289,12 @@ class JobRunner:
                 await self._roster.save(record)
                 return record, donor
 
-    async def _load(
-        self, record: ModelRecord, planned: Planned, on_progress: OnProgress
-    ) -> Arrival:
-        """Loads a planned model into the engine of the moment, or into the next one."""
-        await self._restorer.engine()
-        return await self._admission.load(
-            record, planned.text, planned.plan, on_progress=on_progress
-        )
-
     async def _fail(self, job_id: str, error: LinkerError) -> None:
         job = self._roster.live_job(job_id)
+        if self._replanned.get(job.model) == job_id:
+            logger.warning("model %s keeps its plan: %s", job.model, error.message)
+            await self._roster.settle(failed_job(job, error))
+            return
         logger.warning("onboarding %s failed: %s", job.model, error.message)
         # It holds nothing, so its donor may go.
         model = replace(failed_model(self._roster.model(job.model), error), donor=None)

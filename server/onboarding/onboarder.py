@@ -8,11 +8,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from linker_core.errors import ConflictError, NotReadyError, QueueFullError
+from linker_core.sharing.delta import is_delta
+from linker_core.sharing.plan import SharePlan
 from linker_core.weights.architecture import ModelConfig
 from server.bridge.client import EngineClient
 from server.metrics.admission import AdmissionMetrics
@@ -24,12 +28,19 @@ from server.onboarding.jobs import Checked, JobRunner
 from server.onboarding.planner import Planner
 from server.onboarding.prepare import check_capacity, read_text_side
 from server.onboarding.rehearsal import DryRun, Rehearsal
-from server.onboarding.request import AUTO_DONOR, OnboardRequest, check_name, check_sharing
+from server.onboarding.request import (
+    AUTO_DONOR,
+    OnboardRequest,
+    check_name,
+    check_sharing,
+    delta_request,
+)
 from server.onboarding.restorer import Restorer
 from server.onboarding.roster import Roster
 from server.onboarding.sources import resolve_source
 from server.onboarding.startup import Startup
 from server.registry.records import JobRecord, ModelState
+from server.settings import SharingSettings
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +95,12 @@ class Onboarder:
             choose=self._choose_donor_now, planner=planner, admission=admission
         )
         self._num_rehearsing = 0
-        self._departures = Departures(roster=roster, catalog=catalog, names=self._names)
+        self._departures = Departures(
+            roster=roster,
+            catalog=catalog,
+            is_replanning=self._jobs.is_replanning,
+            names=self._names,
+        )
         self._startup = Startup(
             roster=roster, catalog=catalog, jobs=self._jobs, planner=planner, names=self._names
         )
@@ -93,6 +109,8 @@ class Onboarder:
     async def open(self, startup: Sequence[OnboardRequest]) -> None:
         """Reads the registry and queues what is to be done; see `Startup.open`."""
         await self._startup.open(startup)
+        await self._admission.deltas.clear_unfinished()
+        await self._admission.deltas.sweep(self._roster.plans())
 
     def startup_failures(self) -> list[str] | None:
         """Returns the start-up models that failed; None while some are still on their way."""
@@ -100,8 +118,14 @@ class Onboarder:
 
     # --- requests -----------------------------------------------------------------------------
 
-    async def submit(self, request: OnboardRequest) -> JobRecord:
+    async def submit(
+        self, request: OnboardRequest, *, said: Mapping[str, Any] = MappingProxyType({})
+    ) -> JobRecord:
         """Checks what can be checked at once and queues the rest.
+
+        Args:
+            request: What to onboard.
+            said: Policy and options that were asked for; the request's others are defaults.
 
         Returns:
             The job; of an identical request that is under way or done, the same one.
@@ -113,7 +137,7 @@ class Onboarder:
         check_name(request.name)
         check_sharing(request)
         path = await asyncio.to_thread(resolve_source, request.source, self._roots)
-        request = replace(request, source=str(path))
+        request = await self._resolved(request, path, said)
         async with self._names:
             same = await self._check_free(request)
         if same is not None:
@@ -129,10 +153,26 @@ class Onboarder:
             self._check_admissible(request, text)
             return await self._jobs.enqueue(request, checked=checked)
 
-    async def rehearse(self, request: OnboardRequest) -> DryRun:
+    async def replan(
+        self, name: str, said: Mapping[str, Any], defaults: SharingSettings
+    ) -> JobRecord:
+        """Queues another plan for a resident variant; see `JobRunner.replan`.
+
+        Raises:
+            LinkerError: The model or the options rule it out, or too many jobs wait.
+        """
+        async with self._names:
+            self._departures.check_gone(name)
+            if not self._jobs.is_replanning(name):
+                self._check_queue()
+            return await self._jobs.replan(name, said, defaults)
+
+    async def rehearse(
+        self, request: OnboardRequest, *, said: Mapping[str, Any] = MappingProxyType({})
+    ) -> DryRun:
         """Answers what onboarding would do; loads and keeps nothing but scans and prices.
 
-        Cancelling it ends what it has started.
+        Cancelling it ends what it has started. The arguments are those of `submit`.
 
         Raises:
             LinkerError: Source, checkpoint, donor or options rule the model out, or too many wait.
@@ -141,6 +181,7 @@ class Onboarder:
             check_name(request.name)
         check_sharing(request)
         path = await asyncio.to_thread(resolve_source, request.source, self._roots)
+        request = await self._resolved(request, path, said)
         if self._is_coming(request.donor) or not self._restorer.done.is_set():
             raise NotReadyError("The models to share with are still on their way; try again.")
         self._check_queue()
@@ -150,6 +191,15 @@ class Onboarder:
         finally:
             self._num_rehearsing -= 1
             self._jobs.catch_up_soon()  # its tuner may have been in the way of a model
+
+    async def _resolved(
+        self, request: OnboardRequest, path: Path, said: Mapping[str, Any]
+    ) -> OnboardRequest:
+        """Returns a request with its directory, and without a policy where that brings a plan."""
+        request = replace(request, source=str(path))
+        if await asyncio.to_thread(is_delta, path):
+            return delta_request(request, said)
+        return request
 
     async def _check_free(self, request: OnboardRequest) -> JobRecord | None:
         """Returns the job of an identical request; refuses a taken name and a full queue."""
@@ -179,7 +229,12 @@ class Onboarder:
     def _check_admissible(self, request: OnboardRequest, text: TextSide) -> None:
         if self._is_coming(request.donor):
             return  # the job checks it then
-        donor = choose_donor(self._catalog, request, text.config)
+        try:
+            donor = choose_donor(self._catalog, request, text.config, delta=text.delta)
+        except ConflictError:
+            if not self._may_find_donor(request):
+                raise
+            return  # the donor of a delta
         snapshot = self._admission.snapshot()
         if snapshot is None or (donor is None and self._may_find_donor(request)):
             return
@@ -187,7 +242,9 @@ class Onboarder:
         # A tuner's share is free again before this model is loaded.
         check_capacity(needed_bytes, snapshot.unreserved_bytes)
 
-    def _choose_donor_now(self, request: OnboardRequest, config: ModelConfig) -> ServedModel | None:
+    def _choose_donor_now(
+        self, request: OnboardRequest, config: ModelConfig, delta: SharePlan | None
+    ) -> ServedModel | None:
         """Returns the donor of a dry run.
 
         Raises:
@@ -195,7 +252,7 @@ class Onboarder:
             LinkerError: See `choose_donor`.
         """
         if not self._is_coming(request.donor):
-            donor = choose_donor(self._catalog, request, config)
+            donor = choose_donor(self._catalog, request, config, delta=delta)
             if donor is not None or not self._may_find_donor(request):
                 return donor
         raise NotReadyError("The models to share with are still on their way; try again.")
@@ -227,6 +284,7 @@ class Onboarder:
     async def delete(self, name: str, *, engine: EngineClient | None) -> None:
         """Deletes a model; see `Departures.delete`."""
         await self._departures.delete(name, engine=engine)
+        await self._admission.deltas.sweep(self._roster.plans())
 
     async def flush(self) -> None:
         """Writes down when models were used, now and then, until cancelled."""

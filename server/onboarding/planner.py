@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from linker_core.engine.messages import Snapshot
-from linker_core.sharing.plan import SharePlan
+from linker_core.sharing.plan import Policy, SharePlan
 from linker_core.sharing.report import ScanReport
 from linker_core.tuning.result import TuneResult
 from server.onboarding.catalog import ServedModel, TextSide
 from server.onboarding.fingerprints import Fingerprints
+from server.onboarding.imports import Imports, adopted_plan
 from server.onboarding.pairs import Pair, files_changed, make_donor_plan
 from server.onboarding.planning import (
     check_budget,
@@ -36,6 +37,7 @@ _STAGES = {
     "hashing": JobStage.VALIDATING,
     "scanning": JobStage.SCANNING,
     "tuning": JobStage.TUNING,
+    "verifying": JobStage.VALIDATING,
 }
 
 
@@ -62,6 +64,7 @@ class Planner:
         registry: Keeps the scans.
         scanner: Starts scan workers.
         pricing: Finds prices.
+        imports: Reads delta folders.
         snapshot: Returns the engine's last report, or None.
     """
 
@@ -71,11 +74,13 @@ class Planner:
         registry: Registry,
         scanner: Scanner,
         pricing: Pricing,
+        imports: Imports,
         snapshot: Callable[[], Snapshot | None],
     ) -> None:
         self._registry = registry
         self._scanner = scanner
         self._pricing = pricing
+        self._imports = imports
         self._snapshot = snapshot
         self._fingerprints = Fingerprints(scanner)
         self.turn = asyncio.Lock()
@@ -94,7 +99,7 @@ class Planner:
 
         Args:
             request: What is asked for.
-            text: The checkpoint's validated side.
+            text: The validated side of a checkpoint or a delta folder.
             donor: None makes it a donor.
             watch: Takes the seconds of each stage.
             on_stage: Hears of each stage's progress.
@@ -112,18 +117,28 @@ class Planner:
             check_budget(planned.plan)
         return planned
 
-    async def fingerprint(self, text: TextSide) -> str:
-        """Returns the digest of a checkpoint, hashing files once in this process's life.
+    async def fingerprint(self, text: TextSide, donor: ServedModel | None) -> str:
+        """Returns the digest of a model's files, which are read once in this process's life.
+
+        Args:
+            text: Their validated side.
+            donor: The model's, if it has one.
 
         Raises:
-            BadCheckpointError: The files cannot be read.
+            BadCheckpointError: The files cannot be read; see also `Imports.fingerprint`.
         """
-        return await self._fingerprints.find(text, watch=Stopwatch(), on_progress=_ignore_progress)
+        if text.delta is not None:
+            assert donor is not None
+            return await self._imports.fingerprint(text, donor, on_progress=ignore_progress)
+        return await self._fingerprints.find(text, watch=Stopwatch(), on_progress=ignore_progress)
 
     def price_holds(self, plan: Json | None) -> bool:
-        """Whether a stored plan's price, if it can be read, was measured as it is served now."""
+        """Whether a stored plan's price, if it can be read, was measured as it is served now.
+
+        What an exporter claims was never measured here and cannot be measured again.
+        """
         known = restored(SharePlan.from_json, plan)
-        return known is None or self._pricing.holds(known)
+        return known is None or known.policy is Policy.DELTA or self._pricing.holds(known)
 
     async def _plan(
         self,
@@ -135,6 +150,13 @@ class Planner:
     ) -> Planned:
         snapshot = self._snapshot()
         free_bytes = None if snapshot is None else snapshot.unreserved_bytes
+        if text.delta is not None:
+            assert donor is not None
+            digest = await self._imports.fingerprint(text, donor, on_progress=follow)
+            plan = adopted_plan(request, text, digest)
+            return Planned(
+                text=text, fingerprint=digest, donor=donor, plan=plan, free_bytes=free_bytes
+            )
         # A donor is compared with nothing, so its weights are checked for NaN in this pass.
         fingerprint = await self._fingerprints.find(
             text, finite=donor is None, watch=watch, on_progress=follow
@@ -204,5 +226,5 @@ def _follow(on_stage: OnStage) -> OnStageProgress:
     return follow
 
 
-def _ignore_progress(_stage: str, _done_bytes: int, _total_bytes: int) -> None:
+def ignore_progress(_stage: str, _done_bytes: int, _total_bytes: int) -> None:
     """A restored model has no job to report to."""

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 
 from linker_core.errors import BadCheckpointError, InsufficientCapacityError
+from linker_core.sharing.delta import DeltaFile, open_weights
 from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer
 from linker_core.weights.architecture import CONFIG_FILE, ModelConfig, parse_config
@@ -21,23 +22,27 @@ _MAX_CONFIG_BYTES = 1 << 20
 
 
 def read_text_side(path: Path) -> TextSide:
-    """Validates headers, config, tokenizer and template of a checkpoint.
+    """Validates headers, config, tokenizer and template of a checkpoint or a delta folder.
 
     Raises:
         BadCheckpointError: Damaged or dishonest files.
         UnsupportedFormatError: Not safetensors, or an architecture outside the allow-list.
     """
-    with Checkpoint.open(path) as checkpoint:
+    with open_weights(path) as weights:
+        delta = weights.plan if isinstance(weights, DeltaFile) else None
         return TextSide(
             path=path,
-            identity=checkpoint.identity,
-            config=checkpoint.config,
+            identity=weights.identity,
+            config=weights.config,
             tokenizer=Tokenizer.load(path),
             template=ChatTemplate.load(path),
-            eos_token_ids=checkpoint.eos_token_ids,
-            generation=dict(checkpoint.generation),
-            checkpoint_bytes=checkpoint.nbytes,
-            outside_blocks_bytes=_outside_blocks_bytes(checkpoint),
+            eos_token_ids=weights.eos_token_ids,
+            generation=dict(weights.generation),
+            checkpoint_bytes=weights.nbytes if delta is None else delta.checkpoint_bytes,
+            outside_blocks_bytes=(
+                0 if isinstance(weights, DeltaFile) else _outside_blocks_bytes(weights)
+            ),
+            delta=delta,
         )
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from linker_core.errors import NotReadyError
+from linker_core.sharing.plan import SharePlan
 from linker_core.sharing.rungs import COARSE, AnyRung, coarse
 from linker_core.weights.architecture import DTYPE_BYTES, ModelConfig
 from linker_core.weights.keys import parse_key
@@ -25,7 +26,7 @@ from server.registry.records import JobStage
 
 _MATRIX = 2  # dimensions
 
-ChooseDonor = Callable[[OnboardRequest, ModelConfig], ServedModel | None]
+ChooseDonor = Callable[[OnboardRequest, ModelConfig, SharePlan | None], ServedModel | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +45,8 @@ class DryRun:
     blocks: list[dict[str, Any]] | None = None  # index, rung, cos, epsilon, rungs
     price: Mapping[str, Any] | None = None
     budget_kl: float | None = None
+    rung_bytes: Mapping[str, int] | None = None  # unique bytes by kind of rung
+    bits_per_weight: float | None = None
     frontier: list[dict[str, Any]] | None = None  # None: nothing was tuned
 
 
@@ -51,7 +54,7 @@ class Rehearsal:
     """Makes dry runs.
 
     Args:
-        choose: Returns the donor of a model of a shape, or None.
+        choose: Returns the donor of a model of a shape, with a delta's plan or None; or None.
         planner: Plans.
         admission: Knows the engine's memory.
     """
@@ -75,12 +78,12 @@ class Rehearsal:
         watch.enter("open")
         shape = await asyncio.to_thread(read_shape, path)
         if shape is not None:
-            donor = self._choose(request, shape)
+            donor = self._choose(request, shape, None)
             return self._from_shape(request, shape, donor, free_bytes, watch)
         text = await asyncio.to_thread(read_text_side, path)
         watch.stop()
         async with self._planner.turn:
-            donor = self._choose(request, text.config)
+            donor = self._choose(request, text.config, text.delta)
             planned = await self._planner.plan(
                 request, text, donor, watch=watch, on_stage=_ignore_stage, hold_budget=False
             )
@@ -99,12 +102,14 @@ class Rehearsal:
             needed_bytes=plan.unique_bytes + self._kv_bytes(planned.text.config, donor),
             free_bytes=self._free_bytes() if planned.free_bytes is None else planned.free_bytes,
             seconds=watch.to_json(),
-            region=plan.region.value,
+            region=plan.region,
             mean_cos=plan.mean_cos,
             mean_epsilon=plan.mean_epsilon,
             blocks=_verdicts(planned),
             price=None if plan.price is None else plan.price.to_json(),
             budget_kl=plan.budget_kl,
+            rung_bytes=plan.rung_bytes,
+            bits_per_weight=plan.bits_per_weight,
             frontier=points,
         )
 
@@ -168,7 +173,9 @@ def bytes_of_shape(config: ModelConfig, donor: ModelConfig | None) -> dict[str, 
 def _verdicts(planned: Planned) -> list[dict[str, Any]]:
     """Returns every block with its rung, the dearest of its matrices', and every parameter's."""
     config, dearest = planned.text.config, COARSE.index
-    scores = [(1.0, 0.0)] * config.num_layers  # a donor is like itself
+    scores: list[tuple[float | None, float | None]]
+    # A donor is like itself; of a delta nobody has seen both sides.
+    scores = [(1.0, 0.0) if planned.donor is None else (None, None)] * config.num_layers
     if planned.report is not None:
         scores = [(block["cos"], block["epsilon"]) for block in planned.report["blocks"]]
     rungs: list[dict[str, AnyRung]] = [{} for _ in scores]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 from linker_core.errors import InvalidRequestError
 from linker_core.sharing.plan import Policy
 from linker_core.sharing.thresholds import load_tiers
 from linker_core.tuning.request import DEFAULT_BUDGET_KL
-from server.settings import SharingSettings
+from server.settings import POLICIES, SharingSettings
 
 AUTO_DONOR = "auto"
 RESERVED = frozenset({"jobs", "events", "plan", "load", "unload"})
@@ -25,6 +25,7 @@ _TAKEN: Mapping[str, frozenset[str]] = {
     Policy.THRESHOLDS: frozenset({*_THRESHOLDS, "budget_kl"}),
     Policy.BYTES: frozenset({"max_bytes"}),
     Policy.EXACT: frozenset(),
+    Policy.DELTA: frozenset({"budget_kl"}),
 }
 # The largest that each number may be, and what it may be in words.
 _RANGES: Mapping[str, tuple[float, str]] = {
@@ -129,7 +130,7 @@ def check_sharing(request: OnboardRequest) -> None:
         )
     for option in SHARING_OPTIONS:
         if getattr(request, option) is not None and option not in _TAKEN[request.policy]:
-            takers = " and ".join(policy for policy, taken in _TAKEN.items() if option in taken)
+            takers = " and ".join(policy for policy in POLICIES if option in _TAKEN[policy])
             raise InvalidRequestError(
                 f"The policy {request.policy} takes no {option}; {takers} would.", param=option
             )
@@ -139,6 +140,28 @@ def check_sharing(request: OnboardRequest) -> None:
             param="max_bytes",
         )
     _check_tier(request)
+
+
+def delta_request(request: OnboardRequest, said: Mapping[str, Any]) -> OnboardRequest:
+    """Returns the request for a delta folder, which brings its own plan.
+
+    Args:
+        request: As for a checkpoint, defaults filled in.
+        said: What was asked for. A budget is held against the price that the delta states.
+
+    Raises:
+        InvalidRequestError: A policy or an option that would choose another plan.
+    """
+    for option in ("policy", *SHARING_OPTIONS):
+        if said.get(option) is not None and option not in _TAKEN[Policy.DELTA]:
+            raise InvalidRequestError(
+                f"A delta folder brings its own plan, so {option} has no meaning. Leave it out, or "
+                "onboard the variant's checkpoint.",
+                param=option,
+            )
+    left_out: dict[str, Any] = dict.fromkeys(SHARING_OPTIONS)
+    options = left_out | {"budget_kl": said.get("budget_kl")}
+    return replace(request, policy=Policy.DELTA.value, **options)
 
 
 def _check_tier(request: OnboardRequest) -> None:

@@ -19,9 +19,10 @@ from server.bridge.client import EngineClient
 from server.onboarding.admission import Admission
 from server.onboarding.catalog import Catalog
 from server.onboarding.outcomes import failed_model
-from server.onboarding.planner import Planner
+from server.onboarding.planner import Planner, ignore_progress
 from server.onboarding.prepare import read_again
 from server.onboarding.roster import Roster
+from server.onboarding.timing import Stopwatch
 from server.registry.records import ModelRecord, ModelState
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,11 @@ class Restorer:
         planner: Knows fingerprints.
         admission: Loads models.
 
+    Attributes:
+        done: Set while the engine holds all of it.
+        rows: Held from a look at a ready model's row until the engine has what it says, and by
+            whoever changes both.
+
     `on_changed` is asked about a model whose files are others than it was onboarded from; it
     returns whether the model is being onboarded anew.
     """
@@ -56,6 +62,7 @@ class Restorer:
         self._absent: dict[str, ModelRecord] = {}  # could not come back yet; rows say ready
         self.on_changed: OnChanged = _leave_it
         self.done = asyncio.Event()
+        self.rows = asyncio.Lock()
 
     async def restore(self, client: EngineClient) -> None:
         """Brings back every model that was ready; donors first, then by last use.
@@ -96,7 +103,7 @@ class Restorer:
             for record in self._roster.models()
             if record.state is ModelState.READY and self._catalog.get(record.name) is None
         ]
-        ready.sort(key=lambda r: (r.donor is not None, -(r.last_used_at or r.created_at)))
+        ready.sort(key=self._turn)
         for record in ready:
             self._current = record.name
             try:
@@ -110,11 +117,24 @@ class Restorer:
             self._current = None
         return True
 
-    async def _restore_one(self, record: ModelRecord, client: EngineClient) -> None:
-        if not self._is_wanted(record):
-            return
+    def _turn(self, record: ModelRecord) -> tuple[bool, bool, float]:
+        """Sorts donors first, what has to be encoded again last, else by last use."""
+        assert record.plan is not None
+        slow = not self._admission.deltas.has(record.plan)
+        return record.donor is not None, slow, -(record.last_used_at or record.created_at)
+
+    async def _restore_one(self, listed: ModelRecord, client: EngineClient) -> None:
+        async with self.rows:
+            record = self._roster.find(listed.name)  # it may have another plan by now
+            if record is not None and self._is_wanted(listed):
+                await self._load(record, client)
+
+    async def _load(self, record: ModelRecord, client: EngineClient) -> None:
+        donor = None if record.donor is None else self._catalog.get(record.donor)
+        if record.donor is not None and donor is None:
+            raise NotReadyError(f"Its donor {record.donor!r} is not resident.")
         text = await asyncio.to_thread(read_again, Path(record.source), source=record.source)
-        if await self._planner.fingerprint(text) != record.fingerprint:
+        if await self._planner.fingerprint(text, donor) != record.fingerprint:
             if self._is_wanted(record) and await self.on_changed(record):
                 return
             raise BadCheckpointError(
@@ -123,9 +143,12 @@ class Restorer:
             )
         assert record.plan is not None
         plan = SharePlan.from_json(record.plan)
+        weights = await self._admission.deltas.weights(
+            plan, text, donor, watch=Stopwatch(), on_progress=ignore_progress
+        )
         if not self._is_wanted(record):
             return
-        arrival = await self._admission.load(record, text, plan)
+        arrival = await self._admission.load(record, text, plan, weights)
         if self._is_wanted(record):
             self._catalog.publish(arrival.model)
         else:

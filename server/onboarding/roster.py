@@ -19,7 +19,7 @@ from server.onboarding.outcomes import without_plan
 from server.onboarding.rates import Rates
 from server.onboarding.request import OnboardRequest
 from server.onboarding.stored import restored
-from server.registry.records import JobRecord, JobStatus, ModelRecord, ModelState
+from server.registry.records import JobRecord, JobStatus, Json, ModelRecord, ModelState
 from server.registry.store import Registry
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,10 @@ class Roster:
             raise ModelNotFoundError(f"The model {name[:200]!r} does not exist.", param="model")
         return record
 
+    def plans(self) -> list[Json]:
+        """Returns the plans that rows speak of."""
+        return [model.plan for model in self.models() if model.plan is not None]
+
     def dependants(self, name: str) -> list[str]:
         """Returns the models whose donor this is."""
         return [model.name for model in self.models() if model.donor == name]
@@ -91,9 +95,11 @@ class Roster:
         return [self._jobs.get(job.id, job) for job in stored]
 
     async def newest_job(self, model: str) -> JobRecord:
-        """Returns the last job of a model that has one."""
-        job = (await asyncio.to_thread(self._registry.jobs, model=model, limit=1))[0]
-        return self._jobs.get(job.id, job)
+        """Returns the last job that made a model what it is or is to be."""
+        stored = await asyncio.to_thread(self._registry.jobs, model=model, limit=_MAX_LISTED_JOBS)
+        jobs = [self._jobs.get(job.id, job) for job in stored]
+        request = self.model(model).request
+        return next((job for job in jobs if job.request == request), jobs[0])
 
     async def save(self, *records: ModelRecord | JobRecord) -> None:
         """Stores records in one transaction, then shows them.
@@ -175,14 +181,7 @@ class Roster:
     async def queue(self, request: OnboardRequest, *, job: JobRecord | None = None) -> JobRecord:
         """Stores a model that is to be onboarded with its job: a new one, or one to do again."""
         now, stored = time.time(), self._models.get(request.name)
-        if job is None:
-            job = JobRecord(
-                id=f"job-{uuid.uuid4().hex}",
-                model=request.name,
-                request=request.to_json(),
-                status=JobStatus.QUEUED,
-                created_at=now,
-            )
+        job = job or _new_job(request)
         job = replace(job, request=request.to_json(), status=JobStatus.QUEUED)
         record = ModelRecord(
             name=request.name,
@@ -194,6 +193,12 @@ class Roster:
             donor=self._named_donor(request),
         )
         await self.save(record, job)
+        return job
+
+    async def queue_replan(self, request: OnboardRequest) -> JobRecord:
+        """Stores the job of a ready model that is to get another plan; the model stays as it is."""
+        job = _new_job(request)
+        await self.save(job)
         return job
 
     def _named_donor(self, request: OnboardRequest) -> str | None:
@@ -210,6 +215,16 @@ class Roster:
 
     def _next_position(self) -> int:
         return max((model.position + 1 for model in self._models.values()), default=0)
+
+
+def _new_job(request: OnboardRequest) -> JobRecord:
+    return JobRecord(
+        id=f"job-{uuid.uuid4().hex}",
+        model=request.name,
+        request=request.to_json(),
+        status=JobStatus.QUEUED,
+        created_at=time.time(),
+    )
 
 
 def _key(record: ModelRecord | JobRecord) -> tuple[type, str]:

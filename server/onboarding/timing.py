@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-STAGES = ("open", "hash", "scan", "tune", "alias", "move", "ready")
+STAGES = ("open", "hash", "scan", "tune", "encode", "alias", "move", "ready")
 
 
 class Stopwatch:

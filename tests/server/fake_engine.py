@@ -152,6 +152,7 @@ class FakeEngine:
         # What was loaded, and in which order, for tests to read.
         with Path(command.path, "loads.log").open("a") as log:
             log.write(f"{command.model} {command.donor} {command.plan.policy.value}\n")
+        assert command.replaces == (command.model in self.models)
         if command.model == TOO_BIG:
             error = InsufficientCapacityError("It needs 2 bytes and 1 is free.").to_record()
             self.connection.send(LoadFailed(model=command.model, error=error))

@@ -1,7 +1,8 @@
 """A tuner without tensors: it speaks the worker's protocol and knows every price beforehand.
 
 It prices "identical bytes alone" and "all blocks", and answers given rungs with the latter's price.
-What it was asked and told lies beside the variant's weights.
+What it was asked and told lies beside the variant's weights, and maybe a file of residual rungs, by
+what a plan with every matrix on that rung costs: of those the dearest within the budget is chosen.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from server.onboarding.tuner import encode_text
 
 FAKE_TUNER = (sys.executable, "-m", "tests.server.fake_tuner")
 LOG, BLOCKER = "tunings.log", "tuner-waits"  # the second: a file that holds the tuner up
+RUNGS = "rungs.of-the-tuner"  # JSON: KL -> rung
 KL, KL_UPPER = 0.004, 0.006  # of all blocks
 TOKENS = 4096
 
@@ -81,6 +83,13 @@ def tune(request: TuneRequest) -> dict[str, Any]:
             points = [unchanged, shared]
             budget = request.goal.budget_kl
             chosen = unchanged if budget is not None and budget < KL_UPPER else shared
+            if residual := residual_rungs(Path(request.variant)):
+                points = [
+                    point(rung, on_rung(variant, parse_rung(rung)), kl, kl)
+                    for kl, rung in sorted(residual.items())
+                ]
+                limit = float("inf") if budget is None else budget
+                chosen = [plan for plan in points if plan.price.kl <= limit][-1]
         result = TuneResult(
             chosen=chosen,
             frontier=tuple(sorted(points, key=lambda plan: plan.unique_bytes)),
@@ -92,6 +101,21 @@ def tune(request: TuneRequest) -> dict[str, Any]:
             "identity": variant.identity,
             "donor_identity": donor.identity,
         }
+
+
+def residual_rungs(variant: Path) -> dict[float, str]:
+    """Returns the residual rungs that there are to choose from, by what they cost."""
+    file = variant / RUNGS
+    record = json.loads(file.read_text()) if file.exists() else {}
+    return {float(kl): rung for kl, rung in record.items()}
+
+
+def on_rung(variant: Checkpoint, rung: AnyRung) -> dict[str, AnyRung]:
+    """Returns a plan of every matrix on one rung; norms and biases are the variant's own."""
+    return {
+        name: rung if len(tensor.shape) == 2 else Rung.OWN
+        for name, tensor in variant.tensors.items()
+    }
 
 
 def text_digest(request: TuneRequest) -> str:

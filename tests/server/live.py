@@ -19,6 +19,7 @@ from server.cli.serve import startup_requests
 from server.gateway.app import create_app
 from server.gateway.connection import server_config
 from server.gateway.services import Services, build_services
+from server.onboarding.encoder import ENCODE_COMMAND
 from server.settings import Settings
 from tests.server.cached_scan import CACHED_SCAN
 from tests.server.fake_engine import FAKE_ENGINE
@@ -83,6 +84,7 @@ def live_server(
     engine_command: Sequence[str] | None = FAKE_ENGINE,
     limits: SupervisionLimits | None = None,
     tune_command: Sequence[str] = FAKE_TUNER,
+    encode_command: Sequence[str] = ENCODE_COMMAND,
     settings: Mapping[str, Mapping[str, object]] | None = None,
 ) -> Iterator[LiveServer]:
     """Runs a server until the block ends. Without `engine_command` it is the real one in full.
@@ -107,6 +109,7 @@ def live_server(
             "engine_command": engine_command,
             "scan_command": CACHED_SCAN,
             "tune_command": tune_command,
+            "encode_command": encode_command,
         }
     host = _Host(config, commands=commands, limits=limits)
     host.start()

@@ -65,7 +65,7 @@ def test_engine_totals_are_exposed(server: LiveServer) -> None:
 
 def test_admission_series_have_every_stage_and_outcome_from_the_start(server: LiveServer) -> None:
     text = server.client.get("/metrics").text
-    for stage in ("open", "hash", "scan", "tune", "alias", "move", "ready"):
+    for stage in ("open", "hash", "scan", "tune", "encode", "alias", "move", "ready"):
         for edge in ("0.01", "1200.0"):
             assert f'linker_admission_seconds_bucket{{le="{edge}",stage="{stage}"}}' in text
     assert server.metric('linker_admissions_total{outcome="failed"}') == 0

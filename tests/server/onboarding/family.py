@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from server.registry.store import Registry
+from tests.server.fake_tuner import RUNGS
 from tests.server.live import LiveServer
 
 
@@ -22,6 +24,18 @@ def loads(path: Path) -> list[str]:
     """Returns the names under which a checkpoint was loaded, in order."""
     log = path / "loads.log"
     return [line.split()[0] for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def residual(path: Path, rungs: Mapping[str, str]) -> Path:
+    """Has the pretended tuner store every matrix of a variant on one of these rungs, by KL."""
+    (path / RUNGS).write_text(json.dumps(rungs))
+    return path
+
+
+def delta_folders(state: Path) -> list[Path]:
+    """Returns what lies where compressed variants are kept."""
+    directory = state / "deltas"
+    return sorted(directory.iterdir()) if directory.exists() else []
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,7 +53,12 @@ def test_model_onboarded_without_a_policy_carries_its_price(
     card = priced.onboard("near", models["near"]).json()
     assert tunings(models["near"]) == [
         {
-            "goal": {"budget_kl": 0.01, "max_bytes": None, "rungs": None},
+            "goal": {
+                "budget_kl": 0.01,
+                "max_bytes": None,
+                "rungs": None,
+                "num_points": None,
+            },
             "device": "cpu",
             "matmul_precision": "highest",
         }
@@ -393,7 +398,8 @@ def test_admissions_are_counted_and_timed_by_stage(
     assert {stage: count(stage) - before[stage] for stage in before} == dict.fromkeys(before, 1)
     assert priced.metric('linker_admissions_total{outcome="succeeded"}') == 2
     seconds = until_job(priced, job["id"], "succeeded")["result"]["seconds"]
-    assert list(seconds) == ["open", "hash", "scan", "tune", "alias", "move", "ready"]
+    assert list(seconds) == ["open", "hash", "scan", "tune", "encode", "alias", "move", "ready"]
+    assert seconds.pop("encode") == 0  # nothing is compressed
     assert all(spent > 0 for spent in seconds.values())
     assert (seconds["alias"], seconds["move"]) == (0.25, 0.5)  # as the engine says
     assert priced.metric('linker_admission_seconds_sum{stage="move"}') == 1.0

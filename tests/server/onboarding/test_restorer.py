@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from server.bridge.supervisor import EngineState
+from server.onboarding.catalog import ServedModel, TextSide
 from server.onboarding.planner import Planner
 from tests.server.live import LiveServer, live_server
 from tests.server.onboarding.conftest import LIMITS
@@ -53,10 +54,10 @@ def test_damaged_plan_fails_its_model_alone(state: Path, plan: str) -> None:
 def test_fault_of_ours_fails_its_model_alone(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fingerprint = Planner.fingerprint
 
-    async def failing(planner: Planner, text: object) -> str:
-        if text.path.name == "base":  # type: ignore[attr-defined]
+    async def failing(planner: Planner, text: TextSide, donor: ServedModel | None) -> str:
+        if text.path.name == "base":
             raise RuntimeError("a fault")
-        return await fingerprint(planner, text)  # type: ignore[arg-type]
+        return await fingerprint(planner, text, donor)
 
     monkeypatch.setattr(Planner, "fingerprint", failing)
     with live_server(state) as server:
