@@ -17,6 +17,7 @@ from linker_core.engine.grammar_builds import GrammarBuilds
 from linker_core.engine.loading import LoadQueue
 from linker_core.engine.messages import (
     Abort,
+    CancelLoad,
     Command,
     Event,
     LoadModel,
@@ -36,7 +37,8 @@ from linker_core.engine.messages import (
 )
 from linker_core.engine.prefix import key_root
 from linker_core.engine.requests import check_submit
-from linker_core.engine.residents import ResidentModel, Residents
+from linker_core.engine.resident_model import ResidentModel
+from linker_core.engine.residents import Residents
 from linker_core.engine.sequence import SequenceState
 from linker_core.engine.snapshot import take_snapshot
 from linker_core.errors import ConflictError, LinkerError
@@ -90,6 +92,8 @@ class Engine:
                 self._abort(command.request_id)
             case LoadModel():
                 self._loading.add(command)
+            case CancelLoad():
+                self._events.extend(self._loading.cancel(command.model))
             case UnloadModel():
                 self._unload(command.model)
             case Reserve():
@@ -229,13 +233,13 @@ class Engine:
             raise EngineBrokenError(f"{self._crashed_steps} steps in a row failed")
 
     def _finish_unloading(self) -> None:
-        leaving = [served for served in self.residents.served.values() if served.unloading]
-        for served in leaving:
+        for served in self.residents.leaving():
             if any(user is served for user, _ in self._sequences.values()):
                 continue
             self.residents.unload(served)
             self._grammars.forget_model(served.slot)
-            self._events.append(ModelUnloaded(model=served.name))
+            if not served.is_replaced:
+                self._events.append(ModelUnloaded(model=served.name))
             self._snapshot_now()
 
     def _snapshot_now(self) -> None:

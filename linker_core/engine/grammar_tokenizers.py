@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from linker_core.engine.grammar import GRAMMAR_PARAM
 from linker_core.errors import InvalidRequestError, LinkerError
+from linker_core.sharing.delta import open_weights
 from linker_core.text.tokenizer import MAX_FILE_BYTES, TOKENIZER_FILE
-from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.files import read_optional
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class GrammarTokenizers:
         Args:
             slot: Never used again by another model.
             model: Its name.
-            directory: Of its checkpoint.
+            directory: Of its checkpoint or delta.
 
         Raises:
             InvalidRequestError: It has none, or none that can be used for this.
@@ -64,8 +64,8 @@ class GrammarTokenizers:
     def _prepare(self, model: str, directory: Path) -> _Entry:
         digest = b""
         try:
-            with Checkpoint.open(directory) as checkpoint:
-                end_ids = tuple(sorted(checkpoint.eos_token_ids))
+            with open_weights(directory) as weights:
+                end_ids = tuple(sorted(weights.eos_token_ids))
             data = read_optional(directory, TOKENIZER_FILE, max_bytes=MAX_FILE_BYTES) or b""
             digest = hashlib.sha256(data).digest()
             inner = self._shared(digest) or _load(data.decode(), end_ids)

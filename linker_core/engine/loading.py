@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 
 from linker_core.engine.messages import Event, LoadFailed, LoadModel, LoadProgress, ModelLoaded
-from linker_core.engine.residents import ResidentModel, Residents
+from linker_core.engine.resident_model import ResidentModel
+from linker_core.engine.residents import Residents
 from linker_core.errors import (
     EngineFailureError,
     InsufficientCapacityError,

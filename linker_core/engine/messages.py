@@ -74,6 +74,16 @@ class LoadModel:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CancelLoad:
+    """Stop loading a model, or what is to replace it; what is resident stays so.
+
+    A name that is not being loaded is ignored.
+    """
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class UnloadModel:
     """Give a model's unique bytes back. Its running sequences finish first."""
 
@@ -119,7 +129,7 @@ class Shutdown:
     """Leave now; the server has drained what it wanted to drain."""
 
 
-Command = LoadModel | UnloadModel | Submit | Abort | Reserve | Release | Shutdown
+Command = LoadModel | CancelLoad | UnloadModel | Submit | Abort | Reserve | Release | Shutdown
 
 # --- engine -> server -------------------------------------------------------------------------
 
@@ -287,6 +297,8 @@ class Snapshot:
     num_preemptions: int  # since the start
     prefix_queries: int = 0  # prompt tokens looked up in the prefix cache, since the start
     prefix_hits: int = 0  # those found
+    # Of models that were replaced: what is in `device_weight_bytes` until their sequences end.
+    leaving_bytes: int = 0
 
     @property
     def unreserved_bytes(self) -> int:

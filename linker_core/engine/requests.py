@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from linker_core.engine.grammar import GRAMMAR_PARAM
 from linker_core.engine.grammar_builds import MAX_GRAMMAR_BYTES
 from linker_core.engine.messages import SamplingParams, Submit
-from linker_core.engine.residents import ResidentModel
+from linker_core.engine.resident_model import ResidentModel
 from linker_core.errors import ContextLengthError, InvalidRequestError, ModelNotFoundError
 
 

@@ -5,11 +5,8 @@ Loading is a generator: the engine advances it in slices between steps, so that 
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 from collections.abc import Generator
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -21,26 +18,12 @@ from linker_core.engine.devices import activation_dtype
 from linker_core.engine.family import Family, kv_shape
 from linker_core.engine.kv_size import kv_cache_bytes
 from linker_core.engine.messages import LoadModel, ModelBytes
-from linker_core.errors import BadCheckpointError, ConflictError, ModelNotFoundError
+from linker_core.engine.resident_model import ResidentModel, check_unchanged, fingerprint_of
+from linker_core.errors import ConflictError, ModelNotFoundError
 from linker_core.residency.pool import Pool
+from linker_core.sharing.delta import open_weights
 from linker_core.sharing.family import check_same_family
-from linker_core.sharing.plan import SharePlan
 from linker_core.weights.architecture import ModelConfig
-from linker_core.weights.checkpoint import Checkpoint
-
-
-@dataclass(slots=True, eq=False)
-class ResidentModel:
-    """A model that takes requests, or did until its unloading was asked for."""
-
-    name: str
-    family: Family
-    slot: int
-    vocab_size: int
-    max_model_len: int
-    directory: Path  # of the checkpoint
-    plan_fingerprint: str  # of what is stored for it and where it comes from
-    unloading: bool = False  # leaves when its last sequence has ended
 
 
 class Residents:
@@ -55,6 +38,7 @@ class Residents:
         self.pool = Pool(device=device, budget_bytes=config.memory_budget_bytes)
         self.families: dict[str, Family] = {}
         self.served: dict[str, ResidentModel] = {}
+        self._replaced: list[ResidentModel] = []
         # Counted by families that have gone.
         self.past_preemptions = 0
         self.past_prefix_queries = 0
@@ -68,6 +52,8 @@ class Residents:
     def load(self, message: LoadModel) -> Generator[int, None, ResidentModel]:
         """Makes a model resident; all or nothing, also when the generator is closed early.
 
+        One that it replaces serves until the last moment, and then ends what it has begun.
+
         Yields:
             Bytes moved so far, 0 before the first of them is read.
 
@@ -75,45 +61,65 @@ class Residents:
             The model, ready for requests.
 
         Raises:
-            LinkerError: Bad or changed checkpoint, no such donor, or not enough memory.
+            LinkerError: Bad or changed files, no such donor, nothing to replace, or not enough
+                memory.
         """
-        if message.model in self.served:
-            raise ConflictError(f"Model '{message.model}' is already loaded. Unload it first.")
-        with Checkpoint.open(Path(message.path)) as checkpoint:
-            _check_unchanged(message, checkpoint)
-            family = self._family_for(message, checkpoint.config)
+        replaced = self._to_replace(message)
+        stored_as = message.model if replaced is None else f"{message.model} (arriving)"
+        with open_weights(Path(message.path)) as source:
+            check_unchanged(message, source)
+            family = self._family_for(message, source.config)
             try:
                 resident = yield from self.pool.admit(
-                    message.model, checkpoint, message.plan, message.donor
+                    stored_as, source, message.plan, message.donor
                 )
                 try:
                     # Once more: what was rewritten while it was read is torn.
-                    _check_unchanged(message, checkpoint)
+                    check_unchanged(message, source)
                     # Code that is new to this machine; no step waits for its compilation.
                     for _ in in_background(partial(family.runner.warm_up, resident.tensors)):
                         yield message.plan.unique_bytes
                     slot = next(self._slots)
                     family.runner.bind(slot, resident.tensors)
                 except BaseException:
-                    self.pool.remove(message.model)
+                    self.pool.remove(stored_as)
                     raise
             except BaseException:
                 if message.donor is None:
                     self._drop(family)
                 raise
+        if replaced is not None:
+            self._retire(replaced)
+            self.pool.rename(stored_as, message.model)
         return self._serve(message, family, resident.config, slot)
+
+    def leaving(self) -> list[ResidentModel]:
+        """Returns the models that leave as soon as they have no sequences, in that order.
+
+        A name is free only when those that had it before have left, too.
+        """
+        names = {old.name for old in self._replaced}
+        unloading = [served for served in self.served.values() if served.unloading]
+        return [*self._replaced, *(served for served in unloading if served.name not in names)]
 
     def unload(self, served: ResidentModel) -> None:
         """Gives a model's unique bytes back. It has no sequences and no dependants."""
-        del self.served[served.name]
+        if served.is_replaced:
+            self._replaced.remove(served)
+        else:
+            del self.served[served.name]
         served.family.runner.unbind(served.slot)
-        self.pool.remove(served.name)
-        if served.family.name == served.name:
+        self.pool.remove(served.stored_as)
+        if served.is_donor:
             self._drop(served.family)
 
     def dependants(self, name: str) -> list[str]:
         """Returns the models that read from `name`'s storage."""
-        return self.pool.ledger.dependants(name) if name in self.served else []
+        if name not in self.served:
+            return []
+        leaning = self.pool.ledger.dependants(name)
+        models = [*self.served.values(), *self._replaced]
+        return list(dict.fromkeys(m.name for m in models if m.stored_as in leaning))
 
     def bytes_of(self, name: str) -> ModelBytes:
         """Returns what the ledger says of a resident model."""
@@ -123,6 +129,53 @@ class Residents:
             unique=ledger.unique_bytes(name),
             shared=ledger.shared_bytes(name),
         )
+
+    def leaving_bytes(self) -> int:
+        """Returns what models that were replaced hold until their sequences end."""
+        return sum(self.pool.ledger.unique_bytes(old.stored_as) for old in self._replaced)
+
+    def check_integrity(self) -> None:
+        """Asserts that pool, families and models agree."""
+        self.pool.check_integrity()
+        models = [*self.served.values(), *self._replaced]
+        assert {m.stored_as for m in models} <= set(self.pool.ledger.models())
+        assert all(name == served.name for name, served in self.served.items())
+        assert all(old.unloading and old.is_replaced for old in self._replaced)
+        for family in self.families.values():
+            slots = sorted(m.slot for m in models if m.family is family)
+            assert sorted(family.runner.model.slots) == slots
+        assert all(m.family is self.families[m.family.name] for m in models)
+
+    def _to_replace(self, message: LoadModel) -> ResidentModel | None:
+        """Returns the model whose name the new one takes over, if there is to be one.
+
+        Raises:
+            ConflictError: The name is taken, or its model is a donor.
+            ModelNotFoundError: There is nothing to replace.
+        """
+        served = self.served.get(message.model)
+        if not message.replaces:
+            if served is not None:
+                raise ConflictError(f"Model '{message.model}' is already loaded. Unload it first.")
+            return None
+        if served is None:
+            raise ModelNotFoundError(
+                f"The model '{message.model}' is not loaded, so nothing can be replaced. Load it.",
+                param="model",
+            )
+        if served.is_donor or message.donor is None:
+            raise ConflictError(
+                f"Model '{message.model}' cannot be replaced by or as the donor of a family, which "
+                "holds everything itself. Only variants have another plan."
+            )
+        return served
+
+    def _retire(self, served: ResidentModel) -> None:
+        """Leaves a model to the sequences that it has; its name is free."""
+        served.stored_as = f"{served.name} (slot {served.slot}, leaving)"
+        served.unloading = True
+        self.pool.rename(served.name, served.stored_as)
+        self._replaced.append(served)
 
     def _family_for(self, message: LoadModel, model: ModelConfig) -> Family:
         if message.donor is not None:
@@ -170,27 +223,8 @@ class Residents:
             vocab_size=model.vocab_size,
             max_model_len=min(limits),
             directory=Path(message.path),
-            plan_fingerprint=_fingerprint(message.plan),
+            plan_fingerprint=fingerprint_of(message),
+            stored_as=message.model,
         )
         self.served[message.model] = served
         return served
-
-
-def _fingerprint(plan: SharePlan) -> str:
-    """Returns a digest of all that decides the weights which a plan's variant is served with."""
-    rungs = sorted((name, str(rung)) for name, rung in plan.rungs.items())
-    record = json.dumps([plan.donor_fingerprint, plan.variant_fingerprint, rungs])
-    return hashlib.sha256(record.encode()).hexdigest()
-
-
-def _check_unchanged(message: LoadModel, checkpoint: Checkpoint) -> None:
-    """Refuses files that are not those which were validated and planned for.
-
-    Raises:
-        BadCheckpointError: Weights or config have changed.
-    """
-    if (checkpoint.identity, checkpoint.config) != (message.identity, message.config):
-        raise BadCheckpointError(
-            f"The files of model '{message.model}' changed since validation. "
-            "Onboard it again when they are complete."
-        )

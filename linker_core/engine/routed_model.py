@@ -65,6 +65,11 @@ class RoutedModel:
         ]
         self._rotations = _Rotations(body.rotary_emb, device=device, dtype=dtype)
 
+    @property
+    def slots(self) -> list[int]:
+        """The slots that are bound."""
+        return list(self.leaves[0].stored)
+
     def demand(self, tensors: Tensors, *, page_tokens: int) -> Demand:
         """Returns what steps over `tensors` will ask of the arithmetic.
 

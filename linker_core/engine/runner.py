@@ -105,7 +105,7 @@ class Runner:
         """Numbers the kinds of slots anew."""
         outside = (EMBED_NAME, FINAL_NORM_NAME, LM_HEAD_NAME)
         leaves = [leaf for leaf in self.model.leaves if f"{leaf.leaf_name}.weight" not in outside]
-        slots = list(self.model.leaves[0].stored)
+        slots = self.model.slots
         labels, _ = partition(
             tuple(stored for leaf in leaves for stored in leaf.kind(slot)) for slot in slots
         )

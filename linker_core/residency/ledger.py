@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
 from linker_core.errors import ConflictError
 from linker_core.residency.coding import CodedMatrix
+
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -170,6 +173,13 @@ class Ledger:
         del self._reached[model], self._donors[model]
         return freed
 
+    def rename(self, model: str, name: str) -> None:
+        """Enters a model under another name; nobody has it as donor."""
+        assert name not in self._reached
+        assert not self.dependants(model)
+        self._reached = _renamed(self._reached, model, name)
+        self._donors = _renamed(self._donors, model, name)
+
     def models(self) -> list[str]:
         """Returns the names in the order they were entered."""
         return list(self._reached)
@@ -219,6 +229,10 @@ class Ledger:
 def distinct(tensors: Mapping[str, Stored]) -> frozenset[Stored]:
     """Returns what is stored behind a name map, each once."""
     return frozenset(tensors.values())
+
+
+def _renamed(entries: Mapping[str, _Value], old: str, new: str) -> dict[str, _Value]:
+    return {new if key == old else key: value for key, value in entries.items()}
 
 
 def _nbytes(stored: frozenset[Stored]) -> int:

@@ -7,7 +7,7 @@ was before.
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -100,6 +100,18 @@ class Pool:
         freed = self.ledger.remove(model)
         del self._variants[model]
         return freed
+
+    def rename(self, model: str, name: str) -> None:
+        """Calls a resident model by a name that is free; it is nobody's donor."""
+        assert name not in self._variants
+        self.ledger.rename(model, name)
+        self._variants = {
+            variant.model: variant
+            for variant in (
+                replace(known, model=name) if known.model == model else known
+                for known in self._variants.values()
+            )
+        }
 
     def get(self, model: str) -> ResidentVariant:
         """Returns a resident model.

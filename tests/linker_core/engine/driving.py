@@ -22,6 +22,7 @@ from linker_core.engine.messages import (
     Submit,
     TokenOutput,
 )
+from linker_core.sharing.delta import DeltaFile, open_weights
 from linker_core.sharing.plan import Policy, SharePlan, count_blocks
 from linker_core.sharing.planner import plan_donor
 from linker_core.sharing.rungs import Rung
@@ -40,26 +41,33 @@ def load_message(
     aliased: Callable[[str], bool] = nothing,
     max_model_len: int | None = None,
     plan: SharePlan | None = None,
+    replaces: bool = False,
 ) -> LoadModel:
-    """Loads `path` with the aliases that are named, or as planned.
+    """Loads `path` with the aliases that are named, or as planned; a delta file as it is planned.
 
     A model's name is its fingerprint, too.
     """
-    with Checkpoint.open(path) as checkpoint:
+    with open_weights(path) as source:
         return LoadModel(
             model=model,
             path=str(path),
-            identity=checkpoint.identity,
-            config=checkpoint.config,
-            plan=plan or _plan(model, checkpoint, donor, aliased),
+            identity=source.identity,
+            config=source.config,
+            plan=plan or _plan(model, source, donor, aliased),
             donor=donor,
             max_model_len=max_model_len,
+            replaces=replaces,
         )
 
 
 def _plan(
-    model: str, checkpoint: Checkpoint, donor: str | None, aliased: Callable[[str], bool]
+    model: str,
+    checkpoint: Checkpoint | DeltaFile,
+    donor: str | None,
+    aliased: Callable[[str], bool],
 ) -> SharePlan:
+    if isinstance(checkpoint, DeltaFile):
+        return checkpoint.plan
     plan = plan_donor(checkpoint, fingerprint=model)
     if donor is None:
         return plan
@@ -96,7 +104,7 @@ class Driver:
                 self.errors[event.request_id] = event.error
         for family in self.engine.residents.families.values():
             family.scheduler.check_integrity()
-        self.engine.residents.pool.check_integrity()
+        self.engine.residents.check_integrity()
         return events
 
     def run(self) -> None:

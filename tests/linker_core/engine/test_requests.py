@@ -8,7 +8,7 @@ import pytest
 
 from linker_core.engine.messages import SamplingParams, Submit
 from linker_core.engine.requests import check_submit
-from linker_core.engine.residents import ResidentModel
+from linker_core.engine.resident_model import ResidentModel
 from linker_core.errors import (
     ContextLengthError,
     InvalidRequestError,
