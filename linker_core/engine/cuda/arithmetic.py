@@ -22,7 +22,6 @@ from linker_core.engine.arithmetic import (
     Product,
     Rotation,
     Span,
-    TorchArithmetic,
 )
 from linker_core.engine.cuda.graphs import Capture, Replays
 from linker_core.engine.cuda.kernels import Kernels
@@ -91,7 +90,7 @@ class CudaArithmetic:
         """See `Arithmetic.add_residuals`."""
         for addend in addends:
             self._replays.keep(addend.rows.indices_n)
-        TorchArithmetic().add_residuals(x_TI, addends)
+        self._kernels.add_residuals(x_TI, addends)
 
     def normalize(
         self, x_TX: torch.Tensor, weights: ByRow, norm: Norm, out_TX: torch.Tensor

@@ -6,11 +6,12 @@ of a page.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 
-from linker_core.engine.arithmetic import AttentionShape, ByRow, Norm, Rotation
+from linker_core.engine.arithmetic import Addend, AttentionShape, ByRow, Norm, Rotation
 from linker_core.engine.cuda.step_tables import StepTables
 
 
@@ -27,6 +28,9 @@ class Kernels(Protocol):
 
     def gate(self, gate_TI: torch.Tensor, up_TI: torch.Tensor, activation: str) -> None:
         """See `Arithmetic.gate`."""
+
+    def add_residuals(self, x_TI: torch.Tensor, addends: Sequence[Addend]) -> None:
+        """See `Arithmetic.add_residuals`."""
 
     def rotate(
         self,

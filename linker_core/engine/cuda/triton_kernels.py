@@ -12,8 +12,16 @@ import torch
 import triton
 import triton.language as tl
 
-from linker_core.engine.arithmetic import AttentionShape, ByRow, Norm, Rotation, TorchArithmetic
+from linker_core.engine.arithmetic import (
+    Addend,
+    AttentionShape,
+    ByRow,
+    Norm,
+    Rotation,
+    TorchArithmetic,
+)
 from linker_core.engine.cuda.attention_kernels import attend_items, join_parts, rotate_rows
+from linker_core.engine.cuda.residual_launches import ResidualLaunches
 from linker_core.engine.cuda.row_kernels import gate_rows, normalize_runs
 from linker_core.engine.cuda.step_tables import StepTables
 from linker_core.engine.uploads import upload
@@ -37,6 +45,7 @@ class TritonKernels:
     def __init__(self, *, num_processors: int) -> None:
         self._num_processors = num_processors
         self._plain = TorchArithmetic()
+        self._residuals = ResidualLaunches()
         self._addresses: dict[tuple[int, ...], torch.Tensor] = {}
 
     def normalize(
@@ -70,6 +79,10 @@ class TritonKernels:
             ACTIVATION=activation,
             BLOCK=_GATE_BLOCK,
         )
+
+    def add_residuals(self, x_TI: torch.Tensor, addends: Sequence[Addend]) -> None:
+        """See `Arithmetic.add_residuals`."""
+        self._residuals.add(x_TI, addends)
 
     def rotate(
         self,
@@ -143,11 +156,12 @@ class TritonKernels:
 
     def begin(self) -> bool:
         """See `Kernels.begin`."""
-        return len(self._addresses) <= _MAX_ADDRESSES
+        return len(self._addresses) + len(self._residuals) <= _MAX_ADDRESSES
 
     def forget(self) -> None:
         """See `Kernels.forget`."""
         self._addresses.clear()
+        self._residuals.forget()
 
     def _num_parts(self, num_programs: int) -> int:
         """Returns a power of two; it depends on nothing that a replay may find changed."""

@@ -9,7 +9,6 @@ from functools import cache, partial
 import llvmlite.binding as llvm
 import pytest
 import torch
-from llvmlite import ir
 
 from linker_core.engine.arithmetic import Addend, Code, Product
 from linker_core.engine.cpu import arithmetic as arithmetic_module
@@ -43,9 +42,14 @@ LOOKUPS = [
 
 
 @cache
-def region(emit: Callable[[ir.Module, Code, Lookup], None], code: Code, lookup: Lookup) -> Region:
-    name = {emit_coded_product: "coded_product", emit_expand: "expand"}[emit]
-    return Region(compiled(partial(emit, code=code, lookup=lookup)), name)
+def product_region(code: Code, lookup: Lookup) -> Region:
+    emit = partial(emit_coded_product, code=code, lookup=lookup)
+    return Region(compiled(emit), "coded_product")
+
+
+@cache
+def expand_region(code: Code, lookup: Lookup) -> Region:
+    return Region(compiled(partial(emit_expand, code=code, lookup=lookup)), "expand")
 
 
 @pytest.fixture
@@ -53,11 +57,9 @@ def found_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Lookup], None]:
     """Lets levels be found in a way that this CPU would not choose."""
 
     def choose(lookup: Lookup) -> None:
-        for name, emit in (
-            ("coded_product_region", emit_coded_product),
-            ("expand_region", emit_expand),
-        ):
-            monkeypatch.setattr(residual_calls, name, lambda code, e=emit: region(e, code, lookup))
+        product, expand = (partial(r, lookup=lookup) for r in (product_region, expand_region))
+        monkeypatch.setattr(residual_calls, "coded_product_region", product)
+        monkeypatch.setattr(residual_calls, "expand_region", expand)
 
     return choose
 

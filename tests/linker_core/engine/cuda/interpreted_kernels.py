@@ -10,15 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from linker_core.engine.arithmetic import ByRow, Norm, TorchArithmetic
+from linker_core.engine.arithmetic import Addend, ByRow, Norm, TorchArithmetic
 from linker_core.engine.cuda.arithmetic import CudaArithmetic
 from linker_core.engine.cuda.triton_kernels import TritonKernels
+from linker_core.engine.rows import RowGroup
 from tests.linker_core.engine.cuda.attended import CASES, Attended, Case, check_attention
 from tests.linker_core.engine.cuda.streams import (
     check_isolation,
     check_mixed_batches,
     mixed_family,
 )
+from tests.linker_core.engine.residuals import assert_added, residual
 
 CPU = torch.device("cpu")
 
@@ -77,6 +79,37 @@ def test_gate_rows_of_a_shared_buffer_equals_the_definition(activation: str) -> 
     kernels().gate(both[:, :1100], both[:, 1100:], activation)
     TorchArithmetic().gate(want[:, :1100], want[:, 1100:], activation)
     torch.testing.assert_close(both, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("signs:32", "int2:64", "int3:128", "int4:64", "int4:256"),
+        *("rank3:4", "rank18:8", "rank7:16", "rank4:8+signs:64"),
+    ],
+)
+def test_add_residuals_of_mixed_rows_equals_float64(text: str) -> None:
+    x_TI = random(40, 136, seed=0)[::2]
+    x_TI[[0, 19]] = torch.nan  # nobody's
+    buffer = random(20, 75 + 33 + 2, seed=1)
+    before = buffer.clone()
+    many = list(range(1, 19))
+    rows = [RowGroup(torch.tensor(one), None) for one in ([3], [1, 5, 18], many)]
+    places = [slice(1, 76), slice(1, 76), slice(77, 110)]
+    addends = [
+        Addend(residual(text, place.stop - place.start, 136, seed=n), group, buffer[:, place])
+        for n, (group, place) in enumerate(zip(rows, places, strict=True))
+    ]
+    launched = kernels()
+    for _ in range(2):  # the second time with tables that are there
+        buffer.copy_(before)
+        launched.add_residuals(x_TI, addends)
+        for addend, place in zip(addends, places, strict=True):
+            kept = addend.y_TO.clone()
+            kept[addend.rows.indices_n] = before[:, place][addend.rows.indices_n]
+            assert_added(x_TI, [addend], [kept])
+        assert torch.equal(buffer[[0, 19]], before[[0, 19]])
+        assert torch.equal(buffer[:, [0, 76]], before[:, [0, 76]])
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "gemma2"])  # norms of heads; all the rest

@@ -6,9 +6,18 @@ N positions of the longest history.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-from linker_core.engine.arithmetic import AttentionShape, ByRow, Norm, Rotation, TorchArithmetic
+from linker_core.engine.arithmetic import (
+    Addend,
+    AttentionShape,
+    ByRow,
+    Norm,
+    Rotation,
+    TorchArithmetic,
+)
 from linker_core.engine.cuda.step_tables import ITEM_ROWS, StepTables
 
 
@@ -30,6 +39,9 @@ class PlainKernels:
 
     def gate(self, gate_TI: torch.Tensor, up_TI: torch.Tensor, activation: str) -> None:
         self._plain.gate(gate_TI, up_TI, activation)
+
+    def add_residuals(self, x_TI: torch.Tensor, addends: Sequence[Addend]) -> None:
+        self._plain.add_residuals(x_TI, addends)
 
     def rotate(
         self,

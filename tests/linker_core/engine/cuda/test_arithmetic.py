@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from linker_core.engine.arithmetic import ByRow, Norm, Product, TorchArithmetic
+from linker_core.engine.arithmetic import Addend, ByRow, Norm, Product, TorchArithmetic
 from linker_core.engine.cuda.arithmetic import CudaArithmetic
 from linker_core.engine.page_table import PageTable
 from linker_core.engine.rows import RowMap
@@ -26,6 +27,7 @@ from tests.linker_core.engine.cuda.streams import (
     mixed_family,
 )
 from tests.linker_core.engine.families import everything, stored_tensors
+from tests.linker_core.engine.residuals import residual
 from tests.tiny import ARCHITECTURES, make_variant
 
 CPU = torch.device("cpu")
@@ -179,6 +181,24 @@ def test_forward_keeps_what_is_not_finite_to_its_own_sequence(tmp_path: Path) ->
     check_isolation(family)
 
 
+def test_replayed_residuals_are_added_to_the_rows_of_now() -> None:
+    recorder = Recorder()
+    arithmetic = plain(recorder)
+    deltas = [residual(text, 12, 40) for text in ("int4:32", "rank3:8")]
+    x_TI, y_TO = torch.empty(3, 40), torch.empty(3, 12)
+    for seed in range(4):
+        x_TI.copy_(torch.randn(3, 40, generator=torch.Generator().manual_seed(seed)))
+        y_TO.zero_()
+        groups = RowMap([0, 1, 0], device=CPU).groups((0, 1))
+        addends = [Addend(d, group, y_TO) for d, group in zip(deltas, groups, strict=True)]
+        arithmetic.run("key", partial(arithmetic.add_residuals, x_TI, addends))
+        for addend in addends:
+            rows = addend.rows.indices_n
+            want_nO = x_TI[rows] @ addend.residual.delta().T
+            torch.testing.assert_close(y_TO[rows], want_nO, rtol=1e-4, atol=1e-4)
+    assert (recorder.num_captures, recorder.num_replays) == (1, 2)
+
+
 def test_capture_keeps_the_row_numbers_that_its_replays_read() -> None:
     arithmetic = CudaArithmetic(PlainKernels(num_positions=1), Unheld())
     numbers = capture_over_scattered_rows(arithmetic)
@@ -194,17 +214,18 @@ def capture_over_scattered_rows(
 ) -> list[weakref.ReferenceType[torch.Tensor]]:
     """Has a step captured whose row numbers nobody else holds; returns these."""
     rows = RowMap([0, 1, 0], device=CPU)
-    group, labels_T = rows.groups((0, 1))[0], rows.labels((0, 1))
+    (group, other), labels_T = rows.groups((0, 1)), rows.labels((0, 1))
     x_TI, out_TI = torch.ones(3, 4), torch.empty(3, 4)
     weights = ByRow([torch.ones(4), torch.zeros(4)], labels_T)
 
     def body() -> None:
         arithmetic.multiply(x_TI, group, [Product(torch.eye(4), out_TI, None)])
+        arithmetic.add_residuals(x_TI, [Addend(residual("signs:32", 4, 4), other, out_TI)])
         arithmetic.normalize(x_TI, weights, Norm(1e-6, plus_one=False), out_TI)
 
     for _ in range(2):
         arithmetic.run("key", body)
-    return [weakref.ref(group.indices_n), weakref.ref(labels_T)]
+    return [weakref.ref(tensor) for tensor in (group.indices_n, other.indices_n, labels_T)]
 
 
 class Unheld:

@@ -107,3 +107,22 @@ def test_gates_compile(capability: int, activation: str) -> None:
     types = {"gate_TI": "*T", "gate_stride": "i32", "up_TI": "*T", "up_stride": "i32"}
     constants = {"ACTIVATION": activation, "BLOCK": 1024}
     compile_for(capability, gate_rows, {**types, "width": "i32"}, constants)
+
+
+@pytest.mark.parametrize(("bits", "group"), [(1, 32), (2, 64), (3, 128), (4, 64), (8, 0), (16, 0)])
+def test_residuals_compile(capability: int, bits: int, group: int) -> None:
+    from linker_core.engine.cuda.residual_kernels import (  # noqa: PLC0415
+        expand_coded,
+        multiply_coded,
+    )
+
+    code_type = triton.language.bfloat16 if bits == 16 else triton.language.uint8
+    constants = {"BITS": bits, "GROUP": group, "CODE_TYPE": code_type}
+    constants["SCALE_TYPE"] = triton.language.bfloat16
+    types = {"y_base": "*T", "rows": "*i64", "jobs_J9": "*i64", "levels": "*fp32"}
+    tile = {"BLOCK_M": 64, "BLOCK_N": 32, "BLOCK_K": 128, "ADDS": True}
+    rows = {"x_TI": "*T", "x_stride": "i32", "width": "i32"}
+    compile_for(capability, multiply_coded, {**types, **rows}, {**constants, **tile})
+    tile = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 16}
+    rows = {"t_TR": "*fp32", "t_stride": "i32"}
+    compile_for(capability, expand_coded, {**types, **rows}, {**constants, **tile})
