@@ -56,6 +56,7 @@ FAKE_ENGINE = (sys.executable, "-m", "tests.server.fake_engine")
 MUTE_ENGINE = (sys.executable, "-c", "import time; time.sleep(600)")  # never reads commands
 TOO_BIG, KILLER = "too-big", "killer"  # model names that fail to load, or end the process
 STUCK = "stuck"  # a model name whose loading takes until it is unloaded
+REPLACING = "LINKER_TEST_REPLACING"  # "refuse" or "die": what happens to plans that replace others
 MAX_MODEL_LEN = 200
 FREE_BYTES = 1 << 30
 _PR_SET_PDEATHSIG = 1
@@ -153,7 +154,10 @@ class FakeEngine:
         with Path(command.path, "loads.log").open("a") as log:
             log.write(f"{command.model} {command.donor} {command.plan.policy.value}\n")
         assert command.replaces == (command.model in self.models)
-        if command.model == TOO_BIG:
+        if command.replaces and os.environ.get(REPLACING) == "die":
+            os._exit(1)
+        refused = command.replaces and os.environ.get(REPLACING) == "refuse"
+        if command.model == TOO_BIG or refused:
             error = InsufficientCapacityError("It needs 2 bytes and 1 is free.").to_record()
             self.connection.send(LoadFailed(model=command.model, error=error))
             return
