@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from linker_core.engine.messages import (
     Abort,
+    CancelLoad,
     Command,
     EngineReady,
     Event,
@@ -125,7 +126,7 @@ class EngineClient:
     ) -> ModelLoaded:
         """Makes a model resident and waits until it is.
 
-        A cancelled wait withdraws the model again, unless it replaces one that serves.
+        A cancelled wait withdraws the model again; one that it would have replaced serves on.
 
         Raises:
             LinkerError: It could not be loaded; the engine is as it was before.
@@ -140,8 +141,8 @@ class EngineClient:
         try:
             return await future
         except asyncio.CancelledError:
-            if not command.replaces:
-                self._outbox.put(UnloadModel(model=command.model))
+            withdraw = CancelLoad if command.replaces else UnloadModel
+            self._outbox.put(withdraw(model=command.model))
             raise
         finally:
             self._loads.pop(command.model, None)
