@@ -22,7 +22,7 @@ def new_folder(target: Path) -> Iterator[Path]:
     """Yields an empty folder that becomes `target` at the end, with all that was put into it.
 
     It is removed instead if the block raises; a process that is killed leaves it behind, under a
-    name that `sweep_incomplete` knows.
+    name that begins with `INCOMPLETE`.
 
     Raises:
         InsufficientCapacityError: The disk is full.
@@ -45,21 +45,6 @@ def new_folder(target: Path) -> Iterator[Path]:
         _sync(target.parent)
     except OSError as error:
         raise _typed(error, target) from error
-
-
-def sweep_incomplete(parent: Path) -> list[Path]:
-    """Removes what killed processes left of their folders; only while nobody writes there.
-
-    Returns:
-        What was removed.
-    """
-    leftovers = sorted(parent.glob(f"{INCOMPLETE}*"))
-    for path in leftovers:
-        if path.is_symlink() or not path.is_dir():
-            path.unlink()
-        else:
-            shutil.rmtree(path)
-    return leftovers
 
 
 def _sync(path: Path) -> None:

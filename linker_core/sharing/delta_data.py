@@ -6,6 +6,7 @@ are found here, in one read.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -86,31 +87,46 @@ def check_donor(delta: DeltaFile, donor: Checkpoint) -> None:
     """
     check_same_family(donor.config, delta.config)
     shapes = expected_tensors(delta.config)
-    logical = 0
-    for name, rung in delta.plan.rungs.items():
-        base, shape = donor.tensors.get(name), shapes[name]
-        if rung is Rung.OWN:
-            logical += delta.tensors[name].nbytes
-            continue
-        if base is None or base.shape[1:] != shape[1:]:
-            raise _unfit(name, "the donor has none like it")
-        if rung is Rung.ALIAS:
-            fits, logical = base.shape == shape, logical + base.nbytes
-        elif rung is Rung.ROWS:
-            fits = delta.tensors[f"{name}.rows"].dtype == base.dtype
-            logical += shape[0] * (base.nbytes // base.shape[0])
-        else:
-            assert isinstance(rung, Residual)
-            extra = delta.tensors[f"{name}.extra"]
-            fits = extra.shape[0] == max(0, shape[0] - base.shape[0])
-            logical += shape[0] * shape[1] * ITEM_BYTES[extra.dtype]
-        if not fits:
-            raise _unfit(name, f"the donor's is {base.dtype} {list(base.shape)}")
+    logical = sum(_logical_bytes(delta, name, shapes[name], donor) for name in shapes)
     if logical != delta.plan.logical_bytes:
         raise BadCheckpointError(
             f"{DELTA_FILE}: plan: logical_bytes is {delta.plan.logical_bytes}, with this donor "
             f"they are {logical}. Export again."
         )
+
+
+def _logical_bytes(delta: DeltaFile, name: str, shape: tuple[int, ...], donor: Checkpoint) -> int:
+    """Returns what a copy of a tensor would take, which fits the donor's."""
+    rung, base = delta.plan.rungs[name], donor.tensors.get(name)
+    if rung is Rung.OWN:
+        return delta.tensors[name].nbytes
+    if base is None or base.shape[1:] != shape[1:]:
+        raise _unfit(name, "the donor has none like it")
+    lacking = max(0, shape[0] - base.shape[0])
+    if rung is Rung.ALIAS:
+        fits, dtype = base.shape == shape, base.dtype
+    elif rung is Rung.ROWS:
+        dtype = delta.tensors[f"{name}.rows"].dtype
+        fits = dtype == base.dtype and _ends_with_last(
+            delta, f"{name}.positions", shape[0], lacking
+        )
+    else:
+        extra = delta.tensors[f"{name}.extra"]
+        fits, dtype = extra.shape[0] == lacking, extra.dtype
+    if not fits:
+        raise _unfit(name, f"the donor's is {base.dtype} {list(base.shape)}")
+    return math.prod(shape) * ITEM_BYTES[dtype]
+
+
+def _ends_with_last(delta: DeltaFile, name: str, num_rows: int, lacking: int) -> bool:
+    """Returns whether ascending positions end with the table's last so many rows."""
+    entry = delta.tensors[name]
+    if not 0 < lacking <= entry.shape[0]:
+        return lacking == 0
+    first = bytearray(ITEM_BYTES[POSITIONS_TYPE])
+    offset = entry.nbytes - lacking * len(first)
+    delta.read_into(name, memoryview(first), offset_bytes=offset)
+    return int.from_bytes(first, "little", signed=True) == num_rows - lacking
 
 
 def _unfit(name: str, why: str) -> BadCheckpointError:

@@ -132,7 +132,7 @@ def tune_pair(
     return TuneResult.from_json(result["tune"])
 
 
-def frontier_table(result: TuneResult, *, checkpoint_bytes: int, region: Region) -> Table:
+def frontier_table(result: TuneResult, *, checkpoint_bytes: int, region: Region | None) -> Table:
     """Returns every priced plan as a row, the choice marked; `saved` is of the checkpoint."""
     table = Table(
         "", "plan", "unique MiB", "saved", "KL (nats)", "KL at most", "top-1", "perplexity ratio"
