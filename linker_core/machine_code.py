@@ -11,6 +11,8 @@ import hashlib
 import logging
 import os
 import stat
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -19,6 +21,8 @@ from typing import Any
 
 import llvmlite
 import llvmlite.binding as llvm
+
+from linker_core.errors import LinkerError
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +84,37 @@ def compile_module(text: str) -> bytes:
     passes.getModulePassManager().run(module, passes)
     code: bytes = machine.emit_object(module)
     return code
+
+
+def build_apart(module: str) -> bytes:
+    """Returns what a module that compiles with numba writes, run in a process of its own.
+
+    Args:
+        module: Its name; its one argument is the file to write.
+
+    Raises:
+        LinkerError: It could not compile here.
+    """
+    cpu, features = host_features()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "code"
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", module, str(path)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            # numba reads these while it is imported; else its vectors are half as wide.
+            env=os.environ | {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features},
+            text=True,
+            check=False,
+        )
+        if done.returncode == 0:
+            return path.read_bytes()
+    reason = done.stderr.strip().splitlines()
+    raise LinkerError(
+        f"Loops could not be compiled: {reason[-1] if reason else 'no message'}. "
+        "Check the installation of numba."
+    )
 
 
 def target_machine() -> Any:

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 from typing import Final
 
 import torch
+from torch.nn import functional as F
 
 from linker_core.sharing.rungs import CODE_UNIT, code_row_bytes, num_groups
 
 _LANES = 16  # bytes of a chunk
 # What a code stands for, in units of its group's scale: where the squared error of a normal
-# variable is least (Lloyd 1957, Max 1960),.
+# variable is least (Lloyd 1957, Max 1960).
 LEVELS: Final = {
     1: (-1.0, 1.0),
     2: (-1.5104, -0.4528, 0.4528, 1.5104),
@@ -98,9 +99,7 @@ def pack_codes(codes_RW: torch.Tensor, bits: int) -> torch.Tensor:
         bits: Of a code.
     """
     rows, width = codes_RW.shape
-    padded = codes_RW.new_zeros(rows, -(-width // CODE_UNIT) * CODE_UNIT)
-    padded[:, :width] = codes_RW
-    runs = padded.view(rows, -1, CODE_UNIT)
+    runs = F.pad(codes_RW, (0, -width % CODE_UNIT)).view(rows, -1, CODE_UNIT)
     if bits == 3:
         parts = [_packed(runs & 3, 2), _packed(runs >> 2, 1)]
         return torch.cat(parts, dim=2).flatten(1)

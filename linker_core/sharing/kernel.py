@@ -7,18 +7,13 @@ in as integers, and nothing here checks them: the caller keeps the memory alive 
 from __future__ import annotations
 
 import ctypes
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from linker_core.errors import LinkerError
-from linker_core.machine_code import cached_code, host_features, load_code
+from linker_core.machine_code import build_apart, cached_code, load_code
 
 _BUILD_MODULE = "linker_core.sharing.kernel_build"
 _BUILD_SOURCE = Path(__file__).with_name("kernel_build.py")
@@ -85,27 +80,4 @@ def load_kernels() -> Kernels:
         LinkerError: They could not be compiled here.
     """
     sources = _BUILD_SOURCE.read_bytes() + version("numba").encode()
-    return Kernels(cached_code("scan", sources=sources, build=_build))
-
-
-def _build() -> bytes:
-    cpu, features = host_features()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "code"
-        done = subprocess.run(
-            [sys.executable, "-P", "-m", _BUILD_MODULE, str(path)],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            # numba reads these while it is imported; else its vectors are half as wide.
-            env=os.environ | {"NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features},
-            text=True,
-            check=False,
-        )
-        if done.returncode == 0:
-            return path.read_bytes()
-    reason = done.stderr.strip().splitlines()
-    raise LinkerError(
-        f"The scan's loops could not be compiled: {reason[-1] if reason else 'no message'}. "
-        "Check the installation of numba."
-    )
+    return Kernels(cached_code("scan", sources=sources, build=lambda: build_apart(_BUILD_MODULE)))
