@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +18,20 @@ from linker_core.engine.cpu import arithmetic as compiled_module
 from linker_core.engine.cpu.arithmetic import CompiledArithmetic
 from linker_core.engine.page_table import PageTable
 from linker_core.engine.runner import Chunk
+from linker_core.residency.ledger import Stored, StoredResidual
+from linker_core.sharing.rungs import Residual, parse_rung
 from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME
 from tests.linker_core.engine.families import (
     ARITHMETICS,
     Family,
+    Storages,
     build_family,
+    reference_logits,
+    reference_model,
     relative_error,
     stored_tensors,
 )
+from tests.linker_core.residency.deltas import RESIDUALS
 from tests.tiny import ARCHITECTURES, make_checkpoint, make_variant
 
 VOCAB = 300
@@ -89,22 +94,41 @@ class Batches:
             sequence.done = 0
 
 
-def random_plan(
-    chance: random.Random, *, tables: bool = True
-) -> tuple[Callable[[str], bool], Callable[[str], bool]]:
-    """Which tensors a variant aliases, tables too or not, and which of them it holds by rows."""
-    share, drawn = chance.random(), chance.randrange(1 << 30)
+class RandomPlan:
+    """Draws what a variant holds of each tensor.
 
-    def draw(name: str) -> float:
-        return random.Random(f"{drawn} {name}").random()
+    Args:
+        chance: What is drawn depends on it, and on the name.
+        tables: Whether embedding and head may be aliased.
+    """
 
-    def by_rows(name: str) -> bool:
-        return name in TABLES and draw(name) < 0.5
+    def __init__(self, chance: random.Random, *, tables: bool = True) -> None:
+        self._share, self._coded = chance.random(), chance.random()
+        self._drawn = chance.randrange(1 << 30)
+        self._tables = tables
 
-    def aliased(name: str) -> bool:
-        return (tables or name not in TABLES) and not by_rows(name) and draw(name) < share
+    def stored(self, path: Path, donor: Storages) -> dict[str, Stored]:
+        return stored_tensors(
+            path, donor=donor, aliased=self.aliased, by_rows=self.by_rows, coded=self.coded
+        )
 
-    return aliased, by_rows
+    def aliased(self, name: str) -> bool:
+        may_alias = self._tables or name not in TABLES
+        return may_alias and not self.by_rows(name) and self._draw(name).random() < self._share
+
+    def by_rows(self, name: str) -> bool:
+        return name in TABLES and self._draw(name).random() < 0.3
+
+    def coded(self, name: str) -> Residual | None:
+        draw = self._draw(f"rung {name}")
+        if draw.random() > self._coded:
+            return None
+        rung = parse_rung(draw.choice(RESIDUALS))
+        assert isinstance(rung, Residual)
+        return rung
+
+    def _draw(self, name: str) -> random.Random:
+        return random.Random(f"{self._drawn} {name}")
 
 
 def choose_activation(path: Path, chance: random.Random) -> None:
@@ -135,9 +159,8 @@ def random_family(
             seed=number,
             added_tokens=added,
         )
-        aliased, by_rows = random_plan(chance, tables=not added)  # more tokens are no alias
-        stored = stored_tensors(path, donor=family.stored[0], aliased=aliased, by_rows=by_rows)
-        family.add(stored)
+        plan = RandomPlan(chance, tables=not added)  # more tokens are no alias
+        family.add(plan.stored(path, family.stored[0]))
     dtype = chance.choice(["float16", "float32"])
     stranger = make_checkpoint(
         tmp_path / "stranger",
@@ -147,8 +170,9 @@ def random_family(
         dtype=dtype,
         seed=9,
     )
-    aliased, _ = random_plan(chance)
-    family.add(stored_tensors(stranger, donor=family.stored[0], aliased=aliased))
+    plan = RandomPlan(chance)
+    lent = family.stored[0]
+    family.add(stored_tensors(stranger, donor=lent, aliased=plan.aliased, coded=plan.coded))
     near = make_variant(tmp_path / "near", base, scale=0.3, seed=8)
     family.add(stored_tensors(near, donor=family.stored[0], aliased=lambda name: "layers" in name))
     return family
@@ -210,6 +234,25 @@ def test_every_sequence_gets_the_logits_that_it_has_alone(
             else:
                 assert relative_error(got_TV, alone[number]) <= PLAIN_TOLERANCE
     family.cache.check_integrity()
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("kind", ARITHMETICS)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_sequence_gets_the_logits_of_its_dequantised_variant(
+    tmp_path: Path, architecture: str, kind: type[Arithmetic], seed: int
+) -> None:
+    """Transformers in float32 over what each variant's storages stand for is the judge."""
+    chance = random.Random(f"{architecture} {seed} dequantised")
+    family = random_family(tmp_path, architecture, kind(), chance)
+    assert any(isinstance(e, StoredResidual) for s in family.stored for e in s.values())
+    sequences = random_sequences(chance)
+    mixed = compute_mixed(family, sequences, chance)
+    for sequence, got_TV in zip(sequences, mixed, strict=True):
+        path = tmp_path / ("v1" if sequence.slot == 1 else "base")  # for its vocabulary's width
+        model = reference_model(path, stored=family.stored[sequence.slot])
+        want_TV = reference_logits(model, sequence.tokens)
+        assert relative_error(got_TV, want_TV) <= PLAIN_TOLERANCE
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
