@@ -17,11 +17,16 @@ def open_pair(donor: Path, variant: Path) -> Iterator[tuple[Checkpoint, Checkpoi
     Raises:
         LinkerError: As `Checkpoint.open`, the directory named before the reason.
     """
-    with _open("donor", donor) as a, _open("variant", variant) as b:
+    with open_checkpoint("donor", donor) as a, open_checkpoint("variant", variant) as b:
         yield a, b
 
 
-def _open(role: str, path: Path) -> Checkpoint:
+def open_checkpoint(role: str, path: Path) -> Checkpoint:
+    """Opens one checkpoint.
+
+    Raises:
+        LinkerError: As `Checkpoint.open`, role and directory named before the reason.
+    """
     try:
         return Checkpoint.open(path)
     except LinkerError as error:

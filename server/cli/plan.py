@@ -46,7 +46,7 @@ from server.onboarding.request import (
 from server.settings import POLICIES, SharingSettings
 
 _MIB = 2**20
-_HOW_TO_MEASURE = ("calibration", "device", "matmul_precision")
+HOW_TO_MEASURE = ("calibration", "device", "matmul_precision")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -116,7 +116,7 @@ def _show(
 
 
 def _from_shapes(args: argparse.Namespace) -> dict[str, Any]:
-    of_weights = (*_HOW_TO_MEASURE, "sample", "memory_budget", *SHARING_OPTIONS)
+    of_weights = (*HOW_TO_MEASURE, "sample", "memory_budget", *SHARING_OPTIONS)
     for option in ("donor", "variant", "policy", *of_weights):
         if getattr(args, option) is not None:
             raise InvalidRequestError(
@@ -160,7 +160,7 @@ def plan_pair(args: argparse.Namespace) -> tuple[SharePlan, TuneResult | None]:
     """
     request = OnboardRequest(name="", source="", **resolve_sharing(vars(args), SharingSettings()))
     check_sharing(request)
-    for option in _HOW_TO_MEASURE:
+    for option in HOW_TO_MEASURE:
         if getattr(args, option) is not None and not may_be_measured(request):
             raise InvalidRequestError(
                 f"--{option.replace('_', '-')} says how to measure, and policy {request.policy} "
