@@ -7,14 +7,15 @@ turn it is not are halted.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import count
 from statistics import median
 from typing import Any, Final
 
+from linker_core.sharing.rungs import Residual
 from linker_core.weights.checkpoint import Checkpoint
 from server.cli.bench import peers
-from server.cli.bench.contenders import running, streams_of
+from server.cli.bench.contenders import Launch, running, streams_of
 from server.cli.bench.figures import Round, paired_ratio, summary
 from server.cli.bench.fleet import measure_fleet
 from server.cli.bench.read_speed import MemoryReader
@@ -29,11 +30,16 @@ from server.cli.bench.scenario import (
     tell,
 )
 from server.cli.bench.synthetic import Kinship
+from server.cli.bench.synthetic_delta import write_delta_once
 
 _BATCHES: Final = (1, 8, 16)
 _LONG_PROMPT_TOKENS: Final = 512
 _NUM_KIN: Final = 8
 _ONE_VARIANT: Final = "one variant"
+_ALIASED: Final = "aliased"
+_OWN_COPIES: Final = "own copies"
+_DELTAS: Final = "deltas"
+_DELTA_RUNG: Final = Residual(bits=4, group=64)
 
 
 def measure_single(settings: Settings) -> dict[str, Any]:
@@ -95,19 +101,7 @@ def measure_kin(settings: Settings) -> dict[str, Any]:
         Kinship.EQUAL: range(_NUM_KIN),
         Kinship.OWN_HEAD: (0, *range(_NUM_KIN, 2 * _NUM_KIN - 1)),
     }
-    found: dict[str, list[Round]] = {str(work): [] for work in works}
-    seeds = count(1)
-    with running([launch]) as (contender,):
-        for number in range(settings.rounds):
-            for work, models in works.items():
-                streams = streams_of(
-                    _NUM_KIN, prompt_tokens=PROMPT_TOKENS, seed=next(seeds), models=models
-                )
-                with contender.awake():
-                    got = contender.run(streams, max_tokens=settings.tokens)
-                found[work].append(got)
-                tell(number, work, contender.name, got)
-        memory = memory_figures(contender.peak)
+    found, memory = _measure_works(launch, works, settings)
     one = found[_ONE_VARIANT]
     return {
         "commands": {launch.name: str(launch)},
@@ -120,4 +114,51 @@ def measure_kin(settings: Settings) -> dict[str, Any]:
     }
 
 
-SCENARIOS: Final = {"single": measure_single, "kin": measure_kin, FLEET: measure_fleet}
+def measure_residual(settings: Settings) -> dict[str, Any]:
+    """Eight variants with a stream each: as deltas in 4 bits, as own copies, and aliased; ours."""
+    base, near = settings.family(Kinship.NEAR, 2)
+    delta = write_delta_once(base, near, _DELTA_RUNG)
+    others = _NUM_KIN - 1
+    launch = peers.linker([base, *[base] * others, *[near] * others, *[delta] * others])
+    works = {
+        name: (0, *range(1 + place * others, 1 + (place + 1) * others))
+        for place, name in enumerate((_ALIASED, _OWN_COPIES, _DELTAS))
+    }
+    found, memory = _measure_works(launch, works, settings)
+    pairs = {"over own copies": _OWN_COPIES, "over aliased": _ALIASED}
+    return {
+        "commands": {launch.name: str(launch)},
+        "memory": {launch.name: memory},
+        "figures": {work: summary(rounds) for work, rounds in found.items()},
+        "ratios": {
+            name: paired_ratio(found[_DELTAS], found[other], of=lambda each: each.tokens_per_s)
+            for name, other in pairs.items()
+        },
+    }
+
+
+def _measure_works(
+    launch: Launch, works: Mapping[str, Sequence[int]], settings: Settings
+) -> tuple[dict[str, list[Round]], dict[str, float]]:
+    """Returns the rounds of eight streams over each work's models in turn, and our memory."""
+    found: dict[str, list[Round]] = {work: [] for work in works}
+    seeds = count(1)
+    with running([launch]) as (contender,):
+        for number in range(settings.rounds):
+            for work, models in works.items():
+                streams = streams_of(
+                    _NUM_KIN, prompt_tokens=PROMPT_TOKENS, seed=next(seeds), models=models
+                )
+                with contender.awake():
+                    got = contender.run(streams, max_tokens=settings.tokens)
+                found[work].append(got)
+                tell(number, work, contender.name, got)
+        return found, memory_figures(contender.peak)
+
+
+SCENARIOS: Final = {
+    "single": measure_single,
+    "kin": measure_kin,
+    "residual": measure_residual,
+    FLEET: measure_fleet,
+}

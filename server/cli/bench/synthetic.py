@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from linker_core.weights.architecture import CONFIG_FILE, parse_config
@@ -43,6 +43,7 @@ _CHAT_TEMPLATE: Final = (
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 _SPREAD: Final = 0.02  # of weights, as trained ones have it
+_OWN_PART: Final = 0.1  # of a near weight
 _BLOCKS_SHARD: Final = "model-00001-of-00002.safetensors"
 _TOKENS_SHARD: Final = "model-00002-of-00002.safetensors"
 _BASE: Final = "base"
@@ -53,6 +54,7 @@ class Kinship(StrEnum):
 
     OWN_HEAD = "own-head"  # every block; the tied embedding is its own
     EQUAL = "equal"  # every weight
+    NEAR = "near"  # no weight, but most of each
 
 
 def write_family(
@@ -72,12 +74,16 @@ def write_family(
     """
     root.mkdir(parents=True, exist_ok=True)
     base = root / _BASE
-    _write_once(base, shape, blocks_of=None, tokens_of=None, seed=0)
+    _write_once(base, shape, blocks_of=None, tokens_of=None, near_to=None, seed=0)
     family = [base]
     for number in range(1, num_models):
         path = root / f"{kinship}-{number}"
         tokens_of = base if kinship is Kinship.EQUAL else None
-        _write_once(path, shape, blocks_of=base, tokens_of=tokens_of, seed=number)
+        blocks_of = None if kinship is Kinship.NEAR else base
+        near_to = base if kinship is Kinship.NEAR else None
+        _write_once(
+            path, shape, blocks_of=blocks_of, tokens_of=tokens_of, near_to=near_to, seed=number
+        )
         family.append(path)
     return family
 
@@ -97,6 +103,7 @@ def _write_once(
     *,
     blocks_of: Path | None,
     tokens_of: Path | None,
+    near_to: Path | None,
     seed: int,
 ) -> None:
     """Writes a checkpoint under another name first, so that a path that exists is complete."""
@@ -116,6 +123,9 @@ def _write_once(
                 os.link(source / shard, folder / shard)
                 continue
             state = {name: _random(name, tensors[name], generator) for name in names}
+            if near_to is not None:
+                for name, weight in load_file(near_to / shard).items():
+                    state[name] = torch.lerp(weight, state[name], _OWN_PART)
             save_file(state, folder / shard, metadata={"format": "pt"})
         index = {name: shard for shard, names, _ in shards for name in names}
         (folder / INDEX_FILE).write_text(json.dumps({"metadata": {}, "weight_map": index}))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,20 @@ from linker_core.engine.messages import (
 )
 from linker_core.errors import from_record
 from linker_core.lifeline import die_with_parent
+from linker_core.sharing.delta import DeltaFile, open_weights
 from linker_core.sharing.plan import Fingerprints, Policy, SharePlan
 from linker_core.sharing.planner import plan_donor, plan_variant
 from linker_core.sharing.scan import scan
 from linker_core.weights.checkpoint import Checkpoint
+from linker_core.weights.fingerprint import fingerprint
 from server.cli.bench.runners.channel import RunRound
 
 
 def load(settings: dict[str, Any]) -> RunRound:
-    """Loads `settings["models"]`; the first is the donor of what the others have equal to it."""
+    """Loads `settings["models"]`; the first is the donor of what the others have equal to it.
+
+    A delta folder is a model, too.
+    """
     die_with_parent()
     engine = Engine(EngineConfig(matmul_precision=settings["matmul_precision"]))
     donor, *variants = map(Path, settings["models"])
@@ -65,13 +71,13 @@ def load(settings: dict[str, Any]) -> RunRound:
 
 
 def _load_command(name: str, path: Path, donor: Path | None) -> LoadModel:
-    with Checkpoint.open(path) as checkpoint:
+    with open_weights(path) as weights:
         return LoadModel(
             model=name,
             path=str(path),
-            identity=checkpoint.identity,
-            config=checkpoint.config,
-            plan=_plan(checkpoint, donor),
+            identity=weights.identity,
+            config=weights.config,
+            plan=weights.plan if isinstance(weights, DeltaFile) else _plan(weights, donor),
             donor=None if donor is None else "0",
             max_model_len=None,
         )
@@ -80,15 +86,21 @@ def _load_command(name: str, path: Path, donor: Path | None) -> LoadModel:
 def _plan(checkpoint: Checkpoint, donor: Path | None) -> SharePlan:
     """Returns a plan that shares what is byte-equal, and nothing else."""
     if donor is None:
-        return plan_donor(checkpoint, fingerprint="")
+        return plan_donor(checkpoint, fingerprint=_fingerprint(checkpoint.path))
     with Checkpoint.open(donor) as base:
         return plan_variant(
             scan(base, checkpoint),
             base,
             checkpoint,
             policy=Policy.EXACT,
-            fingerprints=Fingerprints(donor="", variant=str(checkpoint.path)),
+            fingerprints=Fingerprints(donor=_fingerprint(donor), variant=str(checkpoint.path)),
         )
+
+
+@cache
+def _fingerprint(path: Path) -> str:
+    with Checkpoint.open(path) as checkpoint:
+        return fingerprint(checkpoint)
 
 
 def _events(engine: Engine) -> Iterator[Event]:

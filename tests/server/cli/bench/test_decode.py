@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from linker_core.errors import InvalidRequestError
-from server.cli.bench.decode import measure_kin, measure_single
+from server.cli.bench.decode import measure_kin, measure_residual, measure_single
 from server.cli.bench.fleet import measure_fleet
 from server.cli.bench.scenario import Settings
 from tests.server.cli.bench.small import SHAPE
@@ -35,6 +35,18 @@ def test_kin_are_measured_beside_one_variant(alone: Settings) -> None:
     assert set(rates) == {"one variant", "equal", "own-head"}
     one = rates["one variant"]
     assert found["ratios"] == pytest.approx({work: rate / one for work, rate in rates.items()})
+
+
+def test_deltas_are_measured_beside_own_copies_and_aliases(alone: Settings) -> None:
+    found = measure_residual(alone)
+    rates = {work: figures["tokens_per_s"] for work, figures in found["figures"].items()}
+    assert found["ratios"] == pytest.approx(
+        {
+            "over own copies": rates["deltas"] / rates["own copies"],
+            "over aliased": rates["deltas"] / rates["aliased"],
+        }
+    )
+    assert (alone.models / "near-1-int4-64").is_dir()
 
 
 def test_fleet_without_peers_is_refused(alone: Settings) -> None:

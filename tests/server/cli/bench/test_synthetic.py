@@ -9,11 +9,14 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from linker_core.errors import BadCheckpointError
+from linker_core.sharing.delta import DeltaFile
+from linker_core.sharing.rungs import Residual
 from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import EMBED_NAME
 from server.cli.bench.synthetic import Kinship, words, write_family
+from server.cli.bench.synthetic_delta import write_delta_once
 from tests.server.cli.bench.small import SHAPE
 
 
@@ -36,6 +39,26 @@ def test_variants_with_own_heads_share_every_block_with_the_base(tmp_path: Path)
 def test_equal_variants_are_equal(tmp_path: Path) -> None:
     base, variant = map(_state, _family(tmp_path, Kinship.EQUAL))
     assert all(torch.equal(base[name], variant[name]) for name in base)
+
+
+def test_near_variants_differ_in_every_weight_by_little(tmp_path: Path) -> None:
+    base, variant = map(_state, _family(tmp_path, Kinship.NEAR))
+    for name, weight in base.items():
+        spread = weight.float().std()
+        assert not torch.equal(weight, variant[name])
+        assert 0 < float((weight.float() - variant[name].float()).std()) < 0.3 * float(spread)
+
+
+def test_a_delta_is_of_the_rung_and_written_once(tmp_path: Path) -> None:
+    base, variant = _family(tmp_path, Kinship.NEAR)
+    rung = Residual(bits=2, group=128)
+    target = write_delta_once(base, variant, rung)
+    with DeltaFile.open(target) as delta:
+        assert {str(rung) for rung in delta.plan.rungs.values()} == {"int2:128", "own"}
+        identity = delta.identity
+    assert write_delta_once(base, variant, rung) == target
+    with DeltaFile.open(target) as delta:
+        assert delta.identity == identity
 
 
 def test_checkpoints_pass_validation_with_tokenizer_and_template(tmp_path: Path) -> None:
