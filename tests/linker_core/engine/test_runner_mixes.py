@@ -255,6 +255,31 @@ def test_every_sequence_gets_the_logits_of_its_dequantised_variant(
         assert relative_error(got_TV, want_TV) <= PLAIN_TOLERANCE
 
 
+def test_step_of_one_variant_is_not_replayed_for_another_that_has_its_own_deltas(
+    tmp_path: Path,
+) -> None:
+    """Their storages are the same but for the deltas, and so is the shape of their steps."""
+    base = make_checkpoint(tmp_path / "base", architecture="llama", vocab_size=VOCAB)
+    family = build_family(base)
+    for seed in (1, 2):
+        path = make_variant(tmp_path / f"v{seed}", base, scale=0.3, seed=seed)
+        family.add(
+            stored_tensors(
+                path,
+                donor=family.stored[0],
+                aliased=lambda name: "norm" in name,
+                coded=lambda _: Residual(bits=4, group=32),
+            )
+        )
+    tokens = [5, 7, 11, 7, 2, 9, 30]
+    for slot in (1, 2, 0, 2):
+        sequence, batches = Sequence(slot, tokens, PageTable()), Batches(family)
+        for _ in tokens:
+            assert batches.step([(sequence, 1)]) == [True]
+        want_TV = reference_logits(reference_model(base, stored=family.stored[slot]), tokens)
+        assert relative_error(batches.rows[id(sequence)], want_TV) <= PLAIN_TOLERANCE
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_compiled_and_plain_arithmetic_give_the_same_logits(
     tmp_path: Path, architecture: str
