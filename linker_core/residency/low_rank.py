@@ -29,6 +29,14 @@ class Product(NamedTuple):
     left_Om: torch.Tensor
     right_mI: torch.Tensor
 
+    def times(self, range_Ik: torch.Tensor) -> torch.Tensor:
+        """Returns left @ right @ range."""
+        return self.left_Om @ (self.right_mI @ range_Ik)
+
+    def transposed_times(self, image_Ok: torch.Tensor) -> torch.Tensor:
+        """Returns (left @ right)ᵀ @ image."""
+        return self.right_mI.T @ (self.left_Om.T @ image_Ok)
+
 
 class Factors(NamedTuple):
     """upᵀ down."""
@@ -64,7 +72,9 @@ def sketched(runs: Runs, width: int, *, columns: int, seed: int, device: torch.d
             image_Ik.addmm_(run_cI.T, run_cI @ range_Ik)
         range_Ik = torch.linalg.qr(image_Ik)[0]
     image_Ok = torch.cat([run_cI @ range_Ik for run_cI in runs()])
-    return _triples(Product(image_Ok, range_Ik.T))
+    left_Ok, inner_kk = torch.linalg.qr(image_Ok)
+    left_kk, values_k, right_kk = torch.linalg.svd(inner_kk)
+    return Product(left_Ok @ (left_kk * values_k), right_kk @ range_Ik.T)
 
 
 def rounded_factors(found: Product, *, rank: int, bits: int) -> Factors:
@@ -83,13 +93,15 @@ def rounded_factors(found: Product, *, rank: int, bits: int) -> Factors:
     ups: list[CodedMatrix] = []
     left_over = found
     for first in range(0, rank, block):
-        triples = _triples(left_over) if first else found
-        down = _rounded_right(triples, min(block, rank - first), bits)
+        size = min(block, rank - first)
+        right_rI = _leading(left_over, size) if first else _weighted(found, size)
+        down_rI = right_rI.new_zeros(size, right_rI.shape[1])
+        down_rI[: len(right_rI)] = right_rI  # where there are fewer directions, zeros follow
+        down = rounded(down_rI, bits=bits, group=factor_group(down_rI.shape[1], bits))
         kept_rI = down.decoded()
-        dots_rr = kept_rI @ kept_rI.T
-        image_Or = left_over.left_Om @ (left_over.right_mI @ kept_rI.T)
-        # Rows that were rounded to nothing, as where the rank is above the matrix' own, stay out.
-        up_rO = torch.linalg.pinv(dots_rr, hermitian=True) @ image_Or.T
+        # Rows that were rounded to nothing stay out of the inverse.
+        inverse_rr = torch.linalg.pinv(kept_rI @ kept_rI.T, hermitian=True)
+        up_rO = (left_over.times(kept_rI.T) @ inverse_rr).T.contiguous()
         up = rounded(up_rO, bits=bits, group=factor_group(up_rO.shape[1], bits))
         downs.append(down)
         ups.append(up)
@@ -100,17 +112,22 @@ def rounded_factors(found: Product, *, rank: int, bits: int) -> Factors:
     return Factors(joined(downs), joined(ups))
 
 
-def _rounded_right(triples: Product, rank: int, bits: int) -> CodedMatrix:
-    """Rounds the first singular directions; each side takes half of a singular value."""
-    left_Or, right_rI = triples.left_Om[:, :rank], triples.right_mI[:rank]
-    down_rI = right_rI.new_zeros(rank, right_rI.shape[1])  # zeros: no more directions
-    down_rI[: len(right_rI)] = right_rI * left_Or.norm(dim=0).sqrt().unsqueeze(1)
-    return rounded(down_rI, bits=bits, group=factor_group(down_rI.shape[1], bits))
+def _weighted(found: Product, rank: int) -> torch.Tensor:
+    """Returns the first right directions [r, I], each times the root of its singular value."""
+    values_r = found.left_Om[:, :rank].norm(dim=0)
+    return found.right_mI[:rank] * values_r.sqrt().unsqueeze(1)
 
 
-def _triples(product: Product) -> Product:
-    """Returns the same product with orthonormal rows at the right, the greatest first."""
-    left_Op, left_pm = torch.linalg.qr(product.left_Om)
-    right_Iq, right_qm = torch.linalg.qr(product.right_mI.T)
-    inner, values, outer = torch.linalg.svd(left_pm @ right_qm.T, full_matrices=False)
-    return Product(left_Op @ (inner * values), outer @ right_Iq.T)
+def _leading(product: Product, rank: int) -> torch.Tensor:
+    """Returns the same of a product whose singular triples are not known."""
+    width = product.right_mI.shape[1]
+    generator = torch.Generator().manual_seed(product.right_mI.shape[0])
+    columns = min(rank + _OVERSAMPLES, width)
+    range_Ik = torch.randn((width, columns), generator=generator).to(product.right_mI.device)
+    for _ in range(_ITERATIONS):
+        image_Ik = product.transposed_times(product.times(range_Ik))
+        range_Ik = torch.linalg.qr(image_Ik)[0]
+    image_Ok = product.times(range_Ik)
+    squares_k, directions_kk = torch.linalg.eigh(image_Ok.T @ image_Ok)
+    values_r = squares_k[-rank:].clamp(min=0).sqrt()
+    return (range_Ik @ (directions_kk[:, -rank:] * values_r.sqrt())).T.flip(0)
