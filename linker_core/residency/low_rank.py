@@ -115,7 +115,8 @@ def rounded_factors(found: Product, *, rank: int, bits: int) -> Factors:
 def _weighted(found: Product, rank: int) -> torch.Tensor:
     """Returns the first right directions [r, I], each times the root of its singular value."""
     values_r = found.left_Om[:, :rank].norm(dim=0)
-    return found.right_mI[:rank] * values_r.sqrt().unsqueeze(1)
+    right_rI: torch.Tensor = found.right_mI[:rank] * values_r.sqrt().unsqueeze(1)
+    return right_rI
 
 
 def _leading(product: Product, rank: int) -> torch.Tensor:
@@ -130,4 +131,5 @@ def _leading(product: Product, rank: int) -> torch.Tensor:
     image_Ok = product.times(range_Ik)
     squares_k, directions_kk = torch.linalg.eigh(image_Ok.T @ image_Ok)
     values_r = squares_k[-rank:].clamp(min=0).sqrt()
-    return (range_Ik @ (directions_kk[:, -rank:] * values_r.sqrt())).T.flip(0)
+    right_Ir: torch.Tensor = range_Ik @ (directions_kk[:, -rank:] * values_r.sqrt())
+    return right_Ir.T.flip(0)

@@ -25,6 +25,7 @@ from linker_core.errors import InvalidRequestError
 PAIRS = {
     "scan": "sums and digests beside a streaming read of the same files",
     "admission": "scan and load beside from_pretrained, stage by stage",
+    "encode": "deltas on several rungs beside from_pretrained",
     "tune": "sensitivities and prices, in forward passes of the variant",
 }
 RACES = {

@@ -51,10 +51,10 @@ def measure(donor: Path, variant: Path, *, rounds: int = 3) -> dict[str, Any]:
     warm: list[dict[str, float]] = []
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every request
     for _ in range(rounds):
-        _touch_free_memory(_copy_bytes(variant))
-        plain.append(_load_plainly(variant))
+        touch_free_memory(copy_bytes(variant))
+        plain.append(load_plainly(variant))
         with _serving(donor, variant) as client:
-            _touch_free_memory(_copy_bytes(variant))
+            touch_free_memory(copy_bytes(variant))
             cold.append(_onboard(client, variant))
             client.delete(f"/models/{_VARIANT}").raise_for_status()
             warm.append(_onboard(client, variant))
@@ -71,13 +71,13 @@ def measure(donor: Path, variant: Path, *, rounds: int = 3) -> dict[str, Any]:
     return result
 
 
-def _copy_bytes(path: Path) -> int:
+def copy_bytes(path: Path) -> int:
     """Returns what a whole model takes in the engine's dtype."""
     with Checkpoint.open(path) as checkpoint:
         return sum(4 * math.prod(tensor.shape) for tensor in checkpoint.tensors.values())
 
 
-def _touch_free_memory(nbytes: int) -> None:
+def touch_free_memory(nbytes: int) -> None:
     """Writes to free memory and gives it back.
 
     What a virtual machine has handed to its host is several times slower to touch first; both sides
@@ -86,7 +86,7 @@ def _touch_free_memory(nbytes: int) -> None:
     torch.empty(nbytes, dtype=torch.uint8).fill_(1)
 
 
-def _load_plainly(path: Path) -> float:
+def load_plainly(path: Path) -> float:
     """Loads a model in the engine's dtype with every page in place; returns the seconds."""
     started = time.perf_counter()
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
