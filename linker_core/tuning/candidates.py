@@ -1,4 +1,4 @@
-"""Which plans are worth pricing: block sets of BS, and prefixes of the order of least harm.
+"""Which plans are worth pricing: block sets of BS, and those along a chain of least harm.
 
 Knows rungs and bytes; measures nothing.
 """
@@ -6,12 +6,15 @@ Knows rungs and bytes; measures nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from linker_core.sharing.report import ScanReport
-from linker_core.sharing.rungs import Rung
+from linker_core.sharing.plan import tensor_bytes
+from linker_core.sharing.planner import count_own_rows
+from linker_core.sharing.report import Region, ScanReport
+from linker_core.sharing.rungs import AnyRung, Rung
 from linker_core.sharing.thresholds import Thresholds
+from linker_core.tuning.chain import Chain, Offer
 from linker_core.tuning.sensitivity import Sensitivity
 from linker_core.tuning.storages import Rungs
 from linker_core.weights.checkpoint import Checkpoint
@@ -34,11 +37,11 @@ class Candidates:
     """Makes candidates of one pair.
 
     Args:
-        base: Rungs that change no bit; a candidate aliases more.
+        base: Rungs that change no bit; a candidate has cheaper ones.
         report: The pair's scan.
         donor: The donor's checkpoint.
         variant: The variant's checkpoint.
-        sensitivities: What swapping each weight does.
+        sensitivities: What each rung of each weight does.
     """
 
     def __init__(
@@ -60,10 +63,22 @@ class Candidates:
             if layer is not None and len(tensor.shape) == 2:
                 assert lent is not None
                 self._matrices.setdefault(layer, []).append(name)
-        # Least harm per byte first: a prefix of this order saves most for what it costs.
-        self.order = tuple(
-            sorted(sensitivities, key=lambda s: s.error / variant.tensors[s.name].nbytes)
-        )
+        self._is_outside = report.region is Region.OUTSIDE
+        self._errors = {(one.name, one.rung): one.error for one in sensitivities}
+        own_rows = count_own_rows(report, variant, base)
+
+        def nbytes(name: str, rung: AnyRung) -> int:
+            lent, num_own = donor.tensors.get(name), own_rows.get(name)
+            return tensor_bytes(rung, variant.tensors[name], num_own_rows=num_own, donor=lent)
+
+        self._offers: dict[str, list[Offer]] = {}
+        for one in sensitivities:
+            # Far from the donor nothing aliases that differs, however little a swap seems to cost.
+            if not (self._is_outside and one.rung is Rung.ALIAS):
+                offer = Offer(nbytes(one.name, one.rung), one.error, one.rung)
+                self._offers.setdefault(one.name, []).append(offer)
+        self._standing = {name: nbytes(name, base[name]) for name in self._offers}
+        self.chain = Chain(base, self._standing, self._offers)
 
     def blocks(self, thresholds: Thresholds) -> list[Candidate]:
         """Returns the block sets of BS: a sweep over τ_frob, and one that spares the ends.
@@ -89,25 +104,35 @@ class Candidates:
             if layers
         )
 
-    def prefix(self, length: int) -> Candidate:
-        """Returns the plan that aliases the `length` weights of least harm."""
-        names = [sensitivity.name for sensitivity in self.order[:length]]
-        return Candidate(origin=f"{length} weights of least harm", rungs=self._aliasing(names))
+    def without_residuals(self) -> Chain:
+        """Returns the chain of aliases and own tensors alone."""
+        offers = {
+            name: [offer for offer in offers if offer.rung is Rung.ALIAS]
+            for name, offers in self._offers.items()
+        }
+        return Chain(self._base, self._standing, offers)
+
+    def weighted(self, weights: Mapping[str, float]) -> Chain:
+        """Returns the chain on which some kinds of matrices count more or less than measured.
+
+        Args:
+            weights: Factors of the errors by a part of the name; 1 for all others.
+        """
+        offers = {
+            name: [offer._replace(error=offer.error * _weight(name, weights)) for offer in offers]
+            for name, offers in self._offers.items()
+        }
+        return Chain(self._base, self._standing, offers)
 
     def harm(self, rungs: Rungs) -> float:
-        """Returns the sum of the errors of what is aliased."""
-        return sum(
-            sensitivity.error for sensitivity in self.order if rungs[sensitivity.name] is Rung.ALIAS
-        )
+        """Returns the sum of the errors of what is not as it was."""
+        return sum(self._errors.get((name, rung), 0.0) for name, rung in rungs.items())
 
-    def prefix_of_harm(self, harm: float) -> int:
-        """Returns the length of the longest prefix whose errors sum to at most `harm`."""
-        total = 0.0
-        for length, sensitivity in enumerate(self.order):
-            total += sensitivity.error
-            if total > harm:
-                return length
-        return len(self.order)
+    def may_be_chosen(self, rungs: Rungs) -> bool:
+        """Whether a plan aliases nothing that it must not: outside the neighbourhood, a weight."""
+        return not self._is_outside or all(
+            self._base[name] is Rung.ALIAS for name, rung in rungs.items() if rung is Rung.ALIAS
+        )
 
     def _names(self, layers: Iterable[int]) -> list[str]:
         return [name for layer in layers for name in self._matrices[layer]]
@@ -136,6 +161,10 @@ def harm_for(kl: float, measured: Sequence[tuple[float, float]]) -> float:
             power = min(2.0, max(1.0, slope))
             break
     return harm * math.exp(math.log(kl / near) / power)
+
+
+def _weight(name: str, weights: Mapping[str, float]) -> float:
+    return math.prod(weight for part, weight in weights.items() if part in name)
 
 
 def _distinct(candidates: Iterable[Candidate]) -> list[Candidate]:

@@ -5,18 +5,21 @@ The one place of the tuner that knows what a rung is made of.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
 
-from linker_core.residency.ledger import StoredTensor
+from linker_core.residency.encoding import DeltaEncoder
+from linker_core.residency.ledger import Stored, StoredTensor
 from linker_core.residency.loader import read_tensor
-from linker_core.sharing.rungs import AnyRung, Rung
+from linker_core.sharing.rungs import AnyRung, Residual, Rung
+from linker_core.tuning.offered import offered_rungs
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME, parse_key
 
 Rungs = Mapping[str, AnyRung]
-Storages = Mapping[str, StoredTensor]
+Storages = Mapping[str, Stored]
 
 
 class SectionReader:
@@ -44,7 +47,8 @@ class SectionReader:
         self._identical = identical
         self._device = device
         self._on_read = on_read
-        self._held: dict[tuple[str, AnyRung], StoredTensor] = {}
+        self._held: dict[tuple[str, AnyRung], Stored] = {}
+        self._encoders: dict[str, DeltaEncoder] = {}
         self._sections: dict[int | None, list[str]] = {}
         for name in variant.tensors:
             key = parse_key(name)
@@ -60,6 +64,23 @@ class SectionReader:
         lent = self._donor.tensors.get(name)
         return lent is not None and lent.shape == self._variant.tensors[name].shape
 
+    def can_lean(self, name: str) -> bool:
+        """Whether a matrix has a delta to the donor's; either may have more rows."""
+        lent, own = self._donor.tensors.get(name), self._variant.tensors[name]
+        return lent is not None and len(own.shape) == 2 and lent.shape[1:] == own.shape[1:]
+
+    def offered(self, name: str) -> tuple[AnyRung, ...]:
+        """Returns the rungs below its own that a tensor which differs from the donor's may take."""
+        if name in self._identical:
+            return ()
+        alias = (Rung.ALIAS,) if self.can_alias(name) else ()
+        if not self.can_lean(name):
+            return alias
+        own, lent = self._variant.tensors[name], self._donor.tensors[name]
+        rows, width = min(own.shape[0], lent.shape[0]), own.shape[1]
+        element_bytes = own.nbytes // math.prod(own.shape)
+        return (*alias, *offered_rungs(rows, width, element_bytes=element_bytes))
+
     def effective(self, name: str, rung: AnyRung) -> AnyRung:
         """Returns the rung that computes the same: equal bytes alias, own rows make a whole."""
         if name in self._identical:
@@ -74,25 +95,56 @@ class SectionReader:
         names = [EMBED_NAME] if layer is None else self.names(layer)
         return tuple(str(self.effective(name, rungs[name])) for name in names)
 
-    def storages(self, layer: int | None, rungs: Rungs) -> dict[str, StoredTensor]:
+    def storages(self, layer: int | None, rungs: Rungs) -> dict[str, Stored]:
         """Returns a section's storages under a plan; a tied head maps to the embedding's."""
         found = {name: self.storage(name, rungs[name]) for name in self.names(layer)}
         if layer is None and LM_HEAD_NAME not in found:
             found[LM_HEAD_NAME] = found[EMBED_NAME]
         return found
 
-    def storage(self, name: str, rung: AnyRung) -> StoredTensor:
-        """Returns the storage of one tensor on a rung, reading it if it is not held."""
+    def storage(self, name: str, rung: AnyRung) -> Stored:
+        """Returns the storage of one tensor on a rung, reading or encoding it if it is not held.
+
+        Raises:
+            BadCheckpointError: A file changed, or there is no delta of finite numbers.
+        """
+        rung = self.effective(name, rung)
+        if (name, rung) not in self._held:
+            self._held[name, rung] = self.passing(name, rung)
+        return self._held[name, rung]
+
+    def passing(self, name: str, rung: AnyRung) -> Stored:
+        """Returns the storage of one tensor on a rung; a residual is made anew and not held.
+
+        What all residuals of a matrix have in common is.
+
+        Raises:
+            BadCheckpointError: A file changed, or there is no delta of finite numbers.
+        """
+        rung = self.effective(name, rung)
+        if not isinstance(rung, Residual):
+            return self.whole(name, rung)
+        assert self.can_lean(name), name
+        if name not in self._encoders:
+            base, variant = self.whole(name, Rung.ALIAS), self.whole(name, Rung.OWN)
+            self._encoders[name] = DeltaEncoder(base, variant.tensor)
+        return self._encoders[name].encode(rung)
+
+    def whole(self, name: str, rung: AnyRung) -> StoredTensor:
+        """Returns a checkpoint's tensor, the donor's for an alias, reading it if it is not held."""
         key = (name, self.effective(name, rung))
         if key not in self._held:
             checkpoint = self._donor if key[1] is Rung.ALIAS else self._variant
             tensor = read_tensor(checkpoint, name, device=self._device)
             self._on_read(tensor.nbytes)
             self._held[key] = StoredTensor(tensor=tensor)
-        return self._held[key]
+        held = self._held[key]
+        assert isinstance(held, StoredTensor)
+        return held
 
     def forget(self, layer: int | None) -> None:
         """Lets go of a section."""
-        for name in self.names(layer):
-            for rung in Rung:
-                self._held.pop((name, rung), None)
+        names = frozenset(self.names(layer))
+        self._held = {key: held for key, held in self._held.items() if key[0] not in names}
+        for name in names:
+            self._encoders.pop(name, None)

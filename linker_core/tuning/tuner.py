@@ -17,8 +17,8 @@ from linker_core.pace import Pace
 from linker_core.sharing.plan import count_weights, plan_bytes
 from linker_core.sharing.planner import count_own_rows, identical_rungs
 from linker_core.sharing.price import Price
-from linker_core.sharing.report import Region, ScanReport
-from linker_core.sharing.rungs import Rung, parse_rung
+from linker_core.sharing.report import ScanReport
+from linker_core.sharing.rungs import Residual, Rung, parse_rung
 from linker_core.sharing.thresholds import choose_thresholds
 from linker_core.tuning.calibration import MIN_RESPONSE_TOKENS, CalibrationText
 from linker_core.tuning.candidates import Candidate, Candidates
@@ -138,11 +138,9 @@ class Tuner:
                 f"this model; a budget is held against {MIN_RESPONSE_TOKENS} or more. Add text.",
                 param="calibration",
             )
-        chosen = self._search.within_budget(candidates, thresholds, self._goal.budget_kl)
-        # A variant outside the donor's neighbourhood shares only what is byte-identical, however
-        # little a swap seems to cost on this text.
-        outside = self._report.region is Region.OUTSIDE
-        return self._result(self._search.priced[0] if outside else chosen)
+        return self._result(
+            self._search.within_budget(candidates, thresholds, self._goal.budget_kl)
+        )
 
     def _given_rungs(self, names: Mapping[str, str]) -> Rungs:
         rungs = {name: parse_rung(rung) for name, rung in names.items()}
@@ -151,6 +149,11 @@ class Tuner:
         for name, rung in rungs.items():
             if rung is Rung.ALIAS and not self._reader.can_alias(name):
                 raise InvalidRequestError(f"The donor has no {name} to alias.", param="rungs")
+            if isinstance(rung, Residual) and not self._reader.can_lean(name):
+                raise InvalidRequestError(
+                    f"The donor has no matrix {name} that {rung} could be a delta to.",
+                    param="rungs",
+                )
         return rungs
 
     def _candidates(self) -> Candidates:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from linker_core.config import MatmulPrecision
-from linker_core.engine.arithmetic import ByRow, Product, Span
+from linker_core.engine.arithmetic import Span
 from linker_core.engine.devices import activation_dtype, arithmetic_for
 from linker_core.engine.kv_cache import KVCache, KVShape
 from linker_core.engine.leaf import RoutedLeaf
@@ -98,16 +98,6 @@ class Walk:
             yield
         finally:
             self._context.watch = None
-
-    def product(
-        self, x_nI: torch.Tensor, weight_OI: torch.Tensor, bias_O: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Returns x Wᵀ + b [n, O] as the leaves compute it."""
-        y_nO = x_nI.new_empty(len(x_nI), len(weight_OI))
-        bias = None if bias_O is None else ByRow([bias_O], None)
-        whole = RowMap([0] * len(x_nI), device=self.device).whole
-        self._context.arithmetic.multiply(x_nI, whole, [Product(weight_OI, y_nO, bias)])
-        return y_nO
 
     def gated(self, gate_nI: torch.Tensor, up_nI: torch.Tensor) -> torch.Tensor:
         """Returns activation(gate) · up [n, I], a new tensor, as the blocks compute it."""

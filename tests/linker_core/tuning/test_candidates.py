@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linker_core.sharing.rungs import AnyRung, Rung
+from linker_core.sharing.plan import Fingerprints, Policy
+from linker_core.sharing.planner import plan_rungs
+from linker_core.sharing.report import Region
+from linker_core.sharing.rungs import AnyRung, Rung, parse_rung
 from linker_core.sharing.thresholds import CONSERVATIVE, Thresholds
 from linker_core.tuning.candidates import (
     ALL_BLOCKS,
@@ -22,17 +26,34 @@ from tests.linker_core.tuning.pairs import Pair, make_pair
 
 EVERYTHING = Thresholds(tau_cos=-1.0, tau_frob=9.0, source="explicit")
 NOTHING = Thresholds(tau_cos=1.0, tau_frob=0.0, source="explicit")
+Errors = Mapping[str, float]  # by rung
 LEAVES = ("q", "k", "v", "o", "gate", "up", "down")
 
 
-def candidates(pair: Pair, errors: dict[str, float] | None = None) -> Candidates:
+def candidates(pair: Pair, errors: Mapping[str, Errors] | None = None) -> Candidates:
     return Candidates(
         base=pair.base,
         report=pair.report,
         donor=pair.donor,
         variant=pair.variant,
-        sensitivities=[Sensitivity(name=n, error=e) for n, e in (errors or {}).items()],
+        sensitivities=[
+            Sensitivity(name=name, rung=parse_rung(rung), error=error)
+            for name, by_rung in (errors or {}).items()
+            for rung, error in by_rung.items()
+        ],
     )
+
+
+def unique_bytes(pair: Pair, rungs: Rungs) -> int:
+    """What a plan of these rungs takes."""
+    return plan_rungs(
+        pair.report,
+        pair.donor,
+        pair.variant,
+        rungs,
+        policy=Policy.BUDGET,
+        fingerprints=Fingerprints("donor", "variant"),
+    ).unique_bytes
 
 
 def layer_scales(*scales: float) -> dict[str, float]:
@@ -122,45 +143,66 @@ Q0, UP1, DOWN2, K3 = (
 )
 
 
-def test_order_is_by_error_per_byte(pair: Pair) -> None:
-    nbytes = {name: pair.variant.tensors[name].nbytes for name in (Q0, UP1)}
-    assert nbytes[Q0] < nbytes[UP1]
-    dearer = 0.9 * nbytes[UP1] / nbytes[Q0]
-    assert dearer > 1  # a larger error, but less of it a byte
-    order = candidates(pair, {Q0: 1.0, UP1: dearer, DOWN2: 0.0}).order
-    assert [sensitivity.name for sensitivity in order] == [DOWN2, UP1, Q0]
+def test_chain_has_what_was_measured_at_its_exact_bytes(pair: Pair) -> None:
+    errors = {Q0: {"rank4:4": 1.0, "alias": 8.0}, UP1: {"int4:64": 0.1}}
+    chain = candidates(pair, errors).chain
+    assert [(step.name, str(step.rung)) for step in chain.steps] == [
+        (UP1, "int4:64"),
+        (Q0, "rank4:4"),
+        (Q0, "alias"),
+    ]
+    rungs = chain.rungs(3)
+    assert rungs == {**pair.base, Q0: Rung.ALIAS, UP1: parse_rung("int4:64")}
+    assert chain.most_saved == unique_bytes(pair, pair.base) - unique_bytes(pair, rungs)
 
 
-def test_prefix_aliases_the_weights_of_least_harm(pair: Pair) -> None:
-    made = candidates(pair, {Q0: 3.0, UP1: 2.0, DOWN2: 1.0})
-    assert made.prefix(0).rungs == pair.base
-    for length in range(4):
-        candidate = made.prefix(length)
-        chosen = {sensitivity.name for sensitivity in made.order[:length]}
-        assert candidate.origin == f"{length} weights of least harm"
-        assert candidate.rungs == {**pair.base, **dict.fromkeys(chosen, Rung.ALIAS)}
+def test_chain_without_residuals_has_aliases_alone(pair: Pair) -> None:
+    errors = {Q0: {"rank4:4": 1.0, "alias": 3.0}, UP1: {"int4:64": 0.1}, K3: {"alias": 1.0}}
+    steps = candidates(pair, errors).without_residuals().steps
+    assert {(step.name, step.rung) for step in steps} == {(Q0, Rung.ALIAS), (K3, Rung.ALIAS)}
 
 
-def test_harm_is_the_sum_over_what_aliases(pair: Pair) -> None:
-    made = candidates(pair, {Q0: 3.0, UP1: 2.0, DOWN2: 1.0})
+def test_chain_goes_on_from_rows_that_are_the_donors(tmp_path: Path) -> None:
+    pair = make_pair(tmp_path, scale=0.0, rows={EMBED_NAME: range(40, 80)})
+    assert pair.base[EMBED_NAME] is Rung.ROWS
+    signs = parse_rung("signs:128")
+    (step,) = candidates(pair, {EMBED_NAME: {"alias": 0.5, "signs:128": 9.0}}).chain.steps
+    assert (step.name, step.rung) == (EMBED_NAME, Rung.ALIAS)
+    assert step.saved == unique_bytes(pair, pair.base)
+    assert unique_bytes(pair, {**pair.base, EMBED_NAME: signs}) > step.saved  # so it is no offer
+
+
+def test_weights_make_a_kind_of_matrices_count_more(pair: Pair) -> None:
+    made = candidates(pair, {Q0: {"alias": 1.0}, K3: {"alias": 0.6}, UP1: {"alias": 1.8}})
+    assert [step.name for step in made.chain.steps] == [Q0, UP1, K3]
+    spared = made.weighted({"self_attn": 9.0})
+    assert [step.name for step in spared.steps] == [UP1, Q0, K3]
+
+
+def test_harm_is_the_sum_over_what_is_not_as_it_was(pair: Pair) -> None:
+    made = candidates(
+        pair, {Q0: {"alias": 3.0, "rank4:4": 0.5}, UP1: {"alias": 2.0}, DOWN2: {"alias": 1.0}}
+    )
     assert made.harm(pair.base) == 0
     assert made.harm(pair.aliasing(Q0, DOWN2)) == 4.0
     assert made.harm(pair.aliasing("layers.0.")) == 3.0
+    assert made.harm({**pair.base, Q0: parse_rung("rank4:4")}) == 0.5
     assert made.harm(pair.aliasing(EMBED_NAME, FINAL_NORM_NAME)) == 0
 
 
-@given(st.lists(st.floats(1e-9, 1.0), min_size=1, max_size=4))
-def test_prefix_of_harm_is_the_longest_that_stays_within(pair: Pair, errors: list[float]) -> None:
-    made = candidates(pair, dict(zip((Q0, UP1, DOWN2, K3), errors, strict=False)))
-    harms = [made.harm(made.prefix(length).rungs) for length in range(len(errors) + 1)]
-    for length, harm in enumerate(harms):
-        assert made.prefix_of_harm(harm) == length
-        assert made.prefix_of_harm(math.nextafter(harm, 0.0)) == max(0, length - 1)
-    assert made.prefix_of_harm(math.inf) == len(errors)
-
-
-def test_prefix_of_harm_takes_what_does_none_for_nothing(pair: Pair) -> None:
-    assert candidates(pair, {Q0: 0.0, UP1: 0.0, DOWN2: 1.0}).prefix_of_harm(0.0) == 2
+def test_outside_the_neighbourhood_nothing_aliases_but_equal_bytes(tmp_path: Path) -> None:
+    far = {name: 0.6 for name in layer_scales(1, 1) if name.endswith("proj.weight")}
+    pair = make_pair(tmp_path, layers=2, scale=far)
+    assert pair.report.region is Region.OUTSIDE
+    errors = {name: {"alias": 0.0, "rank4:4": 1.0} for name in (Q0, UP1)}
+    made = candidates(pair, errors)
+    assert [str(step.rung) for step in made.chain.steps] == ["rank4:4", "rank4:4"]
+    assert made.may_be_chosen(made.chain.rungs(2))
+    assert made.may_be_chosen(pair.base)
+    assert pair.base[EMBED_NAME] is Rung.ALIAS  # which is of equal bytes
+    assert not made.may_be_chosen(made.without_residuals().rungs(1) | {Q0: Rung.ALIAS})
+    (whole, *_) = made.blocks(CONSERVATIVE)
+    assert not made.may_be_chosen(whole.rungs)
 
 
 harms = st.floats(1e-8, 1e2)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from linker_core.sharing.report import Region
-from linker_core.sharing.rungs import Rung
+from linker_core.sharing.rungs import Residual, Rung
 from linker_core.sharing.scan import scan
 from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer
@@ -23,6 +23,7 @@ from tests.linker_core.tuning.pairs import Pair
 pytestmark = [pytest.mark.shared, pytest.mark.slow, pytest.mark.timeout(900)]
 
 BUDGETS_KL = (0.01, 0.05)
+MOST_OF_A_COPY = {"instruct": 0.11, "chat": 0.11, "math": 0.13, "code": 0.25}  # at the first
 
 
 def family_pair(shared: Path, name: str) -> Pair:
@@ -57,10 +58,9 @@ def held_out_text(pair: Pair) -> CalibrationText:
     return encode(dialogues, reader, max_response_tokens=8_000)
 
 
-@pytest.mark.parametrize("name", ["instruct", "chat", "math"])
+@pytest.mark.parametrize("name", ["instruct", "chat", "math", "code"])
 def test_budget_is_kept_on_text_that_is_held_out(shared: Path, name: str) -> None:
     pair = family_pair(shared, name)
-    assert pair.report.region is not Region.OUTSIDE
     plans = {budget_kl: tuned(pair, budget_kl).chosen for budget_kl in BUDGETS_KL}
     text = held_out_text(pair)
     assert text.num_response_tokens >= 4_000
@@ -70,15 +70,15 @@ def test_budget_is_kept_on_text_that_is_held_out(shared: Path, name: str) -> Non
         assert chosen.price.kl_upper <= budget_kl
         assert price.kl <= 1.5 * budget_kl
     sizes = [plan.unique_bytes for plan in plans.values()]
-    assert pair.variant.nbytes > sizes[0] > sizes[1]
+    assert sizes[0] > sizes[1]
+    assert sizes[0] <= MOST_OF_A_COPY[name] * pair.variant.nbytes
 
 
 def test_variant_that_moved_far_aliases_no_matrix(shared: Path) -> None:
     pair = family_pair(shared, "code")
     assert pair.report.region is Region.OUTSIDE
     result = tuned(pair, 0.05)
-    assert result.chosen.rungs == pair.base
-    for name, tensor in pair.variant.tensors.items():
-        if name.startswith("model.layers.") and len(tensor.shape) == 2:
-            assert result.chosen.rungs[name] is Rung.OWN
-    assert len(result.frontier) >= 4
+    assert any(isinstance(rung, Residual) for rung in result.chosen.rungs.values())
+    for name, rung in result.chosen.rungs.items():
+        assert rung is not Rung.ALIAS or pair.base[name] is Rung.ALIAS
+    assert any(plan.price.kl > 0.05 for plan in result.frontier)

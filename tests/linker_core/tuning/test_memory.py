@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from linker_core.residency import encoding
 from linker_core.residency.loader import read_tensor
+from linker_core.residency.low_rank import sketch_size
+from linker_core.sharing.rungs import parse_rung, residual_bytes
 from linker_core.tuning import memory, storages
 from linker_core.tuning.memory import (
     LOGITS_CHUNK_BYTES,
@@ -17,9 +20,11 @@ from linker_core.tuning.memory import (
     answering_bytes,
     tuning_bytes,
 )
+from linker_core.tuning.offered import OFFERED, offered_rungs
 from linker_core.tuning.sensitivity import measure_sensitivities
 from linker_core.tuning.storages import Rungs
 from linker_core.weights.checkpoint import Checkpoint
+from linker_core.weights.keys import parse_key
 from tests.linker_core.tuning.pairs import Pair, make_pair, open_pair, random_text
 from tests.tiny import ARCHITECTURES, make_checkpoint, make_variant
 
@@ -44,12 +49,40 @@ def announced(pair: Pair, num_tokens: int, num_plans: int) -> int:
     return tuning_bytes(donor, variant, num_tokens=num_tokens, num_plans=num_plans, device="cpu")
 
 
-def test_bytes_are_two_blocks_the_ends_and_a_state_a_plan(pair: Pair, tmp_path: Path) -> None:
-    working = announced(pair, 0, 5) - weights_held(pair)
+def test_bytes_are_two_blocks_the_ends_residuals_and_a_state_a_plan(pair: Pair) -> None:
+    working = announced(pair, 0, 0) - weights_held(pair)
     assert working >= 2 * LOGITS_CHUNK_BYTES
+    a_plan = announced(pair, 0, 3) - announced(pair, 0, 2)
     assert announced(pair, 1000, 3) - announced(pair, 0, 3) == 4 * 1000 * 48 * 4
-    tied = make_pair(tmp_path / "tied", layers=6)
-    assert announced(tied, 0, 5) - weights_held(tied) == working
+    held = [info for name, info in pair.variant.tensors.items() if in_one_block_or_none(name)]
+    matrices = [info for info in held if len(info.shape) == 2]
+    assert sum(info.nbytes for info in matrices) / 8 < a_plan
+    dearest = [
+        max(
+            residual_bytes(rung, *info.shape)
+            for rung in offered_rungs(*info.shape, element_bytes=2)
+        )
+        for info in matrices
+    ]
+    assert all(size < info.nbytes for size, info in zip(dearest, matrices, strict=True))
+    assert a_plan == sum(dearest)
+
+
+def test_layers_take_no_more_than_one_of_them(tmp_path: Path) -> None:
+    few, many = (make_pair(tmp_path / str(layers), layers=layers) for layers in (1, 6))
+    assert announced(few, 100, 4) == announced(many, 100, 4)
+
+
+def in_one_block_or_none(name: str) -> bool:
+    key = parse_key(name)
+    assert key is not None
+    return key.layer in (0, None)
+
+
+def test_sketches_are_as_many_as_the_offered_ranks_need() -> None:
+    sizes = {sketch_size(rung.rank) for rung in OFFERED if rung.rank}
+    assert sum(sizes) <= memory.SKETCH_COLUMNS
+    assert encoding._CHUNK_WEIGHTS == memory.CHUNK_WEIGHTS
 
 
 def test_pass_holds_two_blocks_and_the_ends_at_most(
@@ -66,11 +99,13 @@ def test_pass_holds_two_blocks_and_the_ends_at_most(
         return tensor
 
     monkeypatch.setattr(storages, "read_tensor", watched)
-    plans: list[Rungs] = [pair.aliasing("layers."), pair.aliasing("layers.1."), pair.base]
+    coded = dict.fromkeys(pair.aliasing("proj.weight"), parse_rung("int2:128"))
+    coded = {name: pair.base[name] if "proj.w" not in name else coded[name] for name in coded}
+    plans: list[Rungs] = [pair.aliasing("layers."), pair.aliasing("layers.1."), coded, pair.base]
     pricer = pair.pricer(random_text([20, 20]))
     pricer.price(plans)
     blocks = sum(section_bytes(side, "layers.0.") for side in (pair.donor, pair.variant))
-    assert blocks < peak <= weights_held(pair)
+    assert blocks < peak <= weights_held(pair)  # what residuals are made of is read once
     assert all(ref() is None for ref in alive)
 
 

@@ -18,7 +18,7 @@ from linker_core.residency.loader import read_tensor
 from linker_core.sharing.rungs import Rung
 from linker_core.tuning import storages
 from linker_core.tuning import walk as walk_module
-from linker_core.tuning.sensitivity import measure_sensitivities
+from linker_core.tuning.sensitivity import Sensitivity, measure_sensitivities
 from linker_core.tuning.storages import Rungs
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME
@@ -29,11 +29,17 @@ LENGTHS = (30, 9, 17)
 UP, GATE = "mlp.up_proj.weight", "mlp.gate_proj.weight"
 
 
-def measured(pair: Pair, lengths: tuple[int, ...] = LENGTHS) -> dict[str, float]:
+def sensitivities(pair: Pair, lengths: tuple[int, ...] = LENGTHS) -> list[Sensitivity]:
     ids = [token for s in random_text(lengths).sequences for token in s.token_ids]
     found = measure_sensitivities(pair.walk(lengths), pair.reader(), pair.base, ids)
-    assert len({one.name for one in found}) == len(found)
-    return {one.name: one.error for one in found}
+    assert len({(one.name, one.rung) for one in found}) == len(found)
+    return found
+
+
+def measured(pair: Pair, lengths: tuple[int, ...] = LENGTHS) -> dict[str, float]:
+    """What an alias of each weight does."""
+    found = sensitivities(pair, lengths)
+    return {one.name: one.error for one in found if one.rung is Rung.ALIAS}
 
 
 class Recording:

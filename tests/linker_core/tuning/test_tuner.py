@@ -12,7 +12,7 @@ from linker_core.errors import InvalidRequestError
 from linker_core.sharing.plan import Fingerprints, Policy
 from linker_core.sharing.planner import plan_rungs
 from linker_core.sharing.report import Region
-from linker_core.sharing.rungs import AnyRung, Rung
+from linker_core.sharing.rungs import AnyRung, Residual, Rung
 from linker_core.tuning import tuner
 from linker_core.tuning.candidates import ALL_BLOCKS, INTERIOR
 from linker_core.tuning.request import TuneGoal, TuneRequest
@@ -155,13 +155,17 @@ def test_result_survives_json(tuned: Tuned) -> None:
     assert TuneResult.from_json(json.loads(json.dumps(result.to_json()))) == result
 
 
-def test_variant_outside_the_neighbourhood_shares_equal_bytes_alone(tmp_path: Path) -> None:
+def test_variant_outside_the_neighbourhood_takes_residuals_and_no_alias(tmp_path: Path) -> None:
     pair = make_pair(tmp_path, layers=2, scale=dict.fromkeys([*far_names()], 0.6))
     assert pair.report.region is Region.OUTSIDE
-    result = tune(request(pair, TuneGoal(budget_kl=1e9)))
-    assert result.chosen.rungs == pair.base
-    assert result.frontier[0].unique_bytes < result.chosen.unique_bytes
-    assert result.frontier[0].price.kl > 0
+    least = len(pair.variant.tensors)  # more than nothing
+    for goal in (TuneGoal(budget_kl=1e9), TuneGoal(max_bytes=unique_bytes(pair, pair.base) // 3)):
+        result = tune(request(pair, goal))
+        for name, rung in result.chosen.rungs.items():
+            if len(pair.variant.tensors[name].shape) == 2 and pair.base[name] is Rung.OWN:
+                assert rung is not Rung.ALIAS
+        assert least < result.chosen.unique_bytes < unique_bytes(pair, pair.base) / 2
+        assert any(plan.origin == ALL_BLOCKS for plan in result.frontier)  # to be seen
 
 
 def far_names() -> list[str]:
@@ -227,7 +231,7 @@ def test_copy_of_the_donor_needs_no_pass(tmp_path: Path) -> None:
 def test_variant_with_more_tokens_is_tuned(tmp_path: Path) -> None:
     pair = make_pair(tmp_path, layers=3, scale=0.03, added_tokens=["<|a|>"])
     result = tune(request(pair, TuneGoal(budget_kl=1e9)))
-    assert result.chosen.rungs[EMBED_NAME] is Rung.OWN
+    assert isinstance(result.chosen.rungs[EMBED_NAME], Residual)  # the new row has no base to alias
     assert result.chosen.rungs[UP] is Rung.ALIAS
 
 
