@@ -10,25 +10,23 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 from linker_core.pace import Pace
 from linker_core.sharing.rungs import parse_rung
-from linker_core.sharing.scan import scan
 from linker_core.tuning.storages import Rungs
 from linker_core.tuning.tasks import Task, load_tasks
 from linker_core.tuning.texts import calibration_text
-from linker_core.weights.checkpoint import Checkpoint
 from tests.benchmarks import rivals
 from tests.benchmarks.baseline_tables import Line, tables
 from tests.benchmarks.distillation import distilled_scales
 from tests.benchmarks.frontier_picture import Point, draw
-from tests.benchmarks.held_out import held_out_text
-from tests.benchmarks.ours import Ours, uniform
+from tests.benchmarks.held_out import held_out_text, opened
+from tests.benchmarks.ours import BUDGETS_KL, Ours, keep_argument, uniform
 from tests.benchmarks.rewritten import Judge, is_matrix
 from tests.benchmarks.surgeon import calibrated_sparse, second_moments
 from tests.linker_core.engine.families import reference_model
@@ -40,7 +38,6 @@ _UNIFORM = (
     *("rank4:8+signs:64", "rank8:8+signs:64", "rank8:8+int2:64"),
 )
 _SIZES_BITS = (0.6, 1.2, 1.8, 2.6, 3.6, 4.6)  # per weight, all in
-_BUDGETS_KL = (0.001, 0.003, 0.01, 0.03)
 _QUESTIONS = 10  # of a task
 _SIDES = ("others", "ours")
 _PICTURE = Path("docs/baselines.svg")
@@ -59,8 +56,9 @@ class Rival(NamedTuple):
 class Bench:
     """Everything that is measured of one variant."""
 
-    def __init__(self, pair: Pair, tasks: Sequence[Task]) -> None:
+    def __init__(self, pair: Pair, tasks: Sequence[Task], kept: Path | None) -> None:
         self._pair = pair
+        self._kept = kept
         self._tasks = tasks
         self._text = held_out_text(pair.variant)
         self._shipped = calibration_text(
@@ -80,7 +78,7 @@ class Bench:
 
     def ours(self, known: set[str]) -> Iterator[Line]:
         """Yields a line for every plan of ours that is not known."""
-        side = Ours(self._pair, self._text, self._tasks)
+        side = Ours(self._pair, self._text, tasks=self._tasks, kept=self._kept)
         missing = [each for each in self._plans(side) if each[1] not in known]
         measured_plans = side.measure([choose() for *_, choose in missing])
         for (family, label, _), measured in zip(missing, measured_plans, strict=True):
@@ -124,24 +122,9 @@ class Bench:
         for bits in _SIZES_BITS:
             label = f"policy bytes, ≤ {bits} bits"
             yield "ours, policy bytes", label, partial(side.within_bits, bits)
-        for budget_kl in _BUDGETS_KL:
+        for budget_kl in BUDGETS_KL:
             label = f"policy budget, {budget_kl} nats"
             yield "ours, policy budget", label, partial(side.within_budget, budget_kl)
-
-
-def measure(
-    family: Path, variant: str, tasks: Sequence[Task], *, sides: Sequence[str], known: set[str]
-) -> Iterator[Line]:
-    """Yields the forms of one variant that are not known."""
-    with ExitStack() as stack:
-        donor, own = (
-            stack.enter_context(Checkpoint.open(family / name)) for name in ("base", variant)
-        )
-        bench = Bench(Pair(donor=donor, variant=own, report=scan(donor, own)), tasks)
-        if "others" in sides:
-            yield from bench.others(known)
-        if "ours" in sides:
-            yield from bench.ours(known)
 
 
 def main() -> None:
@@ -154,6 +137,7 @@ def main() -> None:
         "--lines", type=Path, help="a file to keep lines in; what it has is not measured again"
     )
     parser.add_argument("--sides", nargs="+", choices=_SIDES, default=_SIDES)
+    keep_argument(parser)
     args = parser.parse_args()
     tasks = load_tasks(args.tasks, limit=_QUESTIONS)
     held_out = sorted(path.stem for path in (args.family / "heldout").glob("*.jsonl"))
@@ -161,11 +145,14 @@ def main() -> None:
     lines = [Line(**json.loads(line)) for line in kept]
     for variant in args.variants or held_out:
         known = {line.form for line in lines if line.variant == variant}
-        for line in measure(args.family, variant, tasks, sides=args.sides, known=known):
-            lines.append(line)
-            if args.lines is not None:
-                with args.lines.open("a") as file:
-                    file.write(json.dumps(asdict(line)) + "\n")
+        with opened(args.family, variant) as pair:
+            bench = Bench(pair, tasks, args.keep)
+            sides = {"others": bench.others, "ours": bench.ours}
+            for line in chain.from_iterable(sides[side](known) for side in args.sides):
+                lines.append(line)
+                if args.lines is not None:
+                    with args.lines.open("a") as file:
+                        file.write(json.dumps(asdict(line)) + "\n")
     print("\n".join(tables(lines)))
     draw([Point(x.variant, x.family, x.bits_per_weight, x.kl) for x in lines], _PICTURE)
 

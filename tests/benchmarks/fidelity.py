@@ -8,20 +8,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
 from linker_core.sharing.rungs import Residual
-from linker_core.sharing.scan import scan
 from linker_core.tuning.request import TuneGoal
 from linker_core.tuning.result import PricedPlan
-from linker_core.weights.checkpoint import Checkpoint
-from tests.benchmarks.held_out import held_out_text
-from tests.benchmarks.ours import Ours
-from tests.linker_core.tuning.pairs import Pair
-
-BUDGETS_KL = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+from tests.benchmarks.held_out import held_out_text, opened
+from tests.benchmarks.ours import BUDGETS_KL, Ours, keep_argument
 
 
 class Bought(NamedTuple):
@@ -37,14 +31,10 @@ class Bought(NamedTuple):
     held_out_kl: float
 
 
-def measure(family: Path, variant: str) -> Iterator[Bought]:
+def measure(family: Path, variant: str, kept: Path | None) -> Iterator[Bought]:
     """Tunes one variant for every budget, and prices the choices on its held-out text."""
-    with ExitStack() as stack:
-        donor, own = (
-            stack.enter_context(Checkpoint.open(family / name)) for name in ("base", variant)
-        )
-        pair = Pair(donor=donor, variant=own, report=scan(donor, own))
-        side = Ours(pair, held_out_text(own))
+    with opened(family, variant) as pair:
+        side = Ours(pair, held_out_text(pair.variant), kept=kept)
         results = [side.tuned(TuneGoal(budget_kl=budget_kl)) for budget_kl in BUDGETS_KL]
         prices = side.prices([result.chosen.rungs for result in results])
     priced = [plan for result in results for plan in result.frontier]
@@ -55,8 +45,8 @@ def measure(family: Path, variant: str) -> Iterator[Bought]:
             budget_kl=budget_kl,
             plan=result.chosen,
             bits_per_weight=8 * result.chosen.unique_bytes / side.num_weights,
-            share=result.chosen.unique_bytes / own.nbytes,
-            share_without=_smallest_without_residuals(priced, budget_kl) / own.nbytes,
+            share=result.chosen.unique_bytes / pair.variant.nbytes,
+            share_without=_smallest_without_residuals(priced, budget_kl) / pair.variant.nbytes,
             held_out_kl=price.kl,
         )
 
@@ -92,10 +82,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("family", type=Path)
     parser.add_argument("variants", nargs="*")
+    keep_argument(parser)
     args = parser.parse_args()
     held_out = sorted(path.stem for path in (args.family / "heldout").glob("*.jsonl"))
     names = args.variants or held_out
-    print("\n".join(table(each for name in names for each in measure(args.family, name))))
+    print(
+        "\n".join(table(each for name in names for each in measure(args.family, name, args.keep)))
+    )
 
 
 if __name__ == "__main__":

@@ -1,13 +1,29 @@
-"""Text that no model of a family was trained on, and no plan may be tuned on."""
+"""A family's pairs, and text that no model was trained on and no plan may be tuned on."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from linker_core.sharing.scan import scan
 from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer
 from linker_core.tuning.calibration import CalibrationText, encode
 from linker_core.tuning.dialogues import load_dialogues
 from linker_core.tuning.reading import VariantReader
 from linker_core.weights.checkpoint import Checkpoint
+from tests.linker_core.tuning.pairs import Pair
+
+
+@contextmanager
+def opened(family: Path, variant: str) -> Iterator[Pair]:
+    """Opens a variant beside its family's `base`."""
+    with ExitStack() as stack:
+        donor, own = (
+            stack.enter_context(Checkpoint.open(family / name)) for name in ("base", variant)
+        )
+        yield Pair(donor=donor, variant=own, report=scan(donor, own))
 
 
 def held_out_text(variant: Checkpoint) -> CalibrationText:

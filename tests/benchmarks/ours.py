@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
+import json
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from linker_core.sharing.plan import count_weights, plan_bytes
 from linker_core.sharing.planner import count_own_rows
@@ -18,14 +21,32 @@ from linker_core.tuning.tuner import tune
 from tests.benchmarks.rewritten import Measured, accuracies, is_matrix
 from tests.linker_core.tuning.pairs import Pair
 
+BUDGETS_KL = (0.001, 0.003, 0.01, 0.03, 0.1)
+
 
 class Ours:
-    """Measures plans of one pair through the kernels that serve them."""
+    """Measures plans of one pair through the kernels that serve them.
 
-    def __init__(self, pair: Pair, text: CalibrationText, tasks: Sequence[Task] = ()) -> None:
+    Args:
+        pair: Donor and variant.
+        text: What plans are priced on; the tuner does not see it.
+        tasks: What plans are asked.
+        kept: A folder for what the tuner finds: the tables of docs/fidelity.md have many goals in
+            common. Nothing in it says which code found it, so a new tuner calls for a new folder.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        text: CalibrationText,
+        *,
+        tasks: Sequence[Task] = (),
+        kept: Path | None = None,
+    ) -> None:
         self._pair = pair
         self._text = text
         self._tasks = tasks
+        self._kept = kept
         self.num_weights = count_weights(pair.variant)
 
     def within_budget(self, budget_kl: float) -> Rungs:
@@ -39,16 +60,14 @@ class Ours:
 
     def tuned(self, goal: TuneGoal) -> TuneResult:
         """Returns what the tuner finds on the shipped dialogues."""
-        pair = self._pair
-        return tune(
-            TuneRequest(
-                donor=str(pair.donor.path),
-                variant=str(pair.variant.path),
-                report=pair.report.to_json(),
-                donor_fingerprint="",
-                goal=goal,
-            )
-        )
+        if self._kept is None:
+            return self._tune(goal)
+        aim = goal.budget_kl if goal.max_bytes is None else goal.max_bytes
+        variant = self._pair.variant.path
+        file = self._kept / f"{variant.parent.name}-{variant.name}-{aim}.json"
+        if not file.exists():
+            file.write_text(json.dumps(self._tune(goal).to_json()))
+        return TuneResult.from_json(json.loads(file.read_text()))
 
     def prices(self, plans: Sequence[Rungs]) -> list[Price]:
         """Returns what plans cost on the text."""
@@ -72,6 +91,18 @@ class Ours:
         own_rows = count_own_rows(self._pair.report, variant, plan)
         return plan_bytes(plan, own_rows, donor=donor, variant=variant).unique_bytes
 
+    def _tune(self, goal: TuneGoal) -> TuneResult:
+        pair = self._pair
+        return tune(
+            TuneRequest(
+                donor=str(pair.donor.path),
+                variant=str(pair.variant.path),
+                report=pair.report.to_json(),
+                donor_fingerprint="",
+                goal=goal,
+            )
+        )
+
 
 def uniform(pair: Pair, rung: AnyRung) -> dict[str, AnyRung]:
     """Returns the plan with every matrix on one rung, embedding and head included."""
@@ -86,3 +117,10 @@ def _parts(plans: Sequence[Rungs]) -> Iterator[Sequence[Rungs]]:
     """Yields as many plans as are walked at once."""
     for start in range(0, len(plans), MAX_PLANS_AT_ONCE):
         yield plans[start : start + MAX_PLANS_AT_ONCE]
+
+
+def keep_argument(parser: argparse.ArgumentParser) -> None:
+    """Declares where `Ours` keeps what the tuner finds."""
+    parser.add_argument(
+        "--keep", type=Path, help="an existing folder for plans, shared by these benchmarks"
+    )

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
-from linker_core.sharing.scan import scan
 from linker_core.tuning.request import DEFAULT_BUDGET_KL
-from linker_core.weights.checkpoint import Checkpoint
-from tests.benchmarks.held_out import held_out_text
-from tests.benchmarks.ours import Ours
-from tests.linker_core.tuning.pairs import Pair
+from tests.benchmarks.held_out import held_out_text, opened
+from tests.benchmarks.ours import Ours, keep_argument
 
 # KL by bits per weight, and at the default budget the share of a copy; by variant.
 _LIGHT_KL = {4.6: 0.0001, 2.6: 0.003, 1.2: 0.018}
@@ -43,14 +39,10 @@ class Reached(NamedTuple):
     met: bool | None  # None: no bar
 
 
-def measure(family: Path, variant: str) -> Iterator[Reached]:
+def measure(family: Path, variant: str, kept: Path | None) -> Iterator[Reached]:
     """Yields what each size costs, and how large the default budget leaves the variant."""
-    with ExitStack() as stack:
-        donor, own = (
-            stack.enter_context(Checkpoint.open(family / name)) for name in ("base", variant)
-        )
-        pair = Pair(donor=donor, variant=own, report=scan(donor, own))
-        side = Ours(pair, held_out_text(own))
+    with opened(family, variant) as pair:
+        side = Ours(pair, held_out_text(pair.variant), kept=kept)
         plans = [side.within_bits(bits) for bits in SIZES_BITS]
         plans.append(side.within_budget(DEFAULT_BUDGET_KL))
         sizes = [side.unique_bytes(plan) for plan in plans]
@@ -58,7 +50,7 @@ def measure(family: Path, variant: str) -> Iterator[Reached]:
     bars = [*map(KL_BARS.get(variant, {}).get, SIZES_BITS), SHARE_BARS.get(variant)]
     aims = [*(f"≤ {bits} bits" for bits in SIZES_BITS), f"KL ≤ {DEFAULT_BUDGET_KL}"]
     for i, (aim, nbytes, price, bar) in enumerate(zip(aims, sizes, prices, bars, strict=True)):
-        share = nbytes / own.nbytes
+        share = nbytes / pair.variant.nbytes
         is_of_size = i < len(SIZES_BITS)
         yield Reached(
             variant=variant,
@@ -88,10 +80,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("family", type=Path)
     parser.add_argument("variants", nargs="*")
+    keep_argument(parser)
     args = parser.parse_args()
     held_out = sorted(path.stem for path in (args.family / "heldout").glob("*.jsonl"))
     names = args.variants or held_out
-    print("\n".join(table([each for name in names for each in measure(args.family, name)])))
+    print(
+        "\n".join(table([each for name in names for each in measure(args.family, name, args.keep)]))
+    )
 
 
 if __name__ == "__main__":
