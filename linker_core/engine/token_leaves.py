@@ -18,6 +18,7 @@ from torch.func import functional_call
 from linker_core.engine.arithmetic import Addend, Arithmetic, Product
 from linker_core.engine.leaf import RoutedLeaf, Tensors
 from linker_core.engine.rows import RowGroup, RowMap, StepContext, partition
+from linker_core.residency.delta_rows import Picked, delta_rows
 from linker_core.residency.ledger import Stored, StoredResidual, StoredRows, StoredTensor
 
 _Split = StoredRows | StoredResidual  # a table that is partly its donor's
@@ -117,8 +118,14 @@ def look_up(
         out_TH = torch.empty(len(ids_T), hidden, dtype=dtype, device=ids_T.device)
         for group, base in zip(rows.groups(labels), bases, strict=True):
             group.put(out_TH, gather(base, group.take(ids_T)))
+    deltas: list[tuple[RowGroup, StoredResidual]] = []
     for group, table in _split_tables(rows, tables):
-        group.put(out_TH, _row_by_row(table, group.take(ids_T), group.take(out_TH)))
+        if isinstance(table, StoredResidual):
+            deltas.append((group, table))
+        else:
+            group.put(out_TH, _with_own(table, group.take(ids_T), group.take(out_TH)))
+    if deltas:
+        _add_deltas(deltas, ids_T, out_TH)
     return out_TH
 
 
@@ -164,7 +171,7 @@ def _put_own(
 ) -> None:
     """Writes what rows that a table holds whole give."""
     if isinstance(table, StoredResidual):
-        if len(table.extra):
+        if table.extra.shape[0]:
             y_Tn = y_TV[:, table.num_coded : table.num_rows]
             arithmetic.multiply(x_TH, group, [Product(table.extra, y_Tn, None)])
     elif len(table.own):
@@ -186,22 +193,25 @@ def _split_tables(rows: RowMap, tables: Sequence[Stored]) -> Iterator[tuple[RowG
             yield group, table
 
 
-def _row_by_row(table: _Split, ids_T: torch.Tensor, base_TH: torch.Tensor) -> torch.Tensor:
-    """Returns the rows of ids from what the donor has in their place."""
-    if isinstance(table, StoredResidual):
-        return _with_delta(table, ids_T, base_TH)
-    return _with_own(table, ids_T, base_TH)
-
-
-def _with_delta(table: StoredResidual, ids_T: torch.Tensor, base_TH: torch.Tensor) -> torch.Tensor:
-    """Returns `base_TH` plus the delta, or the own row of ids that the donor does not have."""
-    last = table.num_coded - 1
-    delta_TH = table.delta(ids_T.clamp(max=last) if len(table.extra) else ids_T)
-    out_TH = (base_TH.float() + delta_TH).to(base_TH.dtype)
-    if not len(table.extra):
-        return out_TH
-    own_TH = table.extra.index_select(0, (ids_T - table.num_coded).clamp_(min=0))
-    return torch.where((ids_T > last).unsqueeze(1), own_TH.to(out_TH.dtype), out_TH)
+def _add_deltas(
+    deltas: Sequence[tuple[RowGroup, StoredResidual]], ids_T: torch.Tensor, out_TH: torch.Tensor
+) -> None:
+    """Adds rows of deltas to the donors' rows, or writes those of tokens that a donor lacks."""
+    indices_n = torch.cat([group.indices_n for group, _ in deltas])
+    counts = [group.indices_n.shape[0] for group, _ in deltas]
+    ids = torch.split_with_sizes(ids_T.index_select(0, indices_n), counts)
+    picked = []
+    for (_, table), ids_n in zip(deltas, ids, strict=True):
+        last = table.num_coded - 1
+        picked.append(Picked(table, ids_n.clamp(max=last) if table.extra.shape[0] else ids_n))
+    whole_nH = out_TH.index_select(0, indices_n).float() + delta_rows(picked)
+    out_TH.index_copy_(0, indices_n, whole_nH.to(out_TH.dtype))
+    for (group, table), ids_n in zip(deltas, ids, strict=True):
+        if table.extra.shape[0]:
+            beyond_n = ids_n - table.num_coded
+            own_nH = table.extra.index_select(0, beyond_n.clamp(min=0)).to(out_TH.dtype)
+            is_own_n1 = (beyond_n >= 0).unsqueeze(1)
+            group.put(out_TH, torch.where(is_own_n1, own_nH, group.take(out_TH)))
 
 
 def _with_own(table: StoredRows, ids_T: torch.Tensor, base_TH: torch.Tensor) -> torch.Tensor:

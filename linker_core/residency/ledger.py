@@ -94,7 +94,7 @@ class StoredResidual:
     @property
     def num_rows(self) -> int:
         """Rows of the whole."""
-        return self.num_coded + len(self.extra)
+        return self.num_coded + self.extra.shape[0]
 
     @property
     def parts(self) -> tuple[CodedMatrix, ...]:

@@ -147,7 +147,8 @@ def _rounded_to_bytes(values_RW: torch.Tensor) -> CodedMatrix:
 
 def _rounded_to_bfloat16(values_RW: torch.Tensor) -> CodedMatrix:
     rows, width = values_RW.shape
-    words_RW = values_RW.bfloat16().contiguous()
+    # A copy of its own, dense where a dimension is 1, too.
+    words_RW = values_RW.bfloat16().clone(memory_format=torch.contiguous_format)
     _check_finite(words_RW)
     return CodedMatrix(
         bits=16,
