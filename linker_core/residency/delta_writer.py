@@ -1,10 +1,13 @@
-"""Writes a variant as a delta to its donor: one read of both, a tensor in memory at a time."""
+"""Writes a variant as a delta to its donor: one read of both, a few tensors in memory at a time."""
 
 from __future__ import annotations
 
 import time
 import zlib
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Generator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +30,7 @@ from linker_core.sharing.rungs import AnyRung, Residual, Rung
 from linker_core.weights.checkpoint import Checkpoint
 
 _CPU = torch.device("cpu")
+_BYTES_AT_ONCE = 1 << 30  # of tensors in memory, the variant's alone; one may be larger
 
 Stored = StoredTensor | StoredRows | StoredResidual
 Progress = Callable[[int, int], None]
@@ -62,23 +66,26 @@ def write_delta(
     if is_written(plan, target):
         return
     sources = _sources(plan, donor, variant)
-    total = sum(variant.tensors[source.name].nbytes for source in sources)
+    total = sum(source.nbytes for source in sources)
     entries = [entry for source in sources for entry in source.entries]
-    done, pace = 0, pace or Pace()
+    pace = pace or Pace()
     with new_folder(target) as folder:
         copy_texts(checkpoint_texts(variant.path), folder)
         with EntryWriter(folder / DELTA_FILE, entries, plan) as writer:
-            for source in sources:
+
+            def write(source: _Source) -> None:
                 started = time.monotonic()
                 with pace.turn():
-                    stored = _encoded(source, plan, donor, variant)
-                    write_stored(writer, source.name, stored)
-                nbytes = variant.tensors[source.name].nbytes
-                done += nbytes
-                if progress is not None:
-                    progress(done, total)
+                    write_stored(writer, source.name, _encoded(source, plan, donor, variant))
                 pace.after_work(time.monotonic() - started)
-                pace.after_read(2 * nbytes)
+                pace.after_read(2 * source.nbytes)
+
+            done = 0
+            with closing(_all_written(sources, write)) as written:  # no thread outlives the writer
+                for nbytes in written:
+                    done += nbytes
+                    if progress is not None:
+                        progress(done, total)
 
 
 def write_stored(writer: EntryWriter, name: str, stored: Stored) -> None:
@@ -117,7 +124,36 @@ def is_written(plan: SharePlan, target: Path) -> bool:
 class _Source(NamedTuple):
     name: str
     rung: AnyRung
+    nbytes: int  # of the variant's tensor
     entries: list[Entry]
+
+
+def _all_written(
+    sources: list[_Source], write: Callable[[_Source], None]
+) -> Generator[int, None, None]:
+    """Writes tensors in as many threads as torch has, the largest first; each by one thread.
+
+    Yields:
+        Bytes of each tensor that is done.
+    """
+    waiting = deque(sorted(sources, key=lambda source: -source.nbytes))
+    running: dict[Future[None], int] = {}
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        try:
+            while waiting or running:
+                while waiting and (
+                    not running or sum(running.values()) + waiting[0].nbytes <= _BYTES_AT_ONCE
+                ):
+                    source = waiting.popleft()
+                    running[pool.submit(write, source)] = source.nbytes
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    nbytes = running.pop(future)
+                    future.result()
+                    yield nbytes
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(threads)  # a thread's number is also the next one's to start
 
 
 def _sources(plan: SharePlan, donor: Checkpoint, variant: Checkpoint) -> list[_Source]:
@@ -144,7 +180,7 @@ def _sources(plan: SharePlan, donor: Checkpoint, variant: Checkpoint) -> list[_S
             num_rows = max(0, info.shape[0] - base.shape[0])
         entries = entries_of(name, rung, info.shape, info.dtype, num_rows=num_rows)
         if entries:
-            sources.append(_Source(name, rung, entries))
+            sources.append(_Source(name, rung, info.nbytes, entries))
     return sources
 
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from linker_core.residency.delta_writer import write_delta
+from linker_core.residency.encoding import DeltaEncoder
+from linker_core.residency.ledger import StoredResidual, StoredTensor
 from linker_core.sharing.plan import Fingerprints, Policy, SharePlan
 from linker_core.sharing.planner import plan_donor, plan_rungs
-from linker_core.sharing.rungs import AnyRung, Rung, parse_rung
+from linker_core.sharing.rungs import AnyRung, Residual, Rung, parse_rung
 from linker_core.sharing.scan import scan
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME
@@ -78,6 +83,16 @@ def write_planned(
         )
         write_delta(plan, donor, variant, target)
     return plan
+
+
+def encoded(base: StoredTensor, tensor: torch.Tensor, name: str, rung: Residual) -> StoredResidual:
+    """What a delta file holds of a matrix, which one thread encodes: more would sum otherwise."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return DeltaEncoder(base, tensor, seed=zlib.crc32(name.encode())).encode(rung)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def matrices(path: Path) -> list[str]:

@@ -10,7 +10,6 @@ import resource
 import shutil
 import signal
 import struct
-import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +32,6 @@ from linker_core.residency import delta_writer
 from linker_core.residency.coding import pack_codes
 from linker_core.residency.delta_entries import EntryWriter
 from linker_core.residency.delta_writer import write_delta
-from linker_core.residency.encoding import DeltaEncoder
 from linker_core.residency.ledger import StoredTensor
 from linker_core.residency.new_folder import INCOMPLETE
 from linker_core.sharing.delta import DeltaFile, open_weights
@@ -42,7 +40,7 @@ from linker_core.sharing.plan import SharePlan
 from linker_core.sharing.rungs import AnyRung, Residual, Rung, kind_of, parse_rung
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import EMBED_NAME
-from tests.linker_core.residency.deltas import random_rungs, write_planned
+from tests.linker_core.residency.deltas import encoded, random_rungs, write_planned
 from tests.tiny import make_checkpoint, make_variant
 
 HEAD = "lm_head.weight"
@@ -100,9 +98,7 @@ def test_delta_read_back_holds_what_the_encoder_gives(tmp_path: Path, dtype: str
                 rebuilt[stored.pop(f"{name}.positions")] = stored.pop(f"{name}.rows")
                 assert torch.equal(rebuilt, whole[name])
             elif isinstance(rung, Residual):
-                seed = zlib.crc32(name.encode())
-                donor_tensor = StoredTensor(tensor=base[name])
-                again = DeltaEncoder(donor_tensor, whole[name], seed=seed).encode(rung)
+                again = encoded(StoredTensor(tensor=base[name]), whole[name], name, rung)
                 assert torch.equal(stored.pop(f"{name}.extra"), again.extra)
                 for part, matrix in (
                     ("dense", again.dense),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import random
 import struct
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +15,6 @@ from safetensors.torch import load_file
 
 from linker_core.errors import BadCheckpointError, InsufficientCapacityError
 from linker_core.residency import reading
-from linker_core.residency.encoding import DeltaEncoder
 from linker_core.residency.ledger import Stored, StoredResidual, StoredRows, StoredTensor
 from linker_core.residency.loader import load_tensors
 from linker_core.residency.pool import Pool, ResidentVariant
@@ -29,6 +27,7 @@ from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME
 from tests.linker_core.residency.deltas import (
     RESIDUALS,
     donor_plan,
+    encoded,
     matrices,
     write_planned,
     write_random_delta,
@@ -71,7 +70,7 @@ def whole(entry: Stored, like: torch.Tensor) -> torch.Tensor:
 
 
 def assert_encoded(entry: StoredResidual, rung: Residual, name: str, tensor: torch.Tensor) -> None:
-    want = DeltaEncoder(entry.base, tensor, seed=zlib.crc32(name.encode())).encode(rung)
+    want = encoded(entry.base, tensor, name, rung)
     assert len(entry.tensors) == len(want.tensors)
     for got, expected in zip(entry.tensors, want.tensors, strict=True):
         assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
