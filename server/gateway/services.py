@@ -158,9 +158,10 @@ def build_services(
         command=tune_command,
     )
     encoder = Encoder(encode_command, busy=busy)
+    deltas = Deltas(settings.deltas_directory(), encoder)
     admission = Admission(
         catalog=catalog,
-        deltas=Deltas(settings.deltas_directory(), encoder),
+        deltas=deltas,
         engine=lambda: services.engine.client,
         engine_config=engine_config,
         max_model_len=settings.engine.max_model_len,
@@ -174,7 +175,7 @@ def build_services(
             calibration=settings.sharing.calibration,
             precision=engine_config.served_precision,
         ),
-        imports=Imports(encoder),
+        imports=Imports(encoder, deltas),
         snapshot=admission.snapshot,
     )
     roster = Roster(registry=registry, metrics=metrics)

@@ -13,6 +13,7 @@ from linker_core.errors import EngineFailureError, NotReadyError
 from linker_core.sharing.plan import Policy, SharePlan
 from linker_core.weights.architecture import ModelConfig
 from server.bridge.client import EngineClient, OnProgress
+from server.onboarding.adapters import AdapterSide, Source
 from server.onboarding.catalog import Catalog, ServedModel, TextSide
 from server.onboarding.deltas import Deltas, Weights
 from server.onboarding.request import OnboardRequest
@@ -122,15 +123,17 @@ class Admission:
         return None if engine is None else engine.snapshot
 
     def least_bytes(
-        self, request: OnboardRequest, text: TextSide, donor: ServedModel | None
+        self, request: OnboardRequest, source: Source, donor: ServedModel | None
     ) -> int:
         """Returns what a model takes on the device even if it can share all that may be shared."""
+        if isinstance(source, AdapterSide):
+            return 0  # its factors are small, and may be of another type
         if donor is None:
-            return text.checkpoint_bytes + self.kv_bytes(text.config)
-        if text.delta is not None:
-            return text.delta.unique_bytes
+            return source.checkpoint_bytes + self.kv_bytes(source.config)
+        if source.delta is not None:
+            return source.delta.unique_bytes
         # BS Eq. 3 shares blocks alone; under other policies the rest may be the donor's too.
-        return text.outside_blocks_bytes if request.policy == Policy.THRESHOLDS else 0
+        return source.outside_blocks_bytes if request.policy == Policy.THRESHOLDS else 0
 
     def kv_bytes(self, config: ModelConfig) -> int:
         """Returns what the KV cache of a new family takes."""

@@ -16,8 +16,7 @@ import logging
 import os
 import re
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +27,9 @@ from linker_core.errors import (
 )
 from linker_core.sharing.delta import VERSION, DeltaFile
 from linker_core.sharing.plan import Policy, SharePlan
+from linker_core.sharing.rungs import AnyRung
 from linker_core.weights.checkpoint import Identity
+from server.onboarding.adapters import AdapterSide, Source, check_unchanged
 from server.onboarding.catalog import ServedModel, TextSide
 from server.onboarding.encoder import Encoder
 from server.onboarding.pairs import open_again
@@ -61,7 +62,7 @@ class Deltas:
         self._directory = directory
         self._encoder = encoder
         self._sound: dict[str, Identity] = {}  # read to their end in this process's life
-        self._held: Counter[str] = Counter()  # that no row speaks of yet
+        self._fresh: set[str] = set()  # asked for; rows may not speak of them yet
         self._turn = asyncio.Lock()  # of the one encoder that runs
 
     async def weights(
@@ -90,41 +91,80 @@ class Deltas:
         if text.delta is not None or not plan.has_residuals:
             return Weights(text.path, text.identity)
         assert donor is not None
+        base = donor.text
+
+        async def encode(target: Path) -> None:
+            await self._encoder.encode(
+                plan, donor=base.path, variant=text.path, target=target, on_progress=on_progress
+            )
+            await asyncio.to_thread(_check_same, text, base)
+
         name = delta_name(plan.to_json())
-        folder = self._directory / name
-        async with self._turn:
-            watch.enter("encode")
-            try:
-                identity = await self._find(folder, plan, donor.text, on_progress)
-                if identity is None:
-                    identity = await self._encode(folder, plan, text, donor.text, on_progress)
-            finally:
-                watch.stop()
-            self._sound[name] = identity
-        return Weights(folder, identity)
+        return await self._provide(name, base, encode, plan.rungs, watch, on_progress)
+
+    async def converted(
+        self,
+        adapter: AdapterSide,
+        donor: ServedModel,
+        fingerprint: str,
+        *,
+        watch: Stopwatch,
+        on_progress: OnStageProgress,
+    ) -> Path:
+        """Returns the delta folder of an adapter, made where it is not there yet.
+
+        Args:
+            adapter: The adapter.
+            donor: Its base.
+            fingerprint: Of what the two make.
+            watch: Takes the seconds of stage encode.
+            on_progress: Hears of each progress line.
+
+        Raises:
+            LinkerError: See `weights`; or the adapter is damaged or does not fit.
+        """
+        base = donor.text
+
+        async def convert(target: Path) -> None:
+            await self._encoder.convert(
+                adapter.path,
+                donor=base.path,
+                donor_fingerprint=donor.fingerprint,
+                target=target,
+                on_progress=on_progress,
+            )
+            await asyncio.to_thread(_check_same, adapter, base)
+
+        name = delta_name(
+            {
+                "policy": Policy.ADAPTER,
+                "donor_fingerprint": donor.fingerprint,
+                "variant_fingerprint": fingerprint,
+            }
+        )
+        weights = await self._provide(name, base, convert, None, watch, on_progress)
+        return weights.path
 
     def has(self, plan: Json) -> bool:
         """Whether nothing has to be encoded to load a stored plan, as far as names tell."""
         return _keeps_no_folder(plan) or (self._directory / delta_name(plan)).is_dir()
 
-    @contextlib.contextmanager
-    def held(self, plan: SharePlan) -> Iterator[None]:
-        """Keeps a plan's folder from being swept although no row speaks of it yet."""
-        name = delta_name(plan.to_json())
-        self._held[name] += 1
-        try:
-            yield
-        finally:
-            self._held[name] -= 1
+    async def sweep(self, plans: Iterable[Json], *, settled: bool = False) -> None:
+        """Removes the folders that none of the stored plans needs.
 
-    async def sweep(self, plans: Iterable[Json]) -> None:
-        """Removes the folders that none of the stored plans needs."""
+        Args:
+            plans: All that are stored.
+            settled: Whether they speak of every folder that was asked for; else those stay, too.
+        """
         kept = {delta_name(plan) for plan in plans if not _keeps_no_folder(plan)}
-        kept |= {name for name, count in self._held.items() if count}
+        if settled:
+            self._fresh.clear()
         for name in await asyncio.to_thread(self._names):
-            if name not in kept and not self._held[name] and _NAME.fullmatch(name):
+            if name not in kept | self._fresh and _NAME.fullmatch(name):
                 self._sound.pop(name, None)
-                await asyncio.to_thread(_remove, self._directory / name)
+                # Gone at once, so that nobody finds it while it is being removed.
+                gone = _renamed(self._directory / name, f"{_UNFINISHED}{name}-gone")
+                await asyncio.to_thread(_remove, gone)
 
     async def clear_unfinished(self) -> None:
         """Removes what was being written when its writer ended. Nothing may be written now."""
@@ -132,12 +172,39 @@ class Deltas:
             if not _NAME.fullmatch(name):
                 await asyncio.to_thread(_remove, self._directory / name)
 
+    async def _provide(
+        self,
+        name: str,
+        donor: TextSide,
+        make: Callable[[Path], Awaitable[None]],
+        rungs: Mapping[str, AnyRung] | None,
+        watch: Stopwatch,
+        on_progress: OnStageProgress,
+    ) -> Weights:
+        """Returns a folder that is found sound, or made now."""
+        folder = self._directory / name
+        self._fresh.add(name)
+        async with self._turn:
+            watch.enter("encode")
+            try:
+                identity = await self._find(folder, donor, rungs, on_progress)
+                if identity is None:
+                    identity = await self._make(folder, make)
+            finally:
+                watch.stop()
+            self._sound[name] = identity
+        return Weights(folder, identity)
+
     async def _find(
-        self, folder: Path, plan: SharePlan, donor: TextSide, on_progress: OnStageProgress
+        self,
+        folder: Path,
+        donor: TextSide,
+        rungs: Mapping[str, AnyRung] | None,
+        on_progress: OnStageProgress,
     ) -> Identity | None:
         """Returns the identity of a folder that is there and sound."""
         try:
-            identity = await asyncio.to_thread(_opened, folder, plan)
+            identity = await asyncio.to_thread(_opened, folder, rungs)
             if identity is None or self._sound.get(folder.name) == identity:
                 return identity
             read = await self._encoder.verify(folder, donor=donor.path, on_progress=on_progress)
@@ -146,21 +213,12 @@ class Deltas:
             return None
         return identity if read.identity == identity else None
 
-    async def _encode(
-        self,
-        folder: Path,
-        plan: SharePlan,
-        text: TextSide,
-        donor: TextSide,
-        on_progress: OnStageProgress,
-    ) -> Identity:
+    async def _make(self, folder: Path, make: Callable[[Path], Awaitable[None]]) -> Identity:
         target = folder.with_name(_UNFINISHED + folder.name)
         await asyncio.to_thread(self._make_room, target)
         try:
-            await self._encoder.encode(
-                plan, donor=donor.path, variant=text.path, target=target, on_progress=on_progress
-            )
-            return await asyncio.to_thread(_finish, target, folder, plan, (text, donor))
+            await make(target)
+            return await asyncio.to_thread(_finish, target, folder)
         except InsufficientCapacityError as error:
             raise InsufficientCapacityError(
                 f"The delta of the model could not be stored: {error.message}"
@@ -195,30 +253,37 @@ def _keeps_no_folder(plan: Json) -> bool:
     return plan["policy"] == Policy.DELTA or not SharePlan.from_json(plan).has_residuals
 
 
-def _opened(folder: Path, plan: SharePlan) -> Identity | None:
-    """Returns what the files of a plan's folder are now; None where there is none.
+def _check_same(source: Source, donor: TextSide) -> None:
+    """Refuses what was read if it is not what was validated.
 
     Raises:
-        BadCheckpointError: It is damaged, or of another plan.
+        BadCheckpointError: A file changed.
+    """
+    for one in (source, donor):
+        if isinstance(one, AdapterSide):
+            check_unchanged(one)
+        else:
+            with open_again(one):
+                pass
+
+
+def _opened(folder: Path, rungs: Mapping[str, AnyRung] | None) -> Identity | None:
+    """Returns what the file in a folder is now; None where there is no folder.
+
+    Raises:
+        BadCheckpointError: It is damaged, or has other rungs than it must have.
     """
     if not folder.is_dir():
         return None
     with DeltaFile.open(folder) as delta:
-        if delta.plan.rungs != plan.rungs:
+        if rungs is not None and delta.plan.rungs != rungs:
             raise BadCheckpointError("The folder holds another plan's rungs.")
         return delta.identity
 
 
-def _finish(target: Path, folder: Path, plan: SharePlan, sources: tuple[TextSide, ...]) -> Identity:
-    """Gives a folder that has just been written its name, if it was made of the right files.
-
-    Raises:
-        BadCheckpointError: A file of its sources changed meanwhile.
-    """
-    for source in sources:
-        with open_again(source):
-            pass
-    identity = _opened(target, plan)
+def _finish(target: Path, folder: Path) -> Identity:
+    """Gives a folder that has just been written its name."""
+    identity = _opened(target, None)
     assert identity is not None
     _remove(folder)
     with _disk_faults():
@@ -244,6 +309,14 @@ def _disk_faults() -> Iterator[None]:
                 "directory, or onboard with policy exact or thresholds."
             ) from error
         raise NotReadyError(f"The state directory cannot be written: {reason}.") from error
+
+
+def _renamed(folder: Path, name: str) -> Path:
+    try:
+        return folder.rename(folder.with_name(name))
+    except OSError as error:
+        logger.warning("%s cannot be renamed: %s", folder, os.strerror(error.errno or 0))
+        return folder
 
 
 def _remove(folder: Path) -> None:

@@ -6,32 +6,33 @@ from linker_core.errors import BadCheckpointError, ConflictError, ModelNotFoundE
 from linker_core.sharing.family import check_same_family
 from linker_core.sharing.plan import SharePlan
 from linker_core.weights.architecture import ModelConfig
-from server.onboarding.catalog import Catalog, ServedModel
+from server.onboarding.adapters import AdapterSide, Source, check_fit, choose_base
+from server.onboarding.catalog import Catalog, ServedModel, TextSide
 from server.onboarding.request import AUTO_DONOR, OnboardRequest
 
 
 def choose_donor(
-    catalog: Catalog,
-    request: OnboardRequest,
-    config: ModelConfig,
-    *,
-    delta: SharePlan | None = None,
+    catalog: Catalog, request: OnboardRequest, source: Source | ModelConfig
 ) -> ServedModel | None:
     """Returns the donor a model will lean on; None makes it the donor of a new family.
 
     Args:
         catalog: The resident models.
         request: Names a donor, or leaves it open.
-        config: The model's shape.
-        delta: The plan of a delta folder, which needs the donor that it was made against.
+        source: What is onboarded, or its shape. A delta needs the donor that it was made against,
+            an adapter the one that it was trained on.
 
     Raises:
         ModelNotFoundError: The named donor is not resident.
         ConflictError: The named donor is a variant itself, or not the one of the delta; or none is.
         BadCheckpointError: The named donor is of another family; the differences are named.
+        InvalidRequestError: An adapter fits several donors, or none.
     """
-    if delta is not None:
-        return _donor_of_delta(catalog, request, config, delta)
+    if isinstance(source, AdapterSide):
+        return _donor_of_adapter(catalog, request, source)
+    if isinstance(source, TextSide) and source.delta is not None:
+        return _donor_of_delta(catalog, request, source.config, source.delta)
+    config = source.config if isinstance(source, TextSide) else source
     if request.donor is None:
         return None
     if request.donor == AUTO_DONOR:
@@ -60,6 +61,17 @@ def _donor_of_delta(
             param="donor",
         )
     check_same_family(donor.text.config, config)
+    return donor
+
+
+def _donor_of_adapter(
+    catalog: Catalog, request: OnboardRequest, adapter: AdapterSide
+) -> ServedModel:
+    if request.donor in (None, AUTO_DONOR):
+        return choose_base(catalog, request, adapter)
+    assert request.donor is not None
+    donor = _named_donor(catalog, request.donor)
+    check_fit(adapter, donor.text.config)
     return donor
 
 

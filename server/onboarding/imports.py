@@ -1,4 +1,7 @@
-"""Delta folders that came from elsewhere: read to their end before anything is made of them."""
+"""Sources that bring their own plan: delta folders from elsewhere, and LoRA adapters.
+
+Delta folders are read to their end before anything is made of them.
+"""
 
 from __future__ import annotations
 
@@ -10,31 +13,37 @@ from linker_core.sharing.delta import DeltaFile
 from linker_core.sharing.plan import Policy, SharePlan
 from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.checkpoint import Identity
+from server.onboarding.adapters import AdapterSide, Source, adapter_digest
 from server.onboarding.catalog import ServedModel, TextSide
+from server.onboarding.deltas import Deltas
 from server.onboarding.encoder import Encoder
 from server.onboarding.pairs import files_changed
+from server.onboarding.prepare import read_text_side
 from server.onboarding.processes import OnStageProgress
 from server.onboarding.request import OnboardRequest
+from server.onboarding.timing import Stopwatch
 
 _MAX_REMEMBERED = 4096
-_Key = tuple[Identity, ModelConfig, str]
+_Key = tuple[Identity, ModelConfig | None, str]
 
 
 class Imports:
-    """What is known of delta folders. Event loop only.
+    """What is known of delta folders and adapters. Event loop only.
 
     Args:
-        encoder: Reads them.
+        encoder: Reads delta folders.
+        deltas: Keeps those that adapters become.
     """
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Encoder, deltas: Deltas) -> None:
         self._encoder = encoder
+        self._deltas = deltas
         self._digests: dict[_Key, str] = {}
 
     async def fingerprint(
-        self, text: TextSide, donor: ServedModel, *, on_progress: OnStageProgress
+        self, source: Source, donor: ServedModel, *, on_progress: OnStageProgress
     ) -> str:
-        """Returns the digest of a delta folder, which is read once in this process's life.
+        """Returns the digest of a source, which is read once in this process's life.
 
         It is made of the content. What the folder says its variant's fingerprint was proves
         nothing, so nothing is looked up by that.
@@ -43,27 +52,69 @@ class Imports:
             BadCheckpointError: The content is not what the header says, is not finite, does not fit
                 the donor, or has changed.
         """
-        key = (text.identity, text.config, donor.fingerprint)
+        config = None if isinstance(source, AdapterSide) else source.config
+        key = (source.identity, config, donor.fingerprint)
         known = self._digests.get(key)
         if known is not None:
             return known
-        read = await self._encoder.verify(text.path, donor=donor.text.path, on_progress=on_progress)
-        if read.identity != text.identity:
-            raise files_changed()
-        digest = await asyncio.to_thread(_fingerprint, text)
+        if isinstance(source, AdapterSide):
+            digest = await asyncio.to_thread(adapter_digest, source, donor.fingerprint)
+        else:
+            digest = await self._verified(source, donor, on_progress)
         self._digests[key] = digest
         if len(self._digests) > _MAX_REMEMBERED:
             del self._digests[next(iter(self._digests))]
         return digest
 
+    async def text_side(
+        self,
+        source: Source,
+        donor: ServedModel,
+        *,
+        watch: Stopwatch,
+        on_progress: OnStageProgress,
+    ) -> TextSide:
+        """Returns the text side of a source; an adapter's is that of the delta folder it becomes.
 
-def adopted_plan(request: OnboardRequest, text: TextSide, fingerprint: str) -> SharePlan:
-    """Returns a delta's plan as this server's own; its price stays the exporter's claim.
+        Raises:
+            LinkerError: See `Deltas.converted`.
+        """
+        if not isinstance(source, AdapterSide):
+            return source
+        digest = await self.fingerprint(source, donor, on_progress=on_progress)
+        folder = await self._deltas.converted(
+            source, donor, digest, watch=watch, on_progress=on_progress
+        )
+        return await asyncio.to_thread(read_text_side, folder)
+
+    async def _verified(
+        self, text: TextSide, donor: ServedModel, on_progress: OnStageProgress
+    ) -> str:
+        read = await self._encoder.verify(text.path, donor=donor.text.path, on_progress=on_progress)
+        if read.identity != text.identity:
+            raise files_changed()
+        return await asyncio.to_thread(_fingerprint, text)
+
+
+def adopted_plan(
+    request: OnboardRequest, source: Source, text: TextSide, fingerprint: str
+) -> SharePlan:
+    """Returns the plan that a source brings as this server's own.
+
+    A delta's price stays the exporter's claim.
+
+    Args:
+        request: What is asked for.
+        source: A delta folder or an adapter.
+        text: Its text side.
+        fingerprint: Of the source's content.
 
     Raises:
         InvalidRequestError: There is a budget, and no price that could be held against it.
     """
     assert text.delta is not None
+    if isinstance(source, AdapterSide):
+        return replace(text.delta, policy=Policy.ADAPTER, variant_fingerprint=fingerprint)
     # Defaults are for what is planned here; a budget for a delta was asked for.
     budget_kl = request.budget_kl if request.policy == Policy.DELTA else None
     if budget_kl is not None and text.delta.price is None:

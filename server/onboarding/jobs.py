@@ -15,8 +15,9 @@ from typing import Any
 from linker_core.errors import ConflictError, EngineFailureError, LinkerError, NotReadyError
 from linker_core.weights.checkpoint import Identity
 from server.metrics.admission import AdmissionMetrics
+from server.onboarding.adapters import Source
 from server.onboarding.admission import Admission, Arrival
-from server.onboarding.catalog import Catalog, ServedModel, TextSide
+from server.onboarding.catalog import Catalog, ServedModel
 from server.onboarding.donors import choose_donor
 from server.onboarding.outcomes import failed_job, failed_model, retimed_job, succeeded_job
 from server.onboarding.planner import OnStage, Planned, Planner
@@ -159,6 +160,13 @@ class JobRunner:
             if job_id is not None:
                 await self._run_job(job_id)
             await self._restorer.catch_up()
+            if job_id is None:
+                await self.sweep()  # a dry run may have left something
+
+    async def sweep(self) -> None:
+        """Removes stored deltas that no model needs."""
+        idle = not self._planner.turn.locked()
+        await self._admission.deltas.sweep(self._roster.plans(), settled=idle)
 
     async def _run_job(self, job_id: str) -> None:
         job = self._roster.live_job(job_id)
@@ -175,7 +183,7 @@ class JobRunner:
         self._checked.pop(job_id, None)
         if self._replanned.get(job.model) == job_id:
             del self._replanned[job.model]
-        await self._admission.deltas.sweep(self._roster.plans())
+        await self.sweep()
         self._finished.pop(job_id).set()
 
     async def _replan(self, job: JobRecord) -> None:
@@ -185,20 +193,20 @@ class JobRunner:
     async def _admit(self, job: JobRecord) -> None:
         await self._roster.save(replace(job, status=JobStatus.RUNNING))
         request, watch = OnboardRequest.from_json(job.request), Stopwatch()
-        text = await self._open(job, request, watch)
+        source = await self._open(job, request, watch)
         # Held until it is loaded: the tuner of a dry run would take the room meanwhile.
         async with self._planner.turn:
-            record, planned, arrival = await self._plan_and_load(job, request, text, watch)
+            record, planned, arrival = await self._plan_and_load(job, request, source, watch)
         watch.add("alias", arrival.alias_seconds)
         watch.add("move", arrival.move_seconds)
         await self._publish(job.id, record, planned, arrival.model, watch)
 
     async def _plan_and_load(
-        self, job: JobRecord, request: OnboardRequest, text: TextSide, watch: Stopwatch
+        self, job: JobRecord, request: OnboardRequest, source: Source, watch: Stopwatch
     ) -> tuple[ModelRecord, Planned, Arrival]:
-        record, donor = await self._choose_donor(request, text)
+        record, donor = await self._choose_donor(request, source)
         on_stage = self._note_stage(job.id)
-        planned = await self._planner.plan(request, text, donor, watch=watch, on_stage=on_stage)
+        planned = await self._planner.plan(request, source, donor, watch=watch, on_stage=on_stage)
         record = replace(record, fingerprint=planned.fingerprint, plan=planned.plan.to_json())
         on_stage(JobStage.LOADING, 0, planned.plan.unique_bytes)
         await self._roster.save(record, self._roster.live_job(job.id))
@@ -230,15 +238,15 @@ class JobRunner:
 
         return on_stage
 
-    async def _open(self, job: JobRecord, request: OnboardRequest, watch: Stopwatch) -> TextSide:
+    async def _open(self, job: JobRecord, request: OnboardRequest, watch: Stopwatch) -> Source:
         checked = self._checked.get(job.id)
         if checked is not None:
             watch.add("open", checked.seconds)
         watch.enter("open")
         identity = None if checked is None else checked.identity
-        text = await asyncio.to_thread(self._read_checked, request.source, identity)
+        source = await asyncio.to_thread(self._read_checked, request.source, identity)
         watch.stop()
-        return text
+        return source
 
     async def _publish(
         self,
@@ -264,7 +272,7 @@ class JobRunner:
         self._metrics.succeeded(watch.spent)
         logger.info("model %s is ready", record.name)
 
-    def _read_checked(self, source: str, identity: Identity | None) -> TextSide:
+    def _read_checked(self, source: str, identity: Identity | None) -> Source:
         """Reads what the request was checked against, or refuses what has taken its place."""
         if identity is None:  # accepted in an earlier life of the server, maybe under other roots
             return read_again(Path(source), source=source)
@@ -272,7 +280,7 @@ class JobRunner:
         return read_again(path, source=source, identity=identity)
 
     async def _choose_donor(
-        self, request: OnboardRequest, text: TextSide
+        self, request: OnboardRequest, source: Source
     ) -> tuple[ModelRecord, ServedModel | None]:
         """Chooses the donor once all are resident; from here on it cannot be deleted."""
         while True:
@@ -280,7 +288,7 @@ class JobRunner:
             async with self._names:
                 if not self._restorer.done.is_set():
                     continue  # the engine died while others held the names
-                donor = choose_donor(self._catalog, request, text.config, delta=text.delta)
+                donor = choose_donor(self._catalog, request, source)
                 record = replace(
                     self._roster.model(request.name),
                     donor=None if donor is None else donor.name,

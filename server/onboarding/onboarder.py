@@ -14,26 +14,28 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from linker_core.errors import ConflictError, NotReadyError, QueueFullError
+from linker_core.errors import ConflictError, InvalidRequestError, NotReadyError, QueueFullError
 from linker_core.sharing.delta import is_delta
-from linker_core.sharing.plan import SharePlan
+from linker_core.sharing.plan import Policy
 from linker_core.weights.architecture import ModelConfig
+from linker_core.weights.lora import is_adapter
 from server.bridge.client import EngineClient
 from server.metrics.admission import AdmissionMetrics
+from server.onboarding.adapters import Source
 from server.onboarding.admission import Admission
-from server.onboarding.catalog import Catalog, ServedModel, TextSide
+from server.onboarding.catalog import Catalog, ServedModel
 from server.onboarding.departures import Departures
 from server.onboarding.donors import choose_donor
 from server.onboarding.jobs import Checked, JobRunner
 from server.onboarding.planner import Planner
-from server.onboarding.prepare import check_capacity, read_text_side
+from server.onboarding.prepare import check_capacity, read_source
 from server.onboarding.rehearsal import DryRun, Rehearsal
 from server.onboarding.request import (
     AUTO_DONOR,
     OnboardRequest,
     check_name,
     check_sharing,
-    delta_request,
+    own_plan_request,
 )
 from server.onboarding.restorer import Restorer
 from server.onboarding.roster import Roster
@@ -110,7 +112,7 @@ class Onboarder:
         """Reads the registry and queues what is to be done; see `Startup.open`."""
         await self._startup.open(startup)
         await self._admission.deltas.clear_unfinished()
-        await self._admission.deltas.sweep(self._roster.plans())
+        await self._jobs.sweep()
 
     def startup_failures(self) -> list[str] | None:
         """Returns the start-up models that failed; None while some are still on their way."""
@@ -144,13 +146,13 @@ class Onboarder:
             return same
         # Nobody else waits for these files, whatever they are.
         begun = time.monotonic()
-        text = await asyncio.to_thread(read_text_side, path)
-        checked = Checked(identity=text.identity, seconds=time.monotonic() - begun)
+        source = await asyncio.to_thread(read_source, path)
+        checked = Checked(identity=source.identity, seconds=time.monotonic() - begun)
         async with self._names:
             same = await self._check_free(request)
             if same is not None:
                 return same
-            self._check_admissible(request, text)
+            self._check_admissible(request, source)
             return await self._jobs.enqueue(request, checked=checked)
 
     async def replan(
@@ -197,8 +199,10 @@ class Onboarder:
     ) -> OnboardRequest:
         """Returns a request with its directory, and without a policy where that brings a plan."""
         request = replace(request, source=str(path))
+        if await asyncio.to_thread(is_adapter, path):
+            return own_plan_request(request, said, Policy.ADAPTER)
         if await asyncio.to_thread(is_delta, path):
-            return delta_request(request, said)
+            return own_plan_request(request, said, Policy.DELTA)
         return request
 
     async def _check_free(self, request: OnboardRequest) -> JobRecord | None:
@@ -226,24 +230,24 @@ class Onboarder:
             )
         return await self._roster.newest_job(request.name)
 
-    def _check_admissible(self, request: OnboardRequest, text: TextSide) -> None:
+    def _check_admissible(self, request: OnboardRequest, source: Source) -> None:
         if self._is_coming(request.donor):
             return  # the job checks it then
         try:
-            donor = choose_donor(self._catalog, request, text.config, delta=text.delta)
-        except ConflictError:
+            donor = choose_donor(self._catalog, request, source)
+        except (ConflictError, InvalidRequestError):
             if not self._may_find_donor(request):
                 raise
-            return  # the donor of a delta
+            return  # that of a delta, or an adapter's base, may be among those
         snapshot = self._admission.snapshot()
         if snapshot is None or (donor is None and self._may_find_donor(request)):
             return
-        needed_bytes = self._admission.least_bytes(request, text, donor)
+        needed_bytes = self._admission.least_bytes(request, source, donor)
         # A tuner's share is free again before this model is loaded.
         check_capacity(needed_bytes, snapshot.unreserved_bytes)
 
     def _choose_donor_now(
-        self, request: OnboardRequest, config: ModelConfig, delta: SharePlan | None
+        self, request: OnboardRequest, source: Source | ModelConfig
     ) -> ServedModel | None:
         """Returns the donor of a dry run.
 
@@ -252,7 +256,7 @@ class Onboarder:
             LinkerError: See `choose_donor`.
         """
         if not self._is_coming(request.donor):
-            donor = choose_donor(self._catalog, request, config, delta=delta)
+            donor = choose_donor(self._catalog, request, source)
             if donor is not None or not self._may_find_donor(request):
                 return donor
         raise NotReadyError("The models to share with are still on their way; try again.")
@@ -284,7 +288,7 @@ class Onboarder:
     async def delete(self, name: str, *, engine: EngineClient | None) -> None:
         """Deletes a model; see `Departures.delete`."""
         await self._departures.delete(name, engine=engine)
-        await self._admission.deltas.sweep(self._roster.plans())
+        await self._jobs.sweep()
 
     async def flush(self) -> None:
         """Writes down when models were used, now and then, until cancelled."""

@@ -13,6 +13,7 @@ from linker_core.engine.messages import Snapshot
 from linker_core.sharing.plan import Policy, SharePlan
 from linker_core.sharing.report import ScanReport
 from linker_core.tuning.result import TuneResult
+from server.onboarding.adapters import AdapterSide, Source
 from server.onboarding.catalog import ServedModel, TextSide
 from server.onboarding.fingerprints import Fingerprints
 from server.onboarding.imports import Imports, adopted_plan
@@ -38,12 +39,13 @@ _STAGES = {
     "scanning": JobStage.SCANNING,
     "tuning": JobStage.TUNING,
     "verifying": JobStage.VALIDATING,
+    "encoding": JobStage.LOADING,
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """A validated checkpoint with its plan."""
+    """A validated source with its plan."""
 
     text: TextSide
     fingerprint: str
@@ -64,7 +66,7 @@ class Planner:
         registry: Keeps the scans.
         scanner: Starts scan workers.
         pricing: Finds prices.
-        imports: Reads delta folders.
+        imports: Knows sources that bring their own plan.
         snapshot: Returns the engine's last report, or None.
     """
 
@@ -88,18 +90,18 @@ class Planner:
     async def plan(
         self,
         request: OnboardRequest,
-        text: TextSide,
+        source: Source,
         donor: ServedModel | None,
         *,
         watch: Stopwatch,
         on_stage: OnStage,
         hold_budget: bool = True,
     ) -> Planned:
-        """Decides what of a validated checkpoint will be stored. The caller holds `turn`.
+        """Decides what of a validated source will be stored. The caller holds `turn`.
 
         Args:
             request: What is asked for.
-            text: The validated side of a checkpoint or a delta folder.
+            source: The validated side of a checkpoint or a delta folder, or an adapter.
             donor: None makes it a donor.
             watch: Takes the seconds of each stage.
             on_stage: Hears of each stage's progress.
@@ -110,27 +112,39 @@ class Planner:
         """
         assert self.turn.locked()
         try:
-            planned = await self._plan(request, text, donor, watch, _follow(on_stage))
+            if isinstance(source, AdapterSide) or source.delta is not None:
+                planned = await self._adopt(request, source, donor, watch, _follow(on_stage))
+            else:
+                planned = await self._plan(request, source, donor, watch, _follow(on_stage))
         finally:
             watch.stop()
         if hold_budget:
             check_budget(planned.plan)
         return planned
 
-    async def fingerprint(self, text: TextSide, donor: ServedModel | None) -> str:
+    async def text_side(self, source: Source, donor: ServedModel | None) -> TextSide:
+        """Returns the text side of a source that was planned before; see `Imports.text_side`."""
+        if isinstance(source, TextSide):
+            return source
+        assert donor is not None
+        return await self._imports.text_side(
+            source, donor, watch=Stopwatch(), on_progress=ignore_progress
+        )
+
+    async def fingerprint(self, source: Source, donor: ServedModel | None) -> str:
         """Returns the digest of a model's files, which are read once in this process's life.
 
         Args:
-            text: Their validated side.
+            source: Their validated side.
             donor: The model's, if it has one.
 
         Raises:
             BadCheckpointError: The files cannot be read; see also `Imports.fingerprint`.
         """
-        if text.delta is not None:
+        if isinstance(source, AdapterSide) or source.delta is not None:
             assert donor is not None
-            return await self._imports.fingerprint(text, donor, on_progress=ignore_progress)
-        return await self._fingerprints.find(text, watch=Stopwatch(), on_progress=ignore_progress)
+            return await self._imports.fingerprint(source, donor, on_progress=ignore_progress)
+        return await self._fingerprints.find(source, watch=Stopwatch(), on_progress=ignore_progress)
 
     def price_holds(self, plan: Json | None) -> bool:
         """Whether a stored plan's price, if it can be read, was measured as it is served now.
@@ -148,15 +162,9 @@ class Planner:
         watch: Stopwatch,
         follow: OnStageProgress,
     ) -> Planned:
-        snapshot = self._snapshot()
-        free_bytes = None if snapshot is None else snapshot.unreserved_bytes
-        if text.delta is not None:
-            assert donor is not None
-            digest = await self._imports.fingerprint(text, donor, on_progress=follow)
-            plan = adopted_plan(request, text, digest)
-            return Planned(
-                text=text, fingerprint=digest, donor=donor, plan=plan, free_bytes=free_bytes
-            )
+        if request.policy in (Policy.DELTA, Policy.ADAPTER):
+            raise files_changed()  # accepted as something else
+        free_bytes = self._free_bytes()
         # A donor is compared with nothing, so its weights are checked for NaN in this pass.
         fingerprint = await self._fingerprints.find(
             text, finite=donor is None, watch=watch, on_progress=follow
@@ -179,6 +187,33 @@ class Planner:
             report=report,
             tuned=tuned,
         )
+
+    async def _adopt(
+        self,
+        request: OnboardRequest,
+        source: Source,
+        donor: ServedModel | None,
+        watch: Stopwatch,
+        follow: OnStageProgress,
+    ) -> Planned:
+        """Takes the plan that a source brings."""
+        assert donor is not None
+        free_bytes = self._free_bytes()
+        watch.enter("hash")
+        digest = await self._imports.fingerprint(source, donor, on_progress=follow)
+        watch.stop()
+        text = await self._imports.text_side(source, donor, watch=watch, on_progress=follow)
+        return Planned(
+            text=text,
+            fingerprint=digest,
+            donor=donor,
+            plan=adopted_plan(request, source, text, digest),
+            free_bytes=free_bytes,
+        )
+
+    def _free_bytes(self) -> int | None:
+        snapshot = self._snapshot()
+        return None if snapshot is None else snapshot.unreserved_bytes
 
     async def _report(
         self,

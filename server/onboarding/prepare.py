@@ -16,6 +16,8 @@ from linker_core.weights.architecture import CONFIG_FILE, ModelConfig, parse_con
 from linker_core.weights.checkpoint import Checkpoint, Identity
 from linker_core.weights.files import open_directory, read_json, refuse_foreign_formats
 from linker_core.weights.keys import parse_key
+from linker_core.weights.lora import is_adapter
+from server.onboarding.adapters import Source, read_adapter
 from server.onboarding.catalog import TextSide
 
 _MAX_CONFIG_BYTES = 1 << 20
@@ -46,8 +48,18 @@ def read_text_side(path: Path) -> TextSide:
         )
 
 
-def read_again(path: Path, *, source: str, identity: Identity | None = None) -> TextSide:
-    """Validates a checkpoint that was accepted earlier, and that it is still in its place.
+def read_source(path: Path) -> Source:
+    """Validates a directory as what it is: an adapter, a delta folder or a checkpoint.
+
+    Raises:
+        BadCheckpointError: See `read_text_side` and `read_adapter`.
+        UnsupportedFormatError: See `read_text_side`.
+    """
+    return read_adapter(path) if is_adapter(path) else read_text_side(path)
+
+
+def read_again(path: Path, *, source: str, identity: Identity | None = None) -> Source:
+    """Validates a source that was accepted earlier, and that it is still in its place.
 
     Args:
         path: Where it is looked for.
@@ -59,14 +71,14 @@ def read_again(path: Path, *, source: str, identity: Identity | None = None) -> 
         BadCheckpointError: The directory or its files were replaced, or see `read_text_side`.
         UnsupportedFormatError: See `read_text_side`.
     """
-    text = read_text_side(path)
+    again = read_source(path)
     moved = str(path.resolve()) != source  # asked after the files were opened
-    if moved or identity not in (None, text.identity):
+    if moved or identity not in (None, again.identity):
         raise BadCheckpointError(
             "The model's files were replaced after they had been checked. Onboard it again when "
             "they are complete."
         )
-    return text
+    return again
 
 
 def read_shape(path: Path) -> ModelConfig | None:

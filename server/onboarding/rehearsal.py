@@ -10,23 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from linker_core.errors import NotReadyError
-from linker_core.sharing.plan import SharePlan
 from linker_core.sharing.rungs import COARSE, AnyRung, coarse
 from linker_core.weights.architecture import DTYPE_BYTES, ModelConfig
 from linker_core.weights.keys import parse_key
 from linker_core.weights.shapes import expected_tensors
+from server.onboarding.adapters import Source
 from server.onboarding.admission import Admission
 from server.onboarding.catalog import ServedModel
 from server.onboarding.pairs import make_frontier
 from server.onboarding.planner import Planned, Planner
-from server.onboarding.prepare import read_shape, read_text_side
+from server.onboarding.prepare import read_shape, read_source
 from server.onboarding.request import OnboardRequest
 from server.onboarding.timing import Stopwatch
 from server.registry.records import JobStage
 
 _MATRIX = 2  # dimensions
 
-ChooseDonor = Callable[[OnboardRequest, ModelConfig, SharePlan | None], ServedModel | None]
+ChooseDonor = Callable[[OnboardRequest, Source | ModelConfig], ServedModel | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +54,7 @@ class Rehearsal:
     """Makes dry runs.
 
     Args:
-        choose: Returns the donor of a model of a shape, with a delta's plan or None; or None.
+        choose: Returns the donor of what is onboarded, or of a shape, or None.
         planner: Plans.
         admission: Knows the engine's memory.
     """
@@ -78,17 +78,19 @@ class Rehearsal:
         watch.enter("open")
         shape = await asyncio.to_thread(read_shape, path)
         if shape is not None:
-            donor = self._choose(request, shape, None)
+            donor = self._choose(request, shape)
             return self._from_shape(request, shape, donor, free_bytes, watch)
-        text = await asyncio.to_thread(read_text_side, path)
+        source = await asyncio.to_thread(read_source, path)
         watch.stop()
         async with self._planner.turn:
-            donor = self._choose(request, text.config, text.delta)
+            donor = self._choose(request, source)
             planned = await self._planner.plan(
-                request, text, donor, watch=watch, on_stage=_ignore_stage, hold_budget=False
+                request, source, donor, watch=watch, on_stage=_ignore_stage, hold_budget=False
             )
         tuned = planned.tuned
-        points = None if tuned is None else await asyncio.to_thread(make_frontier, tuned, text)
+        points = (
+            None if tuned is None else await asyncio.to_thread(make_frontier, tuned, planned.text)
+        )
         return self._from_plan(planned, points, watch)
 
     def _from_plan(

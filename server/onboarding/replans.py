@@ -110,29 +110,30 @@ class Replans:
         await self._restorer.done.wait()
         record = self._resident(job.model)
         watch.enter("open")
-        text = await asyncio.to_thread(read_again, Path(record.source), source=record.source)
+        source = await asyncio.to_thread(read_again, Path(record.source), source=record.source)
         watch.stop()
         async with self._planner.turn:
             assert record.donor is not None
             donor = self._catalog.get(record.donor)
             if donor is None:
                 raise NotReadyError(f"Its donor {record.donor!r} is not resident.")
-            planned = await self._planner.plan(request, text, donor, watch=watch, on_stage=on_stage)
+            planned = await self._planner.plan(
+                request, source, donor, watch=watch, on_stage=on_stage
+            )
             if planned.fingerprint != record.fingerprint:
                 raise BadCheckpointError(
                     "The model's files are not the ones it was onboarded from. Restore them, or "
                     "delete the model and onboard it again."
                 )
             on_stage(JobStage.LOADING, 0, planned.plan.unique_bytes)
-            with self._admission.deltas.held(planned.plan):
-                weights = await self._admission.deltas.weights(
-                    planned.plan,
-                    text,
-                    donor,
-                    watch=watch,
-                    on_progress=lambda _, done, total: on_stage(JobStage.LOADING, done, total),
-                )
-                await self._switch(job_id, request, planned, weights, watch, on_stage)
+            weights = await self._admission.deltas.weights(
+                planned.plan,
+                planned.text,
+                donor,
+                watch=watch,
+                on_progress=lambda _, done, total: on_stage(JobStage.LOADING, done, total),
+            )
+            await self._switch(job_id, request, planned, weights, watch, on_stage)
         logger.info("model %s has another plan", job.model)
 
     async def _switch(

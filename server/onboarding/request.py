@@ -26,6 +26,7 @@ _TAKEN: Mapping[str, frozenset[str]] = {
     Policy.BYTES: frozenset({"max_bytes"}),
     Policy.EXACT: frozenset(),
     Policy.DELTA: frozenset({"budget_kl"}),
+    Policy.ADAPTER: frozenset(),
 }
 # The largest that each number may be, and what it may be in words.
 _RANGES: Mapping[str, tuple[float, str]] = {
@@ -142,26 +143,29 @@ def check_sharing(request: OnboardRequest) -> None:
     _check_tier(request)
 
 
-def delta_request(request: OnboardRequest, said: Mapping[str, Any]) -> OnboardRequest:
-    """Returns the request for a delta folder, which brings its own plan.
+def own_plan_request(
+    request: OnboardRequest, said: Mapping[str, Any], policy: Policy
+) -> OnboardRequest:
+    """Returns the request for a source that brings its own plan.
 
     Args:
         request: As for a checkpoint, defaults filled in.
-        said: What was asked for. A budget is held against the price that the delta states.
+        said: What was asked for. A budget is held against the price that a delta states.
+        policy: DELTA or ADAPTER.
 
     Raises:
         InvalidRequestError: A policy or an option that would choose another plan.
     """
     for option in ("policy", *SHARING_OPTIONS):
-        if said.get(option) is not None and option not in _TAKEN[Policy.DELTA]:
+        if said.get(option) is not None and option not in _TAKEN[policy]:
             raise InvalidRequestError(
-                f"A delta folder brings its own plan, so {option} has no meaning. Leave it out, or "
-                "onboard the variant's checkpoint.",
+                f"A source of kind {policy} brings its own plan, so {option} has no meaning. Leave "
+                "it out, or onboard the variant's checkpoint.",
                 param=option,
             )
     left_out: dict[str, Any] = dict.fromkeys(SHARING_OPTIONS)
     options = left_out | {"budget_kl": said.get("budget_kl")}
-    return replace(request, policy=Policy.DELTA.value, **options)
+    return replace(request, policy=policy.value, **options)
 
 
 def _check_tier(request: OnboardRequest) -> None:

@@ -133,8 +133,8 @@ class Restorer:
         donor = None if record.donor is None else self._catalog.get(record.donor)
         if record.donor is not None and donor is None:
             raise NotReadyError(f"Its donor {record.donor!r} is not resident.")
-        text = await asyncio.to_thread(read_again, Path(record.source), source=record.source)
-        if await self._planner.fingerprint(text, donor) != record.fingerprint:
+        source = await asyncio.to_thread(read_again, Path(record.source), source=record.source)
+        if await self._planner.fingerprint(source, donor) != record.fingerprint:
             if self._is_wanted(record) and await self.on_changed(record):
                 return
             raise BadCheckpointError(
@@ -143,6 +143,7 @@ class Restorer:
             )
         assert record.plan is not None
         plan = SharePlan.from_json(record.plan)
+        text = await self._planner.text_side(source, donor)
         weights = await self._admission.deltas.weights(
             plan, text, donor, watch=Stopwatch(), on_progress=ignore_progress
         )
