@@ -211,6 +211,18 @@ def test_reservation_counts_against_the_budget_and_may_be_released_twice() -> No
     assert (pool.reserved_bytes(), pool.free_bytes()) == (0, 100)
 
 
+def test_rename_frees_the_name_and_leaves_the_donor_in_use(family: Family) -> None:
+    pool = Pool(device=CPU)
+    family.admit_both(pool)
+    pool.rename("chat", "chat (leaving)")
+    exhaust(pool.admit("chat", family.variant, family.plan, "base"))
+    pool.check_integrity()
+    assert pool.ledger.dependants("base") == ["chat (leaving)", "chat"]
+    assert pool.ledger.resident_bytes() == family.donor.nbytes + 2 * family.plan.unique_bytes
+    assert pool.remove("chat (leaving)") == family.plan.unique_bytes
+    assert [variant.model for variant in pool.models()] == ["base", "chat"]
+
+
 def test_admit_same_name_twice_is_a_conflict(family: Family) -> None:
     pool = Pool(device=CPU)
     family.admit_both(pool)
@@ -307,6 +319,17 @@ class PoolMachine(RuleBasedStateMachine):
             assert len(self.pool.models()) > 1
         else:
             assert self.pool.free_bytes() == before + freed
+
+    @rule(old=st.sampled_from("abc"), new=st.sampled_from("abc"))
+    def rename(self, old: str, new: str) -> None:
+        if not self.resident(old) or self.resident(new):
+            return
+        tensors = self.pool.get(old).tensors
+        sizes = (self.pool.ledger.unique_bytes(old), self.pool.free_bytes())
+        self.pool.rename(old, new)
+        assert self.pool.get(new).tensors is tensors
+        assert not self.resident(old)
+        assert sizes == (self.pool.ledger.unique_bytes(new), self.pool.free_bytes())
 
     @rule(name=st.sampled_from("xy"), nbytes=st.integers(0, 200_000))
     def reserve(self, name: str, nbytes: int) -> None:
