@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from linker_core.engine.arithmetic import ByRow, Norm, TorchArithmetic
+from linker_core.engine.arithmetic import Addend, ByRow, Norm, TorchArithmetic
 from linker_core.engine.cuda.arithmetic import CudaArithmetic
 from linker_core.engine.devices import arithmetic_for
 from linker_core.engine.page_table import PageTable
+from linker_core.engine.rows import RowGroup
+from linker_core.residency.coding import CodedMatrix
+from linker_core.residency.ledger import StoredResidual
 from tests.linker_core.engine.cuda.attended import CASES, Attended, Case, check_attention
 from tests.linker_core.engine.cuda.streams import (
     Stream,
@@ -20,6 +24,7 @@ from tests.linker_core.engine.cuda.streams import (
     forward,
     mixed_family,
 )
+from tests.linker_core.engine.residuals import residual
 from tests.tiny import ARCHITECTURES
 
 pytestmark = [
@@ -63,6 +68,50 @@ def test_normalize_and_gate_equal_the_definition(dtype: torch.dtype) -> None:
             arithmetic.gate(x[:, :4864], x[:, 4864:], "gelu_pytorch_tanh")
             results.append(x)
         torch.testing.assert_close(*results, rtol=TOLERANCES[dtype], atol=TOLERANCES[dtype])
+
+
+@DTYPES
+@pytest.mark.parametrize(
+    "text", ["signs:32", "int2:64", "int3:128", "int4:64", "rank18:8", "rank4:16", "rank9:4"]
+)
+def test_add_residuals_equals_the_definition_launched_and_replayed(
+    text: str, dtype: torch.dtype
+) -> None:
+    deltas = [residual_on(CUDA, residual(text, 1000, 904, seed=seed)) for seed in (1, 2)]
+    x_TI = torch.empty(24, 904, device=CUDA, dtype=dtype)
+    rows = [torch.tensor([3, 20], device=CUDA), torch.arange(4, 20, device=CUDA)]
+    groups = [RowGroup(numbers, None) for numbers in rows]
+    y_TO = torch.empty(24, 1000, device=CUDA, dtype=dtype)
+    addends = [Addend(delta, group, y_TO) for delta, group in zip(deltas, groups, strict=True)]
+    arithmetic = arithmetic_for(CUDA)
+    for seed in range(4):
+        generator = torch.Generator(CUDA).manual_seed(seed)
+        x_TI.copy_(torch.randn(24, 904, generator=generator, device=CUDA))
+        y_TO.zero_()
+        arithmetic.run("key", lambda: arithmetic.add_residuals(x_TI, addends))
+        for delta, numbers in zip(deltas, rows, strict=True):
+            want_nO = x_TI[numbers].double() @ delta.delta().double().T
+            off = (y_TO[numbers].double() - want_nO).abs().max() / want_nO.abs().max()
+            assert float(off) <= TOLERANCES[dtype]
+        assert not y_TO[[0, 1, 2, 21, 22, 23]].any()
+
+
+def residual_on(device: torch.device, delta: StoredResidual) -> StoredResidual:
+    """Returns a delta with its codes on a device."""
+
+    def moved(matrix: CodedMatrix | None) -> CodedMatrix | None:
+        if matrix is None:
+            return None
+        codes_RB, scales_RG = (part.to(device) for part in matrix.tensors)
+        return replace(matrix, codes_RB=codes_RB, scales_RG=scales_RG)
+
+    return replace(
+        delta,
+        dense=moved(delta.dense),
+        down=moved(delta.down),
+        up=moved(delta.up),
+        extra=delta.extra.to(device),
+    )
 
 
 @DTYPES

@@ -78,7 +78,7 @@ class CompiledArithmetic:
         self._rounded = rounded
         self._packed = torch.empty(0)
         self._buffers: dict[str, torch.Tensor] = {}
-        self._residuals = ResidualCalls()
+        self._residuals = ResidualCalls(rounded=rounded)
         self._batch = PagedBatch()
         self._tapes: OrderedDict[Hashable, Tape] = OrderedDict()
         self._recording: Tape | None = None
@@ -94,7 +94,7 @@ class CompiledArithmetic:
         for dtype in demand.weights:
             product_region(_DTYPES[dtype], self._rounded)
         for code in demand.codes:
-            coded_product_region(code)
+            coded_product_region(code, self._rounded)
             expand_region(code)
 
     def buffer(self, name: str, num_rows: int, width: int, like: torch.Tensor) -> torch.Tensor:

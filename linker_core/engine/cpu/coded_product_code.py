@@ -18,6 +18,7 @@ from typing import NamedTuple, TypeAlias
 from llvmlite import ir
 
 from linker_core.engine.arithmetic import Code
+from linker_core.engine.cpu.coded_steps import CodedSteps, FloatSteps
 from linker_core.engine.cpu.decoding import LANES, Decoder, Lookup, load_scale
 from linker_core.engine.cpu.emitter import (
     F32,
@@ -29,12 +30,12 @@ from linker_core.engine.cpu.emitter import (
     Variable,
     f32,
     i64,
-    vector,
 )
 from linker_core.engine.cpu.folding import sums
 from linker_core.engine.cpu.jobs import seek
+from linker_core.sharing.rungs import CODE_UNIT
 
-PACKED_UNIT = 128  # elements that packed rows are padded to a multiple of
+PACKED_UNIT = CODE_UNIT  # elements that packed rows are padded to a multiple of
 PIECE_ROWS = 48  # rows of a matrix that a thread takes at a time
 _MAX_ROWS = {Lookup.AVX512: 6, Lookup.AVX2: 2, Lookup.MEMORY: 2}  # of x, in a tile
 _PREFETCH_BYTES = 2048  # how far ahead codes are asked for
@@ -74,21 +75,25 @@ class _Row(NamedTuple):
     scales: ir.Value
 
 
-def emit_coded_product(module: ir.Module, code: Code, lookup: Lookup) -> None:
+def emit_coded_product(
+    module: ir.Module, code: Code, lookup: Lookup, steps: CodedSteps | None = None
+) -> None:
     """Adds `coded_product`, to be called on every thread of a region with a task's address.
 
     Args:
         module: Where it goes.
         code: Of the matrices.
         lookup: How levels are found.
+        steps: How runs are multiplied where codes have groups; in float32.
     """
     decoder, max_rows = Decoder(code.bits, lookup), _MAX_ROWS[lookup]
+    steps = steps or FloatSteps(decoder)
     tiles = {
-        (rows, outs): _emit_tile(module, decoder, code.group, rows=rows, outs=outs)
+        (rows, outs): _emit_tile(module, decoder, steps, code.group, rows=rows, outs=outs)
         for rows in range(1, max_rows + 1)
         for outs in {_outs(rows), 1}
     }
-    pack = _emit_pack(module)
+    pack = _emit_pack(module, steps)
     piece = _emit_piece(module, decoder, code.group, tiles)
     e = Emitter(module, "coded_product", [POINTER])
     (task,) = e.arguments
@@ -107,7 +112,7 @@ def _outs(rows: int) -> int:
     return 2 if rows > 2 else 1
 
 
-def _emit_pack(module: ir.Module) -> ir.Function:
+def _emit_pack(module: ir.Module, steps: CodedSteps) -> ir.Function:
     """(task): this thread's share of the rows that some job has, each to its own number's place."""
     e = Emitter(module, "pack", [POINTER], exported=False)
     b, (task,) = e.builder, e.arguments
@@ -115,21 +120,20 @@ def _emit_pack(module: ir.Module) -> ir.Function:
     x_stride, width, num_packed = (
         e.field(task, _TASK[key]) for key in ("x_stride", "width", "num_packed")
     )
-    padded = e.round_up(width, PACKED_UNIT)
-    whole = e.round_down(width, LANES)
+    whole = e.round_down(width, PACKED_UNIT)
+    last = e.room(F32, PACKED_UNIT)
     with e.loop(e.thread_number(), num_packed, e.num_threads()) as number:
         row = e.field(rows, number)
         source = e.at(x, b.mul(row, x_stride), F32)
-        target = e.at(packed, b.mul(row, padded), F32)
-        with e.loop(0, whole, LANES) as k:
-            e.store(e.load(e.at(source, k, F32), vector(F32, LANES)), e.at(target, k, F32))
-        rest = e.variable(whole)
+        target = e.at(packed, b.mul(row, e.round_up(width, PACKED_UNIT)), F32)
+        with e.loop(0, whole, PACKED_UNIT) as k:
+            steps.pack(e, e.at(source, k, F32), e.at(target, k, F32))
         with b.if_then(b.icmp_signed("<", whole, width)):
-            values = e.load_part(e.at(source, whole, F32), F32, b.sub(width, whole), LANES)
-            e.store(values, e.at(target, whole, F32))
-            rest.set(b.add(whole, i64(LANES)))
-        with e.loop(rest.get(), padded, LANES) as k:
-            e.store(e.zeros(LANES), e.at(target, k, F32))
+            for first in range(0, PACKED_UNIT, LANES):
+                e.store(e.zeros(LANES), e.at(last, first, F32))
+            with e.loop(whole, width) as k:
+                e.store(e.load(e.at(source, k, F32), F32), e.at(last, b.sub(k, whole), F32))
+            steps.pack(e, last, e.at(target, whole, F32))
     return e.finish()
 
 
@@ -175,7 +179,7 @@ def _emit_piece(
 
 
 def _emit_tile(
-    module: ir.Module, decoder: Decoder, group: int, *, rows: int, outs: int
+    module: ir.Module, decoder: Decoder, steps: CodedSteps, group: int, *, rows: int, outs: int
 ) -> ir.Function:
     """Emits all sums of some rows of x and of the matrix.
 
@@ -199,7 +203,10 @@ def _emit_tile(
     ]
     totals = [[e.variable(e.zeros(LANES)) for _ in range(outs)] for _ in range(rows)]
     if group:
-        _add_groups(e, decoder, group, xs, lies, totals, width=width, num_scales=num_scales)
+        # Weights behind a row's end have no scale of their own, and zeros in x.
+        last = b.sub(num_scales, i64(1))
+        bits = decoder.bits
+        _add_groups(e, steps, Code(bits, group), xs, lies, totals, width=width, last=last)
     else:
         _add_all(e, decoder, xs, lies, totals, width=width)
     is_sum = b.icmp_signed("!=", adds, i64(0))
@@ -219,56 +226,42 @@ def _emit_tile(
 
 def _add_groups(
     e: Emitter,
-    decoder: Decoder,
-    group: int,
+    steps: CodedSteps,
+    code: Code,
     xs: Sequence[ir.Value],
     lies: Sequence[_Row],
     totals: Totals,
     *,
     width: ir.Value,
-    num_scales: ir.Value,
+    last: ir.Value,
 ) -> None:
-    """Adds the sum of each group's products times its scale, or of a part of a long group."""
-    b, length = e.builder, min(group, decoder.unit)
-    run_bytes = decoder.unit * decoder.bits // 8
-    with e.loop(0, width, decoder.unit) as k:
-        offset = b.mul(b.udiv(k, i64(decoder.unit)), i64(run_bytes))
+    """Adds the sum of each group's products times its scale, or of a part of a long group.
+
+    Args:
+        e: Where it goes.
+        steps: How runs are multiplied.
+        code: Of the matrix.
+        xs: Where packed rows lie.
+        lies: Where the matrix's rows lie.
+        totals: Take the sums.
+        width: Of a row.
+        last: Number of a row's last scale.
+    """
+    b, length = e.builder, min(code.group, CODE_UNIT)
+    run_bytes = CODE_UNIT * code.bits // 8
+    with e.loop(0, width, CODE_UNIT) as k:
+        offset = b.mul(b.udiv(k, i64(CODE_UNIT)), i64(run_bytes))
         runs = [e.at(row.codes, offset, I8) for row in lies]
+        x_runs = [e.at(x, k, F32) for x in xs]
         for run in runs:
             e.prefetch(e.at(run, _PREFETCH_BYTES, I8))
-        for start in range(0, decoder.unit, length):
-            firsts = range(start, start + length, LANES)
-            # Weights behind a row's end have no scale of their own, and zeros in x.
-            last = b.sub(num_scales, i64(1))
-            number = e.minimum(b.udiv(b.add(k, i64(start)), i64(group)), last)
-            parts = _parts(e, decoder, xs, runs, k, firsts)
+        for start in range(0, CODE_UNIT, length):
+            number = e.minimum(b.udiv(b.add(k, i64(start)), i64(code.group)), last)
+            parts = steps.parts(e, x_runs, runs, range(start, start + length))
             for out, row in enumerate(lies):
                 scale = e.splat(load_scale(e, row.scales, number), LANES)
                 for of_row, part in zip(totals, parts, strict=True):
                     of_row[out].set(e.fma(scale, part[out], of_row[out].get()))
-
-
-def _parts(
-    e: Emitter,
-    decoder: Decoder,
-    xs: Sequence[ir.Value],
-    runs: Sequence[ir.Value],
-    k: ir.Value,
-    firsts: range,
-) -> list[list[ir.Value]]:
-    """Returns the sums of levels times x for weights of one run, by row of x and of the matrix."""
-    parts: list[list[ir.Value]] = []
-    for first in firsts:
-        levels = [decoder.load(e, run, first) for run in runs]
-        values = [e.load(e.at(e.at(x, k, F32), first, F32), levels[0].type) for x in xs]
-        if not parts:
-            parts = [[e.builder.fmul(level, value) for level in levels] for value in values]
-            continue
-        parts = [
-            [e.fma(level, value, part) for level, part in zip(levels, of_row, strict=True)]
-            for value, of_row in zip(values, parts, strict=True)
-        ]
-    return parts
 
 
 def _add_all(

@@ -6,7 +6,7 @@ leaves bfloat16 words as they are and rounds x to bfloat16; products and sums ar
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from llvmlite import ir
 
@@ -83,11 +83,14 @@ class _BFloat(ir.Type):  # type: ignore[misc]
         return hash("bfloat")
 
 
+BFLOAT: Final = _BFloat()
+
+
 class Rounded:
     """bfloat16 words and a CPU that multiplies bfloat16 pairs into float32 sums (AVX512_BF16)."""
 
     _LANES = 16
-    _PAIRS: Any = vector(_BFloat(), 2 * _LANES)
+    _PAIRS: Any = vector(BFLOAT, 2 * _LANES)
 
     @property
     def block(self) -> int:

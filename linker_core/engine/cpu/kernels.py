@@ -14,6 +14,7 @@ from linker_core.engine.cpu.add_code import emit_add
 from linker_core.engine.cpu.attention_code import emit_attention
 from linker_core.engine.cpu.attention_spec import AttentionSpec
 from linker_core.engine.cpu.coded_product_code import emit_coded_product
+from linker_core.engine.cpu.coded_steps import PairSteps
 from linker_core.engine.cpu.decoding import Lookup
 from linker_core.engine.cpu.dot_product import DotProduct, Rounded, Widened
 from linker_core.engine.cpu.expand_code import emit_expand
@@ -85,11 +86,15 @@ def gate_region(activation: str) -> Region:
 
 
 @cache
-def coded_product_region(code: Code) -> Region:
-    """Returns the products with matrices of a code."""
+def coded_product_region(code: Code, rounded: bool) -> Region:
+    """Returns the products with matrices of a code; `rounded` counts where the CPU can round."""
     lookup = _host_lookup()
+    steps = None
     name = f"coded-{code.bits}-{code.group}-{lookup}"
-    emit = partial(emit_coded_product, code=code, lookup=lookup)
+    if code.group and can_round():
+        steps = PairSteps(code.bits, code.group, rounded=rounded)
+        name += "-rounded" if rounded else "-pairs"
+    emit = partial(emit_coded_product, code=code, lookup=lookup, steps=steps)
     return Region(compile_regions(name, emit), "coded_product")
 
 

@@ -57,9 +57,14 @@ class _Expanded(NamedTuple):
 
 
 class ResidualCalls:
-    """Makes the calls of a batch of addends. Its room grows; what was recorded keeps the old."""
+    """Makes the calls of a batch of addends. Its room grows; what was recorded keeps the old.
 
-    def __init__(self) -> None:
+    Args:
+        rounded: Whether products round their rows to bfloat16, where the CPU can.
+    """
+
+    def __init__(self, *, rounded: bool) -> None:
+        self._rounded = rounded
         self._packed = torch.empty(0)
         self._inner = torch.empty(0)
 
@@ -108,7 +113,8 @@ class ResidualCalls:
             *(all_rows.ctypes.data, len(all_rows), num_pieces, 0, words.buffer_info()[0]),
         )
         kept = (words, self._packed, self._inner, all_rows, *(job.rows.indices_n for job in jobs))
-        return ResidualCall(coded_product_region(code), task, _PRODUCT_COUNTER, work, kept)
+        region = coded_product_region(code, self._rounded)
+        return ResidualCall(region, task, _PRODUCT_COUNTER, work, kept)
 
     def _expansion(self, code: Code, jobs: Sequence[_Expanded]) -> ResidualCall:
         records: list[int] = []

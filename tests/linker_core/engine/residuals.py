@@ -93,6 +93,16 @@ def assert_added(
         others[rows] = False
         assert torch.equal(addend.y_TO[others], y_TO[others])
         # Of the terms' sizes: a sum that cancels is no less exact than one that does not.
-        terms_nO = x_TI[rows].double().abs() @ delta_OI.abs().T
+        terms_nO = x_TI[rows].double().abs() @ _sizes(addend.residual).T
         off = (addend.y_TO[rows].double() - want_TO[rows]).abs()
         assert float((off / (terms_nO + y_TO[rows].abs())).max()) <= 1e-5
+
+
+def _sizes(residual: StoredResidual) -> torch.Tensor:
+    """Returns what the delta would be if all of its terms were positive, float64 [O, I]."""
+    sizes_OI = torch.zeros(residual.num_rows, residual.extra.shape[1], dtype=torch.float64)
+    if residual.dense is not None:
+        sizes_OI += residual.dense.decoded().abs()
+    if residual.down is not None and residual.up is not None:
+        sizes_OI += residual.up.decoded().double().abs().T @ residual.down.decoded().double().abs()
+    return sizes_OI

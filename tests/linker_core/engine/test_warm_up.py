@@ -7,15 +7,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from llvmlite import ir
 
-from linker_core.engine.arithmetic import Demand
+from linker_core.engine.arithmetic import Addend, Demand, Norm, codes_of
 from linker_core.engine.cpu import kernels
 from linker_core.engine.cpu.arithmetic import CompiledArithmetic
 from linker_core.engine.cpu.regions import Code, compile_regions
 from linker_core.engine.messages import LoadFailed, ModelLoaded
+from linker_core.engine.rows import RowGroup
 from linker_core.errors import LinkerError
 from tests.linker_core.engine.driving import GREEDY, Driver, load_message
+from tests.linker_core.engine.residuals import residual
 from tests.linker_core.engine.serving import PROMPT
 from tests.tiny import make_checkpoint, make_variant
 
@@ -30,8 +33,10 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return compile_regions(name, emit)
 
     monkeypatch.setattr(kernels, "compile_regions", noted)
-    regions = (kernels.product_region, kernels.norm_region, kernels.add_region)
-    for region in (*regions, kernels.gate_region, kernels._attention):
+    for region in (
+        *(kernels.product_region, kernels.norm_region, kernels.add_region, kernels.gate_region),
+        *(kernels.coded_product_region, kernels.expand_region, kernels._attention),
+    ):
         region.cache_clear()
     return names
 
@@ -61,6 +66,28 @@ def test_no_step_of_a_variant_in_another_type_has_to_wait(tmp_path: Path, asked:
     assert any("F32" in name for name in ready[before:])
     for model in ("base", "variant"):
         driver.generate(model, PROMPT)
+    assert asked == ready
+
+
+@pytest.mark.parametrize("text", ["int4:64", "rank3:8", "rank2:16+signs:32", "rank5:4+int3:128"])
+def test_no_step_over_deltas_has_to_wait(asked: list[str], text: str) -> None:
+    delta = residual(text, 20, 40)
+    arithmetic = CompiledArithmetic()
+    arithmetic.warm_up(
+        Demand(
+            weights=frozenset(),
+            norm_weights=frozenset(),
+            norm=Norm(1e-6, plus_one=False),
+            activation="silu",
+            attention=frozenset(),
+            page_tokens=16,
+            codes=codes_of(delta),
+        )
+    )
+    ready = list(asked)
+    assert any(name.startswith("coded-") for name in ready)
+    rows = RowGroup(torch.tensor([0, 1]), slice(0, 2))
+    arithmetic.add_residuals(torch.ones(2, 40), [Addend(delta, rows, torch.ones(2, 20))])
     assert asked == ready
 
 

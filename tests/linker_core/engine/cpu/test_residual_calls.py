@@ -15,8 +15,10 @@ from linker_core.engine.cpu import arithmetic as arithmetic_module
 from linker_core.engine.cpu import residual_calls
 from linker_core.engine.cpu.arithmetic import CompiledArithmetic
 from linker_core.engine.cpu.coded_product_code import emit_coded_product
+from linker_core.engine.cpu.coded_steps import PairSteps
 from linker_core.engine.cpu.decoding import Lookup
 from linker_core.engine.cpu.expand_code import emit_expand
+from linker_core.engine.cpu.kernels import can_round
 from linker_core.engine.cpu.regions import Region
 from linker_core.engine.rows import RowGroup
 from linker_core.residency.coding import CodedMatrix
@@ -31,9 +33,11 @@ SUMS = ["rank4:8+signs:64", "rank9:4+int4:128", "rank2:16+int3:32"]
 SHAPES = [(1, 1), (49, 130), (130, 49), (577, 17), (33, 896), (96, 256)]  # O, I
 MARK = 7.0
 FEATURES = llvm.get_host_cpu_features()
-LOOKUPS = [
-    pytest.param(lookup, marks=pytest.mark.skipif(not available, reason="no such vectors"))
-    for lookup, available in (
+PAIRS = "pairs"  # of bfloat16, where runs are multiplied in them
+WAYS = [
+    pytest.param(way, marks=pytest.mark.skipif(not available, reason="no such vectors"))
+    for way, available in (
+        (PAIRS, can_round()),
         (Lookup.AVX512, FEATURES.get("avx512f", False)),
         (Lookup.AVX2, FEATURES.get("avx2", False)),
         (Lookup.MEMORY, True),
@@ -42,22 +46,27 @@ LOOKUPS = [
 
 
 @cache
-def product_region(code: Code, lookup: Lookup) -> Region:
-    emit = partial(emit_coded_product, code=code, lookup=lookup)
+def product_region(code: Code, rounded: bool, way: str) -> Region:
+    if way == PAIRS:
+        steps = PairSteps(code.bits, code.group, rounded=rounded) if code.group else None
+        emit = partial(emit_coded_product, code=code, lookup=Lookup.AVX512, steps=steps)
+    else:
+        emit = partial(emit_coded_product, code=code, lookup=Lookup(way))
     return Region(compiled(emit), "coded_product")
 
 
 @cache
-def expand_region(code: Code, lookup: Lookup) -> Region:
+def expand_region(code: Code, way: str) -> Region:
+    lookup = Lookup.AVX512 if way == PAIRS else Lookup(way)
     return Region(compiled(partial(emit_expand, code=code, lookup=lookup)), "expand")
 
 
 @pytest.fixture
-def found_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Lookup], None]:
-    """Lets levels be found in a way that this CPU would not choose."""
+def computed_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has products computed in a way that this CPU would not choose."""
 
-    def choose(lookup: Lookup) -> None:
-        product, expand = (partial(r, lookup=lookup) for r in (product_region, expand_region))
+    def choose(way: str) -> None:
+        product, expand = (partial(region, way=way) for region in (product_region, expand_region))
         monkeypatch.setattr(residual_calls, "coded_product_region", product)
         monkeypatch.setattr(residual_calls, "expand_region", expand)
 
@@ -101,12 +110,12 @@ def added(
     return ys
 
 
-@pytest.mark.parametrize("lookup", LOOKUPS)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("text", [*CODED, *FACTORS, *SUMS])
 def test_residuals_of_any_shape_equal_float64(
-    found_by: Callable[[Lookup], None], text: str, lookup: Lookup
+    computed_by: Callable[[str], None], text: str, way: str
 ) -> None:
-    found_by(lookup)
+    computed_by(way)
     for seed, (num_out, width) in enumerate(SHAPES):
         x_TI = random(15, width, seed=seed)
         residuals = [residual(text, num_out, width, seed=9 * seed + n) for n in range(4)]
@@ -227,6 +236,20 @@ def test_recorded_residuals_are_replayed_over_new_rows(text: str) -> None:
             addend = Addend(larger, rows, torch.zeros(9, 300))
             leaf.arithmetic.add_residuals(random(9, 2000, seed=1), [addend])
     assert (leaf.num_bodies, plain.num_bodies) == (2, 4)
+
+
+@pytest.mark.skipif(not can_round(), reason="no units for bfloat16")
+@pytest.mark.parametrize("text", ["int4:64", "int3:32", "int2:128", "signs:256"])
+def test_rounded_arithmetic_rounds_rows_to_bfloat16(text: str) -> None:
+    x_TI, rows = random(5, 300, seed=0), group(list(range(5)))
+    delta = residual(text, 60, 300)
+    found = []
+    for rounded, value in ((True, x_TI), (False, x_TI.bfloat16().float())):
+        y_TO = torch.zeros(5, 60)
+        addend = Addend(delta, rows, y_TO)
+        CompiledArithmetic(rounded=rounded).add_residuals(value, [addend])
+        found.append(y_TO)
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-4)
 
 
 def test_what_the_loops_would_misread_is_refused() -> None:
