@@ -68,7 +68,7 @@ def write_delta(
     sources = _sources(plan, donor, variant)
     total = sum(source.nbytes for source in sources)
     entries = [entry for source in sources for entry in source.entries]
-    pace = pace or Pace()
+    identities, pace = (donor.identity, variant.identity), pace or Pace()
     with new_folder(target) as folder:
         copy_texts(checkpoint_texts(variant.path), folder)
         with EntryWriter(folder / DELTA_FILE, entries, plan) as writer:
@@ -86,6 +86,11 @@ def write_delta(
                     done += nbytes
                     if progress is not None:
                         progress(done, total)
+        if identities != (donor.identity, variant.identity):
+            raise BadCheckpointError(
+                "A weight file changed while the delta was made of it. Leave the checkpoints alone "
+                "meanwhile, and try again."
+            )
 
 
 def write_stored(writer: EntryWriter, name: str, stored: Stored) -> None:

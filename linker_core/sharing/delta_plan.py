@@ -116,8 +116,9 @@ def _check_price(value: Any, source: str) -> None:
         fields.number(key, low=0.0, high=1e9)
     fields.number("top1", low=0.0, high=1.0)
     fields.integer("tokens", low=0, high=1 << 40)
+    if value["calibration"] is None:
+        raise fields.refuse("calibration", None, "what the text was")
     _check_text(fields, "calibration")
-    fields.choice("calibration", (str(value["calibration"]),))
     if value["matmul_precision"] is not None:
         fields.choice("matmul_precision", get_args(MatmulPrecision))
 

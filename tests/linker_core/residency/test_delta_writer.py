@@ -35,6 +35,7 @@ from linker_core.residency.delta_writer import write_delta
 from linker_core.residency.ledger import StoredTensor
 from linker_core.residency.new_folder import INCOMPLETE
 from linker_core.sharing.delta import DeltaFile, open_weights
+from linker_core.sharing.delta_data import check_data, check_donor
 from linker_core.sharing.delta_layout import DELTA_FILE, entries_of
 from linker_core.sharing.plan import SharePlan
 from linker_core.sharing.rungs import AnyRung, Residual, Rung, kind_of, parse_rung
@@ -213,6 +214,38 @@ def test_interrupted_writing_leaves_nothing(
     with pytest.raises(KeyboardInterrupt):
         write_again(written, tmp_path / "out", progress=interrupt)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_file_that_is_written_to_meanwhile_is_noticed(
+    written: tuple[SharePlan, Path], tmp_path: Path
+) -> None:
+    paths = [
+        Path(shutil.copytree(written[1].parent / n, tmp_path / n)) for n in ("donor", "variant")
+    ]
+
+    def touch(_done: int, _total: int) -> None:
+        os.utime(paths[0] / "model.safetensors")
+
+    with (
+        Checkpoint.open(paths[0]) as donor,
+        Checkpoint.open(paths[1]) as variant,
+        pytest.raises(BadCheckpointError, match="changed while"),
+    ):
+        write_delta(written[0], donor, variant, tmp_path / "out", progress=touch)
+    assert {path.name for path in tmp_path.iterdir()} == {"donor", "variant"}
+
+
+def test_variant_of_equal_bytes_is_a_delta_of_nothing(tmp_path: Path) -> None:
+    donor_path = make_checkpoint(tmp_path / "donor")
+    variant_path = make_variant(tmp_path / "variant", donor_path, scale=0.0)
+    with Checkpoint.open(donor_path) as donor:
+        rungs = dict.fromkeys(donor.tensors, Rung.ALIAS)
+        write_planned(donor_path, variant_path, tmp_path / "delta", rungs)
+        with DeltaFile.open(tmp_path / "delta") as delta:
+            assert (delta.nbytes, dict(delta.tensors)) == (0, {})
+            assert delta.plan.logical_bytes == donor.nbytes
+            check_donor(delta, donor)
+            check_data(delta)
 
 
 def test_target_is_not_there_until_it_is_complete(
