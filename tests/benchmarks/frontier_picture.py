@@ -11,6 +11,8 @@ from matplotlib.figure import Figure
 
 _COLUMNS = 2
 _PANEL_INCHES = (6.0, 4.2)
+_MOST_BITS = 8.0  # shown; what is larger is in the tables
+_OURS = {"ours, uniform": "gray", "ours, policy bytes": "black", "ours, policy budget": "crimson"}
 
 
 class Point(NamedTuple):
@@ -36,10 +38,13 @@ def draw(points: Sequence[Point], path: Path) -> None:
     rows = -(-len(variants) // columns)
     size = (_PANEL_INCHES[0] * columns, _PANEL_INCHES[1] * rows + 1.2)
     figure = Figure(figsize=size, layout="constrained")
-    panels = figure.subplots(rows, columns, squeeze=False).flat
-    colours = mpl.colormaps["tab20"]
+    panels = figure.subplots(rows, columns, squeeze=False).flatten().tolist()
+    for panel in panels[len(variants) :]:
+        panel.remove()
+    others = [name for name in series if name not in _OURS]
+    colours = _OURS | {name: mpl.colormaps["tab20"](i) for i, name in enumerate(others)}
     for panel, variant in zip(panels, variants, strict=False):
-        for number, name in enumerate(series):
+        for name in series:
             of_series = [p for p in points if (p.variant, p.series) == (variant, name) and p.kl > 0]
             drawn = sorted((p.bits_per_weight, p.kl) for p in of_series)
             is_ours = name.startswith("ours, policy")
@@ -50,10 +55,11 @@ def draw(points: Sequence[Point], path: Path) -> None:
                 markersize=4,
                 linewidth=2.2 if is_ours else 0.9,
                 linestyle="none" if name.endswith("uniform") else "-",
-                color=colours(number),
+                color=colours[name],
                 label=name,
             )
         panel.set_yscale("log")
+        panel.set_xlim(0.0, _MOST_BITS)
         panel.set_title(variant)
         panel.set_xlabel("bits per weight, all in")
         panel.set_ylabel("KL(variant ‖ planned), nats per token")
