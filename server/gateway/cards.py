@@ -6,6 +6,7 @@ from typing import Any
 
 from linker_core.engine.messages import Snapshot
 from server.onboarding.catalog import ServedModel
+from server.onboarding.fitting import JointPlan
 from server.onboarding.rehearsal import DryRun
 from server.registry.records import JobRecord, ModelRecord
 
@@ -97,6 +98,36 @@ def dry_run_card(dry_run: DryRun) -> dict[str, Any]:
         "free_bytes": dry_run.free_bytes,
         "would_evict": [],  # nothing is evicted to make room
         "seconds": dry_run.seconds,
+    }
+
+
+def joint_card(joint: JointPlan) -> dict[str, Any]:
+    """Returns the plans of several variants; what does not fit has none."""
+    return {
+        "object": "model.fit",
+        "donor": joint.donor,
+        "fits": joint.found.fits,
+        "left_out": list(joint.found.left_out),
+        "budget_bytes": joint.budget_bytes,
+        "donor_bytes": joint.donor_bytes,
+        "unique_bytes": joint.found.unique_bytes,
+        "least_bytes": joint.least_bytes,
+        "models": [_fitted_card(joint, name) for name in joint.frontiers],
+        "seconds": joint.seconds,
+    }
+
+
+def _fitted_card(joint: JointPlan, name: str) -> dict[str, Any]:
+    plan = joint.chosen(name)
+    if plan is None:
+        return {"name": name, "fits": False}
+    return {
+        "name": name,
+        "fits": True,
+        "unique_bytes": plan.unique_bytes,
+        "bits_per_weight": 8 * plan.unique_bytes / joint.frontiers[name].num_weights,
+        "rung_bytes": plan.rung_bytes,
+        "price": plan.price.to_json(),
     }
 
 

@@ -7,12 +7,13 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from linker_core.errors import ModelNotFoundError, NotReadyError, from_record
+from linker_core.errors import InvalidRequestError, ModelNotFoundError, NotReadyError, from_record
 from server.gateway.body import read_object
-from server.gateway.cards import dry_run_card, job_card, model_card, openai_card
+from server.gateway.cards import dry_run_card, job_card, joint_card, model_card, openai_card
 from server.gateway.openapi import answers, takes
 from server.gateway.schemas import (
     ONBOARD_NEUTRAL,
+    FitBody,
     OnboardBody,
     PlanBody,
     ReplanBody,
@@ -21,6 +22,7 @@ from server.gateway.schemas import (
 )
 from server.gateway.services import Services
 from server.gateway.streaming import unless, unless_disconnected
+from server.onboarding.fitting import FitRequest
 from server.onboarding.request import AUTO_DONOR, OnboardRequest, resolve_sharing
 from server.registry.records import JobRecord, JobStatus
 from server.settings import SharingSettings
@@ -83,20 +85,36 @@ def _add_job_routes(router: APIRouter, services: Services) -> None:
 def _add_dry_run_route(router: APIRouter, services: Services) -> None:
     @router.post(
         "/models/plan",
-        openapi_extra=takes(PlanBody),
+        openapi_extra=takes(PlanBody, FitBody),
         responses=answers(200, "What onboarding the model would share, cost and take."),
     )
     async def plan(http_request: Request) -> dict[str, Any]:
         services.gate.check_open()
         parsed = await read_object(http_request)
-        body = parse_request(PlanBody, parsed, neutral=ONBOARD_NEUTRAL)
-        request = onboard_request(body, services.settings.sharing, name=body.name or "")
+        work = _fit(services, parsed) if "models" in parsed else _rehearse(services, parsed)
         ended = unless(
             services.gate.closing.wait(),
-            services.onboarder.rehearse(request, said=said(body)),
+            work,
             error=NotReadyError("The server is shutting down."),
         )
-        return dry_run_card(await unless_disconnected(http_request, ended))
+        return await unless_disconnected(http_request, ended)
+
+
+async def _rehearse(services: Services, parsed: dict[str, Any]) -> dict[str, Any]:
+    body = parse_request(PlanBody, parsed, neutral=ONBOARD_NEUTRAL)
+    request = onboard_request(body, services.settings.sharing, name=body.name or "")
+    return dry_run_card(await services.onboarder.rehearse(request, said=said(body)))
+
+
+async def _fit(services: Services, parsed: dict[str, Any]) -> dict[str, Any]:
+    body = parse_request(FitBody, parsed, neutral={})
+    sources = {model.name or model.source: model.source for model in body.models}
+    if len(sources) < len(body.models):
+        raise InvalidRequestError("Every model needs a name of its own.", param="models")
+    request = FitRequest(
+        sources=sources, donor=body.donor or AUTO_DONOR, budget_bytes=body.budget_bytes
+    )
+    return joint_card(await services.onboarder.fit(request))
 
 
 def _add_model_routes(router: APIRouter, services: Services) -> None:

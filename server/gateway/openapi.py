@@ -14,6 +14,7 @@ from pydantic.json_schema import models_json_schema
 from server.gateway.schemas import (
     ChatRequest,
     CompletionRequest,
+    FitBody,
     OnboardBody,
     PlanBody,
     ReplanBody,
@@ -22,6 +23,7 @@ from server.gateway.schemas import (
 _BODIES: tuple[type[BaseModel], ...] = (
     ChatRequest,
     CompletionRequest,
+    FitBody,
     OnboardBody,
     PlanBody,
     ReplanBody,
@@ -45,10 +47,11 @@ _ERROR_SCHEMA = {
 }
 
 
-def takes(body: type[BaseModel]) -> dict[str, Any]:
-    """Returns `openapi_extra` of a route that reads this body itself."""
-    assert body in _BODIES
-    schema = {"$ref": _REF.format(model=body.__name__)}
+def takes(*bodies: type[BaseModel]) -> dict[str, Any]:
+    """Returns `openapi_extra` of a route that reads one of these bodies itself."""
+    assert set(bodies) <= set(_BODIES)
+    refs = [{"$ref": _REF.format(model=body.__name__)} for body in bodies]
+    schema = refs[0] if len(refs) == 1 else {"oneOf": refs}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
 
 

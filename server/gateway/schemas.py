@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 _MAX_PROMPTS = 256
 _MAX_WARNED = 8
+_MAX_FITTED = 16  # variants of one joint plan; each is scanned and priced
 
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 StopText = Annotated[str, Field(min_length=1, max_length=1024)]
@@ -168,6 +169,25 @@ class PlanBody(SharingBody):
     """POST /models/plan. The name decides nothing; it may come along."""
 
     name: str | None = None
+
+
+class FittedModel(BaseModel):
+    """One of the variants of a joint plan."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    source: str
+    name: str | None = Field(default=None, min_length=1, max_length=256)  # None: the source
+
+
+class FitBody(BaseModel):
+    """POST /models/plan of several variants that are to fit into one memory."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    models: list[FittedModel] = Field(min_length=1, max_length=_MAX_FITTED)
+    donor: str | None = None  # None: auto
+    budget_bytes: int = Field(ge=0, lt=2**63)
 
 
 _NEUTRAL: dict[str, tuple[object, ...]] = {

@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +27,7 @@ from server.onboarding.admission import Admission
 from server.onboarding.catalog import Catalog, ServedModel
 from server.onboarding.departures import Departures
 from server.onboarding.donors import choose_donor
+from server.onboarding.fitting import FitRequest, Fitting, JointPlan
 from server.onboarding.jobs import Checked, JobRunner
 from server.onboarding.planner import Planner
 from server.onboarding.prepare import check_capacity, read_source
@@ -96,6 +98,7 @@ class Onboarder:
         self._rehearsal = Rehearsal(
             choose=self._choose_donor_now, planner=planner, admission=admission
         )
+        self._fitting = Fitting(choose=self._choose_donor_now, planner=planner)
         self._num_rehearsing = 0
         self._departures = Departures(
             roster=roster,
@@ -184,12 +187,36 @@ class Onboarder:
         check_sharing(request)
         path = await asyncio.to_thread(resolve_source, request.source, self._roots)
         request = await self._resolved(request, path, said)
-        if self._is_coming(request.donor) or not self._restorer.done.is_set():
+        with self._rehearsing(request.donor):
+            return await self._rehearsal.run(request, path)
+
+    async def fit(self, request: FitRequest) -> JointPlan:
+        """Chooses plans of several variants that fit together; loads and keeps as a dry run does.
+
+        Raises:
+            LinkerError: A source, a checkpoint or the donor rule it out, or too many wait.
+        """
+        paths = [
+            await asyncio.to_thread(resolve_source, source, self._roots)
+            for source in request.sources.values()
+        ]
+        with self._rehearsing(request.donor):
+            return await self._fitting.run(request, paths)
+
+    @contextmanager
+    def _rehearsing(self, donor: str | None) -> Iterator[None]:
+        """Counts a dry run among what waits and runs.
+
+        Raises:
+            NotReadyError: Models to share with are on their way.
+            QueueFullError: Too many wait.
+        """
+        if self._is_coming(donor) or not self._restorer.done.is_set():
             raise NotReadyError("The models to share with are still on their way; try again.")
         self._check_queue()
         self._num_rehearsing += 1
         try:
-            return await self._rehearsal.run(request, path)
+            yield
         finally:
             self._num_rehearsing -= 1
             self._jobs.catch_up_soon()  # its tuner may have been in the way of a model

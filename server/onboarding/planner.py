@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from linker_core.engine.messages import Snapshot
 from linker_core.sharing.plan import Policy, SharePlan
 from linker_core.sharing.report import ScanReport
+from linker_core.tuning.request import FIT_POINTS, TuneGoal
 from linker_core.tuning.result import TuneResult
 from server.onboarding.adapters import AdapterSide, Source
 from server.onboarding.catalog import ServedModel, TextSide
@@ -121,6 +122,25 @@ class Planner:
         if hold_budget:
             check_budget(planned.plan)
         return planned
+
+    async def spread(
+        self, text: TextSide, donor: ServedModel, *, watch: Stopwatch, on_stage: OnStage
+    ) -> TuneResult:
+        """Returns plans of a checkpoint from few bytes to many, priced. The caller holds `turn`.
+
+        Raises:
+            LinkerError: Any reason why they cannot be priced.
+        """
+        assert self.turn.locked()
+        follow = _follow(on_stage)
+        try:
+            fingerprint = await self._fingerprints.find(text, watch=watch, on_progress=follow)
+            report = await self._report(text, fingerprint, donor, watch, follow)
+            pair = Pair(text=text, fingerprint=fingerprint, donor=donor, report=report)
+            goal = TuneGoal(num_points=FIT_POINTS)
+            return await self._pricing.find(pair, goal, watch=watch, on_progress=follow)
+        finally:
+            watch.stop()
 
     async def text_side(self, source: Source, donor: ServedModel | None) -> TextSide:
         """Returns the text side of a source that was planned before; see `Imports.text_side`."""

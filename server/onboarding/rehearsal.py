@@ -85,7 +85,7 @@ class Rehearsal:
         async with self._planner.turn:
             donor = self._choose(request, source)
             planned = await self._planner.plan(
-                request, source, donor, watch=watch, on_stage=_ignore_stage, hold_budget=False
+                request, source, donor, watch=watch, on_stage=ignore_stage, hold_budget=False
             )
         tuned = planned.tuned
         points = (
@@ -201,5 +201,5 @@ def _verdicts(planned: Planned) -> list[dict[str, Any]]:
     ]
 
 
-def _ignore_stage(_stage: JobStage, _done_bytes: int, _total_bytes: int) -> None:
+def ignore_stage(_stage: JobStage, _done_bytes: int, _total_bytes: int) -> None:
     """Nobody follows a dry run."""
