@@ -57,28 +57,18 @@ class Judge:
             form: Of every matrix of the blocks.
             embedding: Whether embedding and head take the form too; else they are kept whole.
         """
-        lent, own = (load_file(each.path / _DATA) for each in (donor, self._variant))
-        rebuilt: dict[str, torch.Tensor] = {}
-        num_bits = num_weights = 0
-        for name, tensor in own.items():
-            num_weights += tensor.numel()
-            if is_matrix(name, tensor.shape, embedding=embedding):
-                weight, bits = form(name, lent[name].float(), tensor.float())
-            else:
-                weight, bits = tensor.float(), 8 * tensor.nbytes
-            rebuilt[name] = weight.contiguous()
-            num_bits += bits
+        whole, bits_per_weight = rebuilt(donor, self._variant, form, embedding=embedding)
         with tempfile.TemporaryDirectory() as folder:
             for path in self._variant.path.iterdir():
                 if path.name != _DATA:
                     shutil.copyfile(path, Path(folder) / path.name)
-            save_file(rebuilt, Path(folder) / _DATA, metadata={"format": "pt"})
+            save_file(whole, Path(folder) / _DATA, metadata={"format": "pt"})
             with Checkpoint.open(Path(folder)) as checkpoint:
-                return Measured(num_bits / num_weights, *self._judged(checkpoint))
+                return Measured(bits_per_weight, *self._judged(checkpoint))
 
-    def _judged(self, rebuilt: Checkpoint) -> tuple[Price, float]:
+    def _judged(self, whole: Checkpoint) -> tuple[Price, float]:
         reader = SectionReader(
-            rebuilt,
+            whole,
             self._variant,
             identical=frozenset(),
             device=CPU,
@@ -90,6 +80,31 @@ class Judge:
         walk = Walk(self._variant.config, lengths, device=CPU, pace=Pace(), precision="highest")
         [price] = Pricer(walk, reader, own, self._text).price([plan])
         return price, accuracies(self._variant, reader, self._tasks, [plan])[0]
+
+
+def rebuilt(
+    donor: Checkpoint, variant: Checkpoint, form: Form, *, embedding: bool
+) -> tuple[dict[str, torch.Tensor], float]:
+    """Returns all tensors as they come out of a form, float32, and bits per weight of them all.
+
+    Args:
+        donor: Whose weights the form may lean on.
+        variant: Whose norms and biases are kept as they are.
+        form: Of every matrix of the blocks.
+        embedding: Whether embedding and head take the form too; else they are kept whole.
+    """
+    lent, own = (load_file(each.path / _DATA) for each in (donor, variant))
+    whole: dict[str, torch.Tensor] = {}
+    num_bits = num_weights = 0
+    for name, tensor in own.items():
+        num_weights += tensor.numel()
+        if is_matrix(name, tensor.shape, embedding=embedding):
+            weight, bits = form(name, lent[name].float(), tensor.float())
+        else:
+            weight, bits = tensor.float(), 8 * tensor.nbytes
+        whole[name] = weight.contiguous()
+        num_bits += bits
+    return whole, num_bits / num_weights
 
 
 def accuracies(
