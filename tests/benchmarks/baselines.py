@@ -34,8 +34,8 @@ from tests.linker_core.tuning.pairs import Pair
 
 _RANKS = (16, 32, 64, 128)
 _UNIFORM = (
-    *("signs:64", "int2:64", "int3:64", "int4:64", "rank8:8", "rank16:8"),
-    *("rank4:8+signs:64", "rank8:8+signs:64", "rank8:8+int2:64"),
+    *("signs:64", "int2:64", "int3:64", "int4:64"),
+    *("rank12:16", "rank4:16+signs:64", "rank8:16+signs:64"),
 )
 _SIZES_BITS = (0.6, 1.2, 1.8, 2.6, 3.6, 4.6)  # per weight, all in
 _QUESTIONS = 10  # of a task
