@@ -161,8 +161,8 @@ def project(
         arithmetic.add_residuals(x_TH, addends)
     for group, table in split:
         _put_own(x_TH, group, table, y_TV, arithmetic)
-        # The donor's further rows are no tokens of this one.
-        y_TV[:, table.num_rows :].index_fill_(0, group.indices_n, 0.0)
+        if table.num_rows < num_columns:  # the donor's further rows are no tokens of this one
+            y_TV[:, table.num_rows :].index_fill_(0, group.indices_n, 0.0)
     return y_TV
 
 

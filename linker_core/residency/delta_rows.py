@@ -81,7 +81,9 @@ def _products(factors: Sequence[_LowRank]) -> torch.Tensor:
     down_rvI = torch.stack([part.down.decoded() for part in factors], dim=1)
     counts = [part.rows.shape[0] for part in factors]
     numbers = torch.arange(len(factors), device=up_rn.device)
-    of_row = torch.repeat_interleave(numbers, torch.tensor(counts, device=up_rn.device))
+    of_row = torch.repeat_interleave(
+        numbers, torch.tensor(counts, device=up_rn.device), output_size=sum(counts)
+    )
     product_nI = up_rn[0] * down_rvI[0].index_select(0, of_row)
     for up_n1, down_vI in zip(up_rn[1:], down_rvI[1:], strict=True):
         product_nI += up_n1 * down_vI.index_select(0, of_row)
