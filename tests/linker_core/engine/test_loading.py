@@ -6,6 +6,7 @@ import gc
 import itertools
 import json
 import os
+import random
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +23,15 @@ from linker_core.engine.messages import (
     UnloadFailed,
     UnloadModel,
 )
+from linker_core.residency.ledger import StoredResidual
 from tests.linker_core.engine.driving import GREEDY, SMALL, Driver, load_message
-from tests.linker_core.engine.families import reference_greedy, reference_model
+from tests.linker_core.engine.families import (
+    reference_greedy,
+    reference_logprobs,
+    reference_model,
+)
 from tests.linker_core.engine.serving import PROMPT, Served, first_block
+from tests.linker_core.residency.deltas import donor_plan, write_random_delta
 from tests.tiny import make_checkpoint, make_variant
 
 
@@ -44,6 +51,34 @@ def slow_down(driver: Driver) -> None:
     """Every look at the clock is a second later, so that each slice moves one chunk only."""
     clock = itertools.count()
     driver.engine._loading._clock = lambda: float(next(clock))
+
+
+@pytest.mark.parametrize("tie", [True, False], ids=["tied", "untied"])
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma2"])
+def test_delta_folder_is_served_as_its_dequantised_model(
+    tmp_path: Path, architecture: str, tie: bool
+) -> None:
+    donor = make_checkpoint(tmp_path / "donor", architecture=architecture, tie=tie)
+    path = make_variant(tmp_path / "v", donor, scale=0.3, added_tokens=("<a>", "<b>"))
+    chance = random.Random(f"{architecture} {tie}")
+    plan = write_random_delta(chance, donor, path, tmp_path / "delta")
+    driver = Driver()
+    driver.load(load_message("base", donor, plan=donor_plan(donor)))
+    loaded = driver.load(load_message("chat", tmp_path / "delta", donor="base"))
+    assert isinstance(loaded, ModelLoaded)
+    assert loaded.bytes.unique == plan.unique_bytes
+    stored = driver.engine.residents.pool.get("chat").tensors
+    assert any(isinstance(entry, StoredResidual) for entry in stored.values())
+    model, prompt = reference_model(path, stored=stored), [513, *PROMPT, 512]
+    request_id = driver.submit("chat", prompt, replace(GREEDY, logprobs=0))
+    beside = driver.submit("base", PROMPT)
+    driver.run()
+    want = reference_greedy(model, prompt, GREEDY.max_tokens)
+    assert driver.tokens(request_id) == want
+    got = [token.logprob for token in driver.outputs[request_id]]
+    assert got == pytest.approx(reference_logprobs(model, prompt, want), abs=1e-4)
+    alone = reference_greedy(reference_model(donor), PROMPT, GREEDY.max_tokens)
+    assert driver.tokens(beside) == alone
 
 
 def failure(driver: Driver) -> LoadFailed:
