@@ -37,7 +37,7 @@ _UNIFORM = (
     *("signs:64", "int2:64", "int3:64", "int4:64"),
     *("rank12:16", "rank4:16+signs:64", "rank8:16+signs:64"),
 )
-_SIZES_BITS = (0.6, 1.2, 1.8, 2.6, 3.6, 4.6)  # per weight, all in
+_SIZES_BITS = (0.6, 1.2, 1.8, 2.6, 3.6, 4.6, 8.0)  # per weight, all in
 _QUESTIONS = 10  # of a task
 _SIDES = ("others", "ours")
 _PICTURE = Path("docs/baselines.svg")
