@@ -128,7 +128,7 @@ class Settings(_Section):
     engine: EngineSettings = EngineSettings()
 
     def state_directory(self) -> Path:
-        """Returns where registry and caches are kept."""
+        """Returns where the registry and compressed variants are kept."""
         if self.storage.state is not None:
             return self.storage.state
         data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `linker serve`; what is not given comes from --config, then defaults."""
     add = parser.add_argument
     add("--config", type=Path, help="YAML file of settings (see configs/default.yaml)")
-    add("--state", type=Path, help="directory of registry and caches")
+    add("--state", type=Path, help="directory of registry and compressed variants")
     add("--models-root", type=Path, help="directory that POST /models may read models from")
     add(
         "--model",
