@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from linker_core.sharing.price import Price
-from linker_core.sharing.rungs import AnyRung, parse_rung
+from linker_core.sharing.rungs import AnyRung, Residual, parse_rung
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,14 +16,23 @@ class PricedPlan:
 
     origin: str  # why it was tried: "identical bytes alone", "all blocks", …
     rungs: Mapping[str, AnyRung]  # every stored tensor
-    unique_bytes: int
+    rung_bytes: Mapping[str, int]  # unique bytes by kind of rung
     price: Price
+
+    @property
+    def unique_bytes(self) -> int:
+        return sum(self.rung_bytes.values())
+
+    @property
+    def has_residuals(self) -> bool:
+        return any(isinstance(rung, Residual) for rung in self.rungs.values())
 
     def to_json(self) -> dict[str, Any]:
         """Returns the point as plain JSON values; `from_json` restores it."""
         return {
             "origin": self.origin,
             "unique_bytes": self.unique_bytes,
+            "rung_bytes": dict(self.rung_bytes),
             **self.price.to_json(),
             "rungs": {name: str(rung) for name, rung in self.rungs.items()},
         }
@@ -34,7 +43,7 @@ class PricedPlan:
         return cls(
             origin=record["origin"],
             rungs={name: parse_rung(rung) for name, rung in record["rungs"].items()},
-            unique_bytes=record["unique_bytes"],
+            rung_bytes=dict(record["rung_bytes"]),
             price=Price.from_json(record),
         )
 

@@ -36,15 +36,18 @@ class Search:
     Args:
         unchanged: The plan that changes no bit; its price is known.
         pricer: Measures.
-        unique_bytes: Of a choice of rungs.
+        rung_bytes: Of a choice of rungs: unique bytes by kind.
     """
 
     def __init__(
-        self, unchanged: PricedPlan, pricer: Pricer, unique_bytes: Callable[[Rungs], int]
+        self,
+        unchanged: PricedPlan,
+        pricer: Pricer,
+        rung_bytes: Callable[[Rungs], Mapping[str, int]],
     ) -> None:
         self._unchanged = unchanged
         self._pricer = pricer
-        self._unique_bytes = unique_bytes
+        self._rung_bytes = rung_bytes
         self.priced = [unchanged]
         self._measured: dict[int, tuple[float, float]] = {}  # steps of the chain -> harm, upper KL
 
@@ -144,7 +147,7 @@ class Search:
                 PricedPlan(
                     origin=candidate.origin,
                     rungs=candidate.rungs,
-                    unique_bytes=self._unique_bytes(candidate.rungs),
+                    rung_bytes=self._rung_bytes(candidate.rungs),
                     price=price,
                 )
                 for candidate, price in zip(group, prices, strict=True)

@@ -104,10 +104,10 @@ class Tuner:
         unchanged = PricedPlan(
             origin=UNCHANGED,
             rungs=self._base,
-            unique_bytes=self._unique_bytes(self._base),
+            rung_bytes=self._rung_bytes(self._base),
             price=self._unchanged(),
         )
-        self._search = Search(unchanged, self._pricer, self._unique_bytes)
+        self._search = Search(unchanged, self._pricer, self._rung_bytes)
 
     def run(self) -> TuneResult:
         """Returns every plan that was priced, and the choice.
@@ -172,9 +172,9 @@ class Tuner:
         self._meter.add(nbytes)
         self._pace.after_read(nbytes)
 
-    def _unique_bytes(self, rungs: Rungs) -> int:
+    def _rung_bytes(self, rungs: Rungs) -> dict[str, int]:
         own_rows = count_own_rows(self._report, self._variant, rungs)
-        return plan_bytes(rungs, own_rows, donor=self._donor, variant=self._variant).unique_bytes
+        return plan_bytes(rungs, own_rows, donor=self._donor, variant=self._variant).rung_bytes
 
     def _unchanged(self) -> Price:
         """Returns the price of a plan that changes no bit, which needs no measuring."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from linker_core.weights import strict_json
 from linker_core.weights.architecture import DTYPE_BYTES, parse_config
 from linker_core.weights.fingerprint import fingerprint
 from server.cli.checkpoints import open_pair
+from server.cli.fit import add_fit_arguments, plan_jointly, print_joint_plan
+from server.cli.frontier import frontier_table, rung_mix
 from server.cli.progress import byte_progress
 from server.cli.scanning import (
     add_sample_argument,
@@ -27,7 +29,7 @@ from server.cli.scanning import (
     scan_apart,
     scan_sample,
 )
-from server.cli.tune import add_goal_arguments, frontier_table, size_argument, tune_pair
+from server.cli.tune import add_goal_arguments, size_argument, tune_pair
 from server.onboarding.planning import (
     OpenPair,
     check_budget,
@@ -46,13 +48,20 @@ from server.onboarding.request import (
 from server.settings import POLICIES, SharingSettings
 
 _MIB = 2**20
+OF_SHAPES = ("variants", "shared_blocks", "dtype")
 HOW_TO_MEASURE = ("calibration", "device", "matmul_precision")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument("donor", type=Path, nargs="?", help="checkpoint directory of the donor")
-    parser.add_argument("variant", type=Path, nargs="?", help="checkpoint directory of the variant")
+    parser.add_argument(
+        "variant",
+        type=Path,
+        nargs="*",
+        help="checkpoint directory of the variant; of several with --fit",
+    )
+    add_fit_arguments(parser)
     add_sharing_arguments(parser)
     add_sample_argument(parser)
     parser.add_argument(
@@ -87,20 +96,42 @@ def add_sharing_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plans and prints; moves nothing."""
+    variants: list[Path] = args.variant
+    args.variant = variants[0] if variants else None
+    if args.fit is not None:
+        return _run_fit(args, variants)
     if args.config is not None:
         _show(args, size := _from_shapes(args), lambda console: _print_size(console, size))
         return 0
-    if args.donor is None or args.variant is None:
-        raise InvalidRequestError("Give DONOR and VARIANT directories, or --config and --variants.")
-    for option in ("variants", "shared_blocks", "dtype"):
+    if args.donor is None or len(variants) != 1:
+        raise InvalidRequestError(
+            "Give DONOR and VARIANT directories, several VARIANTs with --fit, or --config and "
+            "--variants."
+        )
+    for option in OF_SHAPES:
         if getattr(args, option) is not None:
             raise InvalidRequestError(f"{option} has no meaning without --config.")
+    if args.kv is not None:
+        raise InvalidRequestError("kv has no meaning without --fit.", param="kv")
     plan, tuned = plan_pair(args)
     points = None if tuned is None else [point.to_json() for point in tuned.frontier]
     free_bytes: int | None = args.memory_budget
     fits = None if free_bytes is None else plan.unique_bytes <= free_bytes
     answer = plan.to_json() | {"frontier": points, "fits": fits, "free_bytes": free_bytes}
     _show(args, answer, lambda console: _print_plan(console, plan, tuned, free_bytes))
+    return 0
+
+
+def _run_fit(args: argparse.Namespace, variants: Sequence[Path]) -> int:
+    """Plans several variants for one memory."""
+    of_one = ("policy", *SHARING_OPTIONS, "sample", "memory_budget")
+    for option in (*of_one, *OF_SHAPES):
+        if getattr(args, option) is not None:
+            raise InvalidRequestError(f"{option} has no meaning with --fit.", param=option)
+    if args.donor is None:
+        raise InvalidRequestError("--fit needs DONOR and one or more VARIANTs, each once.")
+    joint = plan_jointly(args, variants)
+    _show(args, joint.to_json(), lambda console: print_joint_plan(console, joint))
     return 0
 
 
@@ -116,7 +147,7 @@ def _show(
 
 
 def _from_shapes(args: argparse.Namespace) -> dict[str, Any]:
-    of_weights = (*HOW_TO_MEASURE, "sample", "memory_budget", *SHARING_OPTIONS)
+    of_weights = ("kv", *HOW_TO_MEASURE, "sample", "memory_budget", *SHARING_OPTIONS)
     for option in ("donor", "variant", "policy", *of_weights):
         if getattr(args, option) is not None:
             raise InvalidRequestError(
@@ -219,7 +250,9 @@ def _print_plan(
 ) -> None:
     if tuned is not None:
         console.print(
-            frontier_table(tuned, checkpoint_bytes=plan.checkpoint_bytes, region=plan.region)
+            frontier_table(
+                tuned, checkpoint_bytes=plan.checkpoint_bytes, num_weights=plan.num_weights
+            )
         )
     thresholds = ""
     if plan.tau_cos is not None:
@@ -237,6 +270,7 @@ def _print_plan(
         f"logical {plan.logical_bytes / _MIB:.1f} MiB · unique {plan.unique_bytes / _MIB:.1f} MiB"
         f" · saved {plan.shared_bytes / _MIB:.1f} MiB"
     )
+    console.print(f"{plan.bits_per_weight:.2f} bits a weight: {rung_mix(plan.rung_bytes)}")
     if free_bytes is not None:
         verdict = "fits" if plan.unique_bytes <= free_bytes else "does not fit"
         console.print(f"{verdict}: {free_bytes / _MIB:.1f} MiB are free beside the donor")

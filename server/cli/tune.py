@@ -10,28 +10,27 @@ from pathlib import Path
 from typing import get_args
 
 from rich.console import Console
-from rich.table import Table
 
 from linker_core.config import MatmulPrecision
-from linker_core.sharing.report import Region, ScanReport
+from linker_core.sharing.plan import count_weights
+from linker_core.sharing.report import ScanReport
 from linker_core.tuning.request import (
     DEFAULT_BUDGET_KL,
     SELF_CALIBRATION,
     TuneGoal,
     TuneRequest,
 )
-from linker_core.tuning.result import PricedPlan, TuneResult
+from linker_core.tuning.result import TuneResult
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.fingerprint import fingerprint
 from server.cli.checkpoints import open_pair
+from server.cli.frontier import frontier_table
 from server.cli.progress import byte_progress
 from server.cli.recipe import add_recipe_arguments, refuse_recipe_arguments, run_recipe
 from server.cli.scanning import scan_apart
 from server.onboarding.processes import run_worker
 from server.onboarding.tuner import TUNE_COMMAND
 from server.settings import parse_size
-
-_MIB = 2**20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,13 +81,14 @@ def run(args: argparse.Namespace) -> int:
         with byte_progress("hashing the donor") as progress:
             digest = fingerprint(donor, progress=progress)
         result = tune_pair(donor, variant, report, args, goal=goal, donor_fingerprint=digest)
-        checkpoint_bytes = variant.nbytes
+        table = frontier_table(
+            result, checkpoint_bytes=variant.nbytes, num_weights=count_weights(variant)
+        )
     if args.json:
         json.dump(result.to_json(), sys.stdout, indent=1)
         print()
         return 0
     console = Console()
-    table = frontier_table(result, checkpoint_bytes=checkpoint_bytes, region=report.region)
     console.print(table)
     console.print(
         f"{result.reference_tokens} response tokens · {result.forward_passes:.1f} forward passes"
@@ -130,33 +130,6 @@ def tune_pair(
         )
         result = asyncio.run(work)
     return TuneResult.from_json(result["tune"])
-
-
-def frontier_table(result: TuneResult, *, checkpoint_bytes: int, region: Region | None) -> Table:
-    """Returns every priced plan as a row, the choice marked; `saved` is of the checkpoint."""
-    table = Table(
-        "", "plan", "unique MiB", "saved", "KL (nats)", "KL at most", "top-1", "perplexity ratio"
-    )
-    if region is Region.OUTSIDE and result.chosen.price.kl == 0.0:
-        table.caption = "an outside variant shares equal bytes alone under policy budget"
-    for plan in result.frontier:
-        chosen = plan == result.chosen
-        mark, style = ("→", "bold") if chosen else ("", "")
-        table.add_row(mark, *_cells(plan, checkpoint_bytes), style=style)
-    return table
-
-
-def _cells(plan: PricedPlan, checkpoint_bytes: int) -> list[str]:
-    price = plan.price
-    return [
-        plan.origin,
-        f"{plan.unique_bytes / _MIB:.2f}",
-        f"{1 - plan.unique_bytes / checkpoint_bytes:.0%}",
-        f"{price.kl:.5f}",
-        f"{price.kl_upper:.5f}",
-        f"{price.top1:.2%}",
-        f"{price.ppl_ratio:.4f}",
-    ]
 
 
 def size_argument(text: str) -> int:

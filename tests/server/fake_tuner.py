@@ -68,9 +68,7 @@ def tune(request: TuneRequest) -> dict[str, Any]:
                 kl=kl, kl_upper=upper, top1=1 - kl, ppl_ratio=1 + kl, tokens=TOKENS,
                 calibration="text", matmul_precision=request.matmul_precision,
             )  # fmt: skip
-            return PricedPlan(
-                origin=origin, rungs=rungs, unique_bytes=size.unique_bytes, price=price
-            )
+            return PricedPlan(origin=origin, rungs=rungs, rung_bytes=size.rung_bytes, price=price)
 
         unchanged = point("identical bytes alone", exact, 0.0, 0.0)
         if request.goal.rungs is not None:

@@ -14,7 +14,12 @@ from typing import Any
 import psutil
 import pytest
 
-from linker_core.tuning.result import TuneResult
+from linker_core.sharing.price import Price
+from linker_core.sharing.rungs import parse_rung
+from linker_core.tuning.request import FIT_POINTS, TuneGoal
+from linker_core.tuning.result import PricedPlan, TuneResult
+from linker_core.weights.checkpoint import Checkpoint
+from server.cli import fit
 from server.cli.main import EXIT_INTERRUPTED, main
 from tests.tiny import make_checkpoint, make_variant
 
@@ -183,3 +188,97 @@ def test_what_cannot_be_done_is_one_line_and_status_2(
     assert message in captured.err
     assert captured.out == ""
     assert len(captured.err.splitlines()) == 1
+
+
+def spread_of(kls: dict[int, float]) -> TuneResult:
+    """What a tuner says of plans of these sizes."""
+    plans = tuple(
+        PricedPlan(
+            origin=f"{size} bytes",
+            rungs={"model.embed_tokens.weight": parse_rung("int2:128")},
+            rung_bytes={"int2": size},
+            price=Price(
+                kl=kl, kl_upper=2 * kl, top1=1.0, ppl_ratio=1.0, tokens=4000, calibration="t",
+                matmul_precision="highest",
+            ),
+        )
+        for size, kl in kls.items()
+    )  # fmt: skip
+    return TuneResult(
+        chosen=plans[-1], frontier=plans, reference_tokens=4000, calibration="t",
+        forward_passes=9.0, seconds=1.0,
+    )  # fmt: skip
+
+
+def test_variants_are_fitted_into_one_memory(
+    pair: tuple[str, str],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    donor, near = pair
+    far = str(make_variant(tmp_path / "far", Path(donor), scale=0.0))
+    spreads = {near: {100: 0.02, 300: 0.0}, far: {200: 0.5, 250: 0.05, 900: 0.01}}
+
+    def tuned(_donor: Checkpoint, variant: Checkpoint, *_: Any, goal: TuneGoal, **__: Any) -> Any:
+        assert goal == TuneGoal(num_points=FIT_POINTS)
+        return spread_of(spreads[str(variant.path)])
+
+    monkeypatch.setattr(fit, "tune_pair", tuned)
+    size = Checkpoint.open(Path(donor)).nbytes
+
+    def fitted(room: int) -> dict[str, Any]:
+        options = ("--kv", "1K", "--fit", str(size + 1024 + room))
+        return answer(capfd, "plan", donor, near, far, *options)
+
+    roomy, tight, beyond = fitted(1200), fitted(350), fitted(299)
+    assert (roomy["fits"], roomy["donor_bytes"], roomy["kv_bytes"]) == (True, size, 1024)
+    assert [model["source"] for model in roomy["models"]] == [near, far]
+    assert [model["plan"]["kl"] for model in roomy["models"]] == [0.0, 0.01]
+    assert [model["plan"]["kl"] for model in tight["models"]] == [0.02, 0.05]
+    assert (tight["unique_bytes"], tight["left_out"]) == (350, [])
+    assert (beyond["fits"], beyond["left_out"]) == (False, [far])
+    assert beyond["least_bytes"] == size + 1024 + 300
+    assert [model["plan"] is None for model in beyond["models"]] == [False, True]
+
+
+def test_table_of_variants_says_what_does_not_fit(
+    pair: tuple[str, str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    assert main(["plan", *pair, "--fit", str(Checkpoint.open(Path(pair[0])).nbytes)]) == 0
+    out = capfd.readouterr().out
+    assert f"does not fit: {pair[1]}. All of them need" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--fit", "1"), "leaves nothing"),
+        (("--fit", "8G", "--budget-kl", "1"), "budget_kl has no meaning"),
+        (("--fit", "8G", "--dtype", "float16"), "dtype has no meaning"),
+        (("--kv", "1G"), "kv has no meaning"),
+    ],
+)
+def test_fit_refuses_what_it_cannot_use(
+    pair: tuple[str, str],
+    capfd: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+    message: str,
+) -> None:
+    assert main(["plan", *pair, *options]) == 2
+    assert message in capfd.readouterr().err
+    assert main(["plan", *pair, pair[1], "--fit", "8G"]) == 2
+    assert "each once" in capfd.readouterr().err
+
+
+def test_plan_and_frontier_say_bits_and_rungs(
+    pair: tuple[str, str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    assert main(["plan", *pair, "--max-bytes", "30K"]) == 0
+    lines = capfd.readouterr().out.splitlines()
+    (chosen,) = (line for line in lines if "→" in line)
+    assert "lowrank" in chosen
+    assert any("all blocks" in line and "alias and own alone" in line for line in lines)
+    assert any(line.endswith("%") and "bits a weight:" in line for line in lines)

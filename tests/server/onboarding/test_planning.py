@@ -140,7 +140,8 @@ def result(pair: OpenPair, *, kl_upper: float) -> TuneResult:
         matmul_precision="highest",
     )  # fmt: skip
     size = pair.variant.tensors[EMBED_NAME].nbytes
-    chosen = PricedPlan(origin="all blocks", rungs=rungs, unique_bytes=size, price=price)
+    sizes = {"alias": 0, "own": size}
+    chosen = PricedPlan(origin="all blocks", rungs=rungs, rung_bytes=sizes, price=price)
     return TuneResult(
         chosen=chosen, frontier=(chosen,), reference_tokens=4000, calibration="t",
         forward_passes=2.0, seconds=1.0,
