@@ -173,7 +173,10 @@ def _sources(plan: SharePlan, donor: Checkpoint, variant: Checkpoint) -> list[_S
     sources = []
     for name, rung in plan.rungs.items():
         info, base = variant.tensors[name], donor.tensors.get(name)
-        if not is_legal(name, rung, info.shape):
+        common = (
+            info.shape if base is None else (min(info.shape[0], base.shape[0]), *info.shape[1:])
+        )
+        if not is_legal(name, rung, common):
             raise InvalidRequestError(
                 f"{name} of shape {list(info.shape)} cannot be on rung {rung}.", param="rungs"
             )

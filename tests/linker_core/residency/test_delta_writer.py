@@ -327,6 +327,17 @@ def test_plan_that_no_delta_can_hold_is_refused(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_rank_above_the_rows_that_both_have_is_refused(tmp_path: Path) -> None:
+    """Of added rows there is no delta; without them the donor has too few."""
+    donor_path = make_checkpoint(tmp_path / "donor", vocab_size=260, hidden=272, tie=False)
+    added = [f"<{number}>" for number in range(40)]
+    variant_path = make_variant(tmp_path / "variant", donor_path, scale=0.05, added_tokens=added)
+    with pytest.raises(InvalidRequestError, match="rank261"):
+        write_planned(donor_path, variant_path, tmp_path / "out", {HEAD: parse_rung("rank261:4")})
+    write_planned(donor_path, variant_path, tmp_path / "out", {HEAD: parse_rung("rank260:4")})
+    DeltaFile.open(tmp_path / "out").close()
+
+
 def test_delta_that_is_not_finite_is_refused_by_name(tmp_path: Path) -> None:
     donor_path = make_checkpoint(tmp_path / "donor", tie=False)
     variant_path = make_variant(tmp_path / "variant", donor_path, scale=0.05)
