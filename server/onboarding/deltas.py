@@ -27,7 +27,7 @@ from linker_core.errors import (
 )
 from linker_core.sharing.delta import VERSION, DeltaFile
 from linker_core.sharing.plan import Policy, SharePlan
-from linker_core.sharing.rungs import AnyRung
+from linker_core.sharing.rungs import AnyRung, Rung
 from linker_core.weights.checkpoint import Identity
 from server.onboarding.adapters import AdapterSide, Source, check_unchanged
 from server.onboarding.catalog import ServedModel, TextSide
@@ -211,7 +211,7 @@ class Deltas:
         except BadCheckpointError as error:
             logger.warning("a stored delta is damaged and is encoded anew: %s", error.message)
             return None
-        return identity if read.identity == identity else None
+        return identity if read == identity else None
 
     async def _make(self, folder: Path, make: Callable[[Path], Awaitable[None]]) -> Identity:
         target = folder.with_name(_UNFINISHED + folder.name)
@@ -250,7 +250,7 @@ def delta_name(plan: Json) -> str:
 
 
 def _keeps_no_folder(plan: Json) -> bool:
-    return plan["policy"] == Policy.DELTA or not SharePlan.from_json(plan).has_residuals
+    return plan["policy"] == Policy.DELTA or set(plan["rungs"].values()) <= set(Rung)
 
 
 def _check_same(source: Source, donor: TextSide) -> None:

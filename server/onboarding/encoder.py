@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,6 @@ from linker_core.weights.checkpoint import Identity
 from server.onboarding.processes import OnStageProgress, never_busy, run_worker
 
 ENCODE_COMMAND = (sys.executable, "-P", "-m", "linker_core.residency.worker")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encoded:
-    """A delta folder that was written, or read to its end."""
-
-    plan: SharePlan  # as the folder says
-    identity: Identity  # of its files
 
 
 class Encoder:
@@ -48,7 +39,7 @@ class Encoder:
         variant: Path,
         target: Path,
         on_progress: OnStageProgress,
-    ) -> Encoded:
+    ) -> None:
         """Writes what a plan keeps of a variant into a new folder.
 
         Raises:
@@ -62,7 +53,7 @@ class Encoder:
             "plan": plan.to_json(),
             "target": str(target),
         }
-        return await self._run(request, on_progress)
+        await self._run(request, on_progress)
 
     async def convert(
         self,
@@ -72,7 +63,7 @@ class Encoder:
         donor_fingerprint: str,
         target: Path,
         on_progress: OnStageProgress,
-    ) -> Encoded:
+    ) -> None:
         """Writes what a LoRA adapter changes of its base into a new folder.
 
         Raises:
@@ -85,10 +76,10 @@ class Encoder:
             "adapter": str(adapter),
             "target": str(target),
         }
-        return await self._run(request, on_progress)
+        await self._run(request, on_progress)
 
-    async def verify(self, delta: Path, *, donor: Path, on_progress: OnStageProgress) -> Encoded:
-        """Reads a delta folder to its end.
+    async def verify(self, delta: Path, *, donor: Path, on_progress: OnStageProgress) -> Identity:
+        """Reads a delta folder to its end; returns what its file was then.
 
         Raises:
             BadCheckpointError: Its content is not what its header says, is not finite, or does not
@@ -96,13 +87,12 @@ class Encoder:
             LinkerError: Why the worker died; see `run_worker`.
         """
         request = {"task": "verify", "delta": str(delta), "donor": str(donor)}
-        return await self._run(request, on_progress)
+        result = await self._run(request, on_progress)
+        return tuple(tuple(entry) for entry in result["identity"])
 
-    async def _run(self, request: Mapping[str, Any], on_progress: OnStageProgress) -> Encoded:
-        result = await run_worker(
+    async def _run(
+        self, request: Mapping[str, Any], on_progress: OnStageProgress
+    ) -> Mapping[str, Any]:
+        return await run_worker(
             self._command, request=request, busy=self._busy, on_progress=on_progress
-        )
-        return Encoded(
-            plan=SharePlan.from_json(result["plan"]),
-            identity=tuple(tuple(entry) for entry in result["identity"]),
         )

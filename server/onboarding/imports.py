@@ -91,7 +91,7 @@ class Imports:
         self, text: TextSide, donor: ServedModel, on_progress: OnStageProgress
     ) -> str:
         read = await self._encoder.verify(text.path, donor=donor.text.path, on_progress=on_progress)
-        if read.identity != text.identity:
+        if read != text.identity:
             raise files_changed()
         return await asyncio.to_thread(_fingerprint, text)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from linker_core.sharing.delta_layout import DELTA_FILE
+from tests.server.fake_engine import Fault
 from tests.server.held_encoder import BLOCKER, HELD_ENCODER, tasks
 from tests.server.live import LiveServer, live_server
 from tests.server.onboarding.conftest import LIMITS
@@ -217,3 +219,21 @@ def test_files_replaced_while_they_are_encoded_are_refused(
     assert until_job(live, job["id"], "failed")["error"]["code"] == "bad_checkpoint"
     assert delta_folders(tmp_path / "state") == []
     assert loads(near) == []
+
+
+def test_encoder_hears_that_sequences_run(
+    tmp_path: Path, models: dict[str, Path], near: Path
+) -> None:
+    heard = tmp_path / "heard"
+    listening = (
+        "import sys; sys.stdin.readline(); open(sys.argv[1], 'w').write(sys.stdin.readline())"
+    )
+    command = (sys.executable, "-c", listening, str(heard))
+    with serving(tmp_path, models, encode_command=command) as server:
+        server.until_ready()
+        body = {"model": "base", "prompt": [Fault.WAIT, 9], "stream": True}
+        with server.client.stream("POST", "/v1/completions", json=body) as stream:
+            lines = stream.iter_lines()  # kept: its end would be the stream's
+            next(lines)
+            server.onboard("near", near)
+    assert heard.read_text() == "busy\n"
