@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from linker_core.residency.coding import CodedMatrix
-from linker_core.residency.rounding import joined, rounded
+from linker_core.residency.rounding import check_finite, joined, rounded
 from linker_core.sharing.rungs import factor_group
 
 Runs = Callable[[], Iterator[torch.Tensor]]  # each call yields the matrix, float32 [c, I]
@@ -63,6 +63,9 @@ def sketched(runs: Runs, width: int, *, columns: int, seed: int, device: torch.d
         columns: k.
         seed: Of the first directions.
         device: Where the runs lie.
+
+    Raises:
+        BadCheckpointError: A value is not finite.
     """
     generator = torch.Generator().manual_seed(seed)
     range_Ik = torch.randn((width, columns), generator=generator).to(device)
@@ -70,6 +73,7 @@ def sketched(runs: Runs, width: int, *, columns: int, seed: int, device: torch.d
         image_Ik = torch.zeros_like(range_Ik)
         for run_cI in runs():
             image_Ik.addmm_(run_cI.T, run_cI @ range_Ik)
+        check_finite(image_Ik)  # every value of the matrix is in it
         range_Ik = torch.linalg.qr(image_Ik)[0]
     image_Ok = torch.cat([run_cI @ range_Ik for run_cI in runs()])
     left_Ok, inner_kk = torch.linalg.qr(image_Ok)

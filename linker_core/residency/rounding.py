@@ -97,6 +97,19 @@ def assigned_codes(
     return codes_RGg.flatten(1)[:, : values_RW.shape[1]]
 
 
+def check_finite(values: torch.Tensor) -> None:
+    """Checks what was computed from a delta.
+
+    Raises:
+        BadCheckpointError: A value is not finite.
+    """
+    if not bool(values.isfinite().all()):
+        raise BadCheckpointError(
+            "A tensor's delta to the donor's is not finite, so it has no compressed form. "
+            "Keep the tensor as the variant's own, or repair the checkpoint."
+        )
+
+
 def _rounded_to_levels(values_RW: torch.Tensor, bits: int, group: int) -> CodedMatrix:
     starts = _STARTS[bits]
     refits = _REFITS if len(starts) > 1 else 0
@@ -149,7 +162,7 @@ def _rounded_to_bfloat16(values_RW: torch.Tensor) -> CodedMatrix:
     rows, width = values_RW.shape
     # A copy of its own, dense where a dimension is 1, too.
     words_RW = values_RW.bfloat16().clone(memory_format=torch.contiguous_format)
-    _check_finite(words_RW)
+    check_finite(words_RW)
     return CodedMatrix(
         bits=16,
         group=width,
@@ -162,13 +175,5 @@ def _rounded_to_bfloat16(values_RW: torch.Tensor) -> CodedMatrix:
 def _checked_scales(scales_RG: torch.Tensor) -> torch.Tensor:
     """Returns scales as they are stored."""
     kept_RG = scales_RG.bfloat16()
-    _check_finite(kept_RG)
+    check_finite(kept_RG)
     return kept_RG
-
-
-def _check_finite(values: torch.Tensor) -> None:
-    if not bool(values.isfinite().all()):
-        raise BadCheckpointError(
-            "A tensor's delta to the donor's is not finite, so it has no compressed form. "
-            "Keep the tensor as the variant's own, or repair the checkpoint."
-        )

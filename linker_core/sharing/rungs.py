@@ -23,8 +23,8 @@ BYTE_UNIT = 16  # and 8-bit elements in runs of so many
 SCALE_BYTES = 2  # bfloat16
 _NAMES = {1: "signs", 2: "int2", 3: "int3", 4: "int4"}
 _BITS = {name: bits for bits, name in _NAMES.items()}
-_FACTORS = re.compile(r"rank(\d{1,4}):(\d{1,2})")
-_CODES = re.compile(r"(signs|int2|int3|int4):(\d{1,3})")
+_FACTORS = re.compile(r"rank(\d{1,4}):(\d{1,2})", re.ASCII)
+_CODES = re.compile(r"(signs|int2|int3|int4):(\d{1,3})", re.ASCII)
 
 
 class Rung(StrEnum):
