@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from linker_core.residency.ledger import StoredResidual
 from linker_core.residency.loader import read_tensor
-from linker_core.sharing.rungs import Rung
-from linker_core.tuning import storages
+from linker_core.sharing.rungs import Rung, parse_rung
+from linker_core.tuning import block_probe, storages
 from linker_core.tuning import walk as walk_module
 from linker_core.tuning.sensitivity import Sensitivity, measure_sensitivities
 from linker_core.tuning.storages import Rungs
@@ -73,9 +75,14 @@ def relative(swapped: torch.Tensor, own: torch.Tensor) -> float:
     return float(((swapped - own).square().sum(-1) / own.square().sum(-1)).mean())
 
 
-def direct_block(pair: Pair, recording: Recording, layer: int) -> dict[str, float]:
+def donor_state(pair: Pair) -> dict[str, torch.Tensor]:
+    return load_file(pair.donor.path / "model.safetensors")
+
+
+def direct_block(
+    lent: Mapping[str, torch.Tensor], recording: Recording, layer: int
+) -> dict[str, float]:
     """Relative error of each weight's output times the share of the stream that is written."""
-    lent = load_file(pair.donor.path / "model.safetensors")
     prefix = f"model.layers.{layer}"
     gemma = f"{prefix}.pre_feedforward_layernorm.weight" in lent
     before_mlp = "pre_feedforward_layernorm" if gemma else "post_attention_layernorm"
@@ -114,10 +121,38 @@ def direct_block(pair: Pair, recording: Recording, layer: int) -> dict[str, floa
 def test_block_weights_are_charged_what_the_formula_says(tmp_path: Path, architecture: str) -> None:
     pair = make_pair(tmp_path, architecture=architecture, layers=2, scale=0.1)
     found, recording = measured(pair), Recording(pair, pair.base)
-    want = direct_block(pair, recording, 0) | direct_block(pair, recording, 1)
+    lent = donor_state(pair)
+    want = direct_block(lent, recording, 0) | direct_block(lent, recording, 1)
     assert len(want) == 14
     assert found.keys() == {*want, EMBED_NAME}
     assert {name: found[name] for name in want} == pytest.approx(want, rel=1e-3)
+
+
+@pytest.mark.parametrize("text", ["rank8:4", "int2:128", "signs:128"])
+def test_residuals_are_charged_by_what_they_leave(tmp_path: Path, text: str) -> None:
+    pair = make_pair(tmp_path, layers=2, scale=0.1)
+    rung, reader = parse_rung(text), pair.reader()
+    found = {one.name: one.error for one in sensitivities(pair) if one.rung == rung}
+    held = donor_state(pair)
+    for name in found:
+        stored = reader.passing(name, rung)
+        assert isinstance(stored, StoredResidual)
+        held[name] = held[name].float() + stored.delta()
+    recording = Recording(pair, pair.base)
+    want = direct_block(held, recording, 0) | direct_block(held, recording, 1)
+    assert {name: found[name] for name in want} == pytest.approx(want, rel=2e-3)
+    assert 0 < found[EMBED_NAME] < measured(pair)[EMBED_NAME]
+
+
+def test_errors_of_picked_rows_stand_for_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = make_pair(tmp_path, layers=1, scale=0.1)
+    every = {(one.name, one.rung): one.error for one in sensitivities(pair)}
+    monkeypatch.setattr(block_probe, "_PICKED_OUTPUTS", 12)
+    for one in sensitivities(pair):
+        if one.name != EMBED_NAME:
+            assert every[one.name, one.rung] / 2 < one.error < 2 * every[one.name, one.rung]
 
 
 def test_measuring_in_batches_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

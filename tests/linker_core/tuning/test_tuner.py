@@ -12,7 +12,7 @@ from linker_core.errors import InvalidRequestError
 from linker_core.sharing.plan import Fingerprints, Policy
 from linker_core.sharing.planner import plan_rungs
 from linker_core.sharing.report import Region
-from linker_core.sharing.rungs import AnyRung, Residual, Rung
+from linker_core.sharing.rungs import AnyRung, Residual, Rung, parse_rung
 from linker_core.tuning import tuner
 from linker_core.tuning.candidates import ALL_BLOCKS, INTERIOR
 from linker_core.tuning.request import TuneGoal, TuneRequest
@@ -84,6 +84,25 @@ def test_choice_is_the_cheapest_within_the_budget(pair: Pair, tuned: Tuned) -> N
     beyond = [plan for plan in result.frontier if plan.price.kl_upper > BUDGET_KL]
     assert beyond  # so that the budget bound
     assert unique_bytes(pair, pair.base) > result.chosen.unique_bytes
+
+
+def test_residuals_save_more_than_aliases_alone(tuned: Tuned) -> None:
+    result = tuned(BUDGET_KL)
+    assert result.chosen.has_residuals
+    without = [plan for plan in result.frontier if not plan.has_residuals]
+    assert any("without residuals" in plan.origin for plan in without)
+    within = [plan for plan in without if plan.price.kl_upper <= BUDGET_KL]
+    assert result.chosen.unique_bytes < min(plan.unique_bytes for plan in within)
+
+
+def test_given_residuals_are_priced_and_refused_where_there_is_no_matrix(pair: Pair) -> None:
+    rungs = {**pair.base, "model.layers.2.mlp.up_proj.weight": parse_rung("int2:128")}
+    priced = tune(request(pair, given(rungs))).chosen
+    assert priced.rungs == rungs
+    assert 0 < priced.price.kl < 0.1
+    norm = {**pair.base, "model.layers.2.input_layernorm.weight": parse_rung("int2:128")}
+    with pytest.raises(InvalidRequestError, match="no matrix"):
+        tune(request(pair, given(norm)))
 
 
 def test_choice_comes_close_to_the_budget(tuned: Tuned) -> None:
