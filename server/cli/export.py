@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from linker_core.errors import ConflictError, InvalidRequestError
+from linker_core.sharing.delta import DeltaFile
 from linker_core.sharing.delta_layout import DELTA_FILE
 from linker_core.sharing.plan import SharePlan
 from linker_core.sharing.rungs import kind_of
@@ -22,7 +23,7 @@ from server.cli.checkpoints import open_checkpoint
 from server.cli.plan import HOW_TO_MEASURE, add_sharing_arguments, plan_pair
 from server.cli.progress import byte_progress
 from server.cli.scanning import add_sample_argument
-from server.onboarding.encoder import Encoded, Encoder
+from server.onboarding.encoder import Encoder
 from server.onboarding.request import SHARING_OPTIONS
 
 _MIB = 2**20
@@ -48,17 +49,22 @@ def run(args: argparse.Namespace) -> int:
         raise ConflictError(
             f"{args.target} exists. Name a folder that does not, so that nothing is lost."
         )
-    encoded = _export_adapter(args) if is_adapter(args.variant) else _export_variant(args)
+    if is_adapter(args.variant):
+        _export_adapter(args)
+    else:
+        _export_variant(args)
+    with DeltaFile.open(args.target) as delta:
+        plan = delta.plan
     file_bytes = (args.target / DELTA_FILE).stat().st_size
     if args.json:
-        json.dump(_answer(encoded.plan, file_bytes), sys.stdout, indent=1)
+        json.dump(_answer(plan, file_bytes), sys.stdout, indent=1)
         print()
     else:
-        _print_sizes(Console(), encoded.plan, file_bytes)
+        _print_sizes(Console(), plan, file_bytes)
     return 0
 
 
-def _export_variant(args: argparse.Namespace) -> Encoded:
+def _export_variant(args: argparse.Namespace) -> None:
     plan, _ = plan_pair(args)
     with byte_progress("encoding") as progress:
         work = Encoder().encode(
@@ -68,10 +74,10 @@ def _export_variant(args: argparse.Namespace) -> Encoded:
             target=args.target,
             on_progress=lambda _stage, done, total: progress(done, total),
         )
-        return asyncio.run(work)
+        asyncio.run(work)
 
 
-def _export_adapter(args: argparse.Namespace) -> Encoded:
+def _export_adapter(args: argparse.Namespace) -> None:
     for option in ("policy", *SHARING_OPTIONS, *HOW_TO_MEASURE, "sample"):
         if getattr(args, option) is not None:
             raise InvalidRequestError(
@@ -88,7 +94,7 @@ def _export_adapter(args: argparse.Namespace) -> Encoded:
             target=args.target,
             on_progress=lambda _stage, done, total: progress(done, total),
         )
-        return asyncio.run(work)
+        asyncio.run(work)
 
 
 def _answer(plan: SharePlan, file_bytes: int) -> dict[str, Any]:
