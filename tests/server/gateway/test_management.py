@@ -12,8 +12,8 @@ import pytest
 
 from linker_core.weights.checkpoint import Checkpoint
 from server.onboarding import onboarder
-from server.onboarding.catalog import TextSide
-from server.onboarding.prepare import read_text_side
+from server.onboarding.adapters import Source
+from server.onboarding.prepare import read_source
 from tests.server.fake_engine import MUTE_ENGINE, TOO_BIG
 from tests.server.live import LiveServer, live_server
 from tests.tiny import make_checkpoint, make_variant
@@ -338,13 +338,13 @@ def test_validation_of_one_source_holds_up_nobody(
 ) -> None:
     begun, go_on = threading.Event(), threading.Event()
 
-    def read(path: Path) -> TextSide:
+    def read(path: Path) -> Source:
         if path.name == "far":
             begun.set()
             assert go_on.wait(60)
-        return read_text_side(path)
+        return read_source(path)
 
-    monkeypatch.setattr(onboarder, "read_text_side", read)
+    monkeypatch.setattr(onboarder, "read_source", read)
     answers: list[httpx.Response] = []
     slow = threading.Thread(target=lambda: answers.append(live.onboard("slow", family / "far")))
     slow.start()
