@@ -68,6 +68,21 @@ class Chain:
         """Returns the number of steps that do at most so much harm together."""
         return bisect_right(self._harms, harm) - 1
 
+    def between(self, fewer: int, more: int, guess: int, *, margin: float) -> int:
+        """Returns the number of steps next to `guess` that keeps clear of two others.
+
+        Args:
+            fewer: One of them.
+            more: The other, above it.
+            guess: What is moved, if need be.
+            margin: What to keep from either, of the bytes between them; below a half.
+        """
+        width = self._saved[more] - self._saved[fewer]
+        least = bisect_left(self._saved, self._saved[fewer] + margin * width)
+        most = bisect_right(self._saved, self._saved[more] - margin * width) - 1
+        # One step may be wider than what the margins leave; then it is as good as any.
+        return least if least > most else min(max(guess, least), most)
+
     def saving(self, saved: int) -> dict[str, AnyRung]:
         """Returns a plan that saves at least so many bytes, of at most `most_saved`.
 

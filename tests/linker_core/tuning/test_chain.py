@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from itertools import product
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from linker_core.sharing.rungs import AnyRung, Residual, Rung
@@ -106,3 +106,25 @@ def test_a_rung_between_worse_ones_is_passed_over() -> None:
     assert [step.rung for step in chain(table).steps] == [Rung.ALIAS]
     table = {"a": [Offer(50, 0.1, RUNGS[1]), Offer(0, 1.0, RUNGS[0])]}
     assert [step.rung for step in chain(table).steps] == [RUNGS[1], Rung.ALIAS]
+
+
+@given(tables, st.data())
+def test_guess_beside_an_end_is_moved_into_what_lies_between(
+    table: Table, data: st.DataObject
+) -> None:
+    found = chain(table)
+    assume(len(found.steps) >= 2)
+    fewer = data.draw(st.integers(0, len(found.steps) - 2))
+    more = data.draw(st.integers(fewer + 2, len(found.steps)))
+    guess = data.draw(st.integers(fewer, more))
+    sizes = [size_and_harm(table, found.rungs(n))[0] for n in range(len(found.steps) + 1)]
+    moved = found.between(fewer, more, guess, margin=0.2)
+    assert fewer < moved <= more
+    margin = 0.2 * (sizes[fewer] - sizes[more])
+    clear = [
+        n for n in range(fewer, more) if sizes[more] + margin <= sizes[n] <= sizes[fewer] - margin
+    ]
+    if guess in clear:
+        assert moved == guess
+    elif clear:
+        assert moved in (clear[0], clear[-1])
