@@ -70,12 +70,13 @@ def write_adapter(
 
     Raises:
         UnsupportedFormatError: An adapter of a kind that is not served.
-        BadCheckpointError: It does not fit the base, is damaged, or not finite.
+        BadCheckpointError: It does not fit the base, is damaged, not finite, or changed meanwhile.
         InvalidRequestError: A target out of reach.
         ConflictError: The target exists and is something else.
         InsufficientCapacityError: The disk is full.
     """
     with LoraAdapter.open(path, donor.config) as adapter:
+        identity = adapter.identity
         plan = _plan(adapter, donor, donor_fingerprint)
         if is_written(plan, target):
             return
@@ -92,6 +93,11 @@ def write_adapter(
                     if progress is not None:
                         progress(done, total)
                     pace.after_work(time.monotonic() - started)
+            if identity != adapter.identity:
+                raise BadCheckpointError(
+                    "The adapter's weight file changed while the delta was made of it. Leave it "
+                    "alone meanwhile, and try again."
+                )
 
 
 def _plan(adapter: LoraAdapter, donor: Checkpoint, donor_fingerprint: str) -> SharePlan:
@@ -188,7 +194,7 @@ def _square(plain: _Factors, scaling: float) -> _Factors:
 
 
 def _rounding_error(factors: _Factors) -> float:
-    """Returns |upᵀ down - rounded|² over |upᵀ down|², from r x r products alone."""
+    """Returns |upᵀ down - rounded|², from products of 2r x 2r alone."""
     exact = [part.double() for part in factors]
     kept = [part.bfloat16().double() for part in factors]
     downs, ups = torch.cat([exact[0], -kept[0]]), torch.cat([exact[1], kept[1]])

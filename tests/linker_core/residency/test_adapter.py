@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,18 @@ def test_same_adapter_again_is_left_as_it_is_and_another_is_refused(tmp_path: Pa
     other = make_adapter(tmp_path / "other", base, seed=8)
     with pytest.raises(LinkerError, match="another plan"):
         convert(tmp_path, base, other)
+
+
+def test_adapter_that_is_written_to_meanwhile_is_noticed(tmp_path: Path) -> None:
+    base = make_checkpoint(tmp_path / "base", tie=False)
+    adapter = make_adapter(tmp_path / "adapter", base)
+
+    def touch(_done: int, _total: int) -> None:
+        os.utime(adapter / FILE)
+
+    with Checkpoint.open(base) as donor, pytest.raises(BadCheckpointError, match="changed while"):
+        write_adapter(adapter, donor, tmp_path / "delta", donor_fingerprint=DONOR, progress=touch)
+    assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter"}
 
 
 @pytest.mark.parametrize("own", ["nothing", "file", "config", "tokenizer"])
