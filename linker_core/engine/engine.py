@@ -172,8 +172,8 @@ class Engine:
         if served is None:
             self._events.append(ModelUnloaded(model=name))
             return
-        dependants = self.residents.dependants(name)
-        dependants += [load.model for load in self._loading.pending() if load.donor == name]
+        arriving = [load.model for load in self._loading.pending() if load.donor == name]
+        dependants = list(dict.fromkeys([*self.residents.dependants(name), *arriving]))
         if dependants:
             error = ConflictError(
                 f"Model '{name}' is the donor of {', '.join(dependants)}. Unload these first."

@@ -344,6 +344,15 @@ def test_unload_meanwhile_cancels_the_replacement_and_waits_for_the_old_plan(
     assert driver.engine.residents.pool.ledger.models() == ["base"]
 
 
+def test_donor_of_a_plan_and_of_its_replacement_names_the_model_once(models: Models) -> None:
+    driver = models.driver("coarse")
+    driver.engine.handle(models.message("fine", replaces=True))
+    driver.engine.handle(UnloadModel(model="base"))
+    driver.run()
+    (failed,) = [event for event in driver.events if isinstance(event, UnloadFailed)]
+    assert "is the donor of chat." in (failed.error["message"] or "")
+
+
 def test_unload_after_a_replacement_waits_for_the_sequences_of_both_plans(models: Models) -> None:
     driver = models.driver("coarse")
     old = submit(driver, PROMPT)
