@@ -19,6 +19,7 @@ from llvmlite import ir
 from linker_core.errors import LinkerError
 from linker_core.machine_code import cached_code, compile_module, load_code
 
+_COMPILED_IN = ("residency/coding.py", "sharing/rungs.py")  # levels; how codes lie
 _EXTERNALS = ("omp_get_thread_num", "omp_get_num_threads", "GOMP_barrier")
 
 
@@ -95,8 +96,9 @@ def compile_regions(name: str, emit: Callable[[ir.Module], None]) -> Code:
 
 @cache
 def _sources() -> bytes:
-    """Returns all that emits code."""
+    """Returns all that emits code, and what gives it numbers that are compiled in."""
     paths = sorted(Path(__file__).parent.glob("*.py"))
+    paths += [Path(__file__).parents[2] / path for path in _COMPILED_IN]
     return b"".join(path.read_bytes() for path in paths)
 
 

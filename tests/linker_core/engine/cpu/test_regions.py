@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 from llvmlite import ir
 
-from linker_core.engine.cpu import regions
+from linker_core.engine.cpu import coded_steps, regions
 from linker_core.engine.cpu.arithmetic import CompiledArithmetic
 from linker_core.engine.cpu.emitter import I64, POINTER, Emitter, i64
 from linker_core.engine.cpu.regions import Region, compile_regions
 from linker_core.errors import LinkerError
+from linker_core.machine_code import cached_code
+from linker_core.residency import coding
+from linker_core.sharing import rungs
 
 SLOTS = 64
 
@@ -93,6 +98,21 @@ def test_regions_are_compiled_once_and_then_loaded(tmp_path: Path) -> None:
     assert [path.suffix for path in (tmp_path / "linker" / "code").iterdir()] == [".o"]
     compile_regions("other", emit)
     assert compiled == ["once", "other"]
+
+
+@pytest.mark.parametrize("module", [coding, rungs, coded_steps])
+def test_regions_are_compiled_anew_when_numbers_in_them_change(
+    monkeypatch: pytest.MonkeyPatch, module: ModuleType
+) -> None:
+    seen: list[bytes] = []
+
+    def noted(name: str, *, sources: bytes, build: Callable[[], bytes]) -> bytes:
+        seen.append(sources)
+        return cached_code(name, sources=sources, build=build)
+
+    monkeypatch.setattr(regions, "cached_code", noted)
+    compile_regions("numbers", emit_marks)
+    assert inspect.getsource(module).encode() in seen[0]
 
 
 @pytest.mark.usefixtures("forgotten_openmp")
