@@ -21,6 +21,7 @@ from linker_core.engine.arithmetic import (
     Addend,
     AttentionShape,
     ByRow,
+    Code,
     Demand,
     Norm,
     Product,
@@ -48,6 +49,7 @@ from linker_core.engine.cpu.residual_calls import ResidualCalls
 from linker_core.engine.cpu.tape import Tape
 from linker_core.engine.kv_cache import KVCache
 from linker_core.engine.rows import RowGroup
+from linker_core.sharing.rungs import FACTOR_BITS, FACTOR_GROUP
 
 _DTYPES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 # Below so many multiplications, or elements, a second thread takes longer to wake than it saves.
@@ -58,6 +60,8 @@ _MAX_TAPES = 64  # of the sets of rows that were computed last
 _PRODUCT_COUNTER = PRODUCT_TASK.index("next_piece")
 _GATE_COUNTER = GATE_TASK.index("next_piece")
 _ATTENTION_COUNTER = ATTENTION_TASK.index("next_item")
+# Of low-rank factors: only their rows are summed.
+_FACTOR_CODES = {Code(bits, FACTOR_GROUP if bits == 4 else 0) for bits in FACTOR_BITS}
 _END_OF_JOBS = (0, 0, 0, 0, NEVER, 0, 0)
 
 
@@ -95,7 +99,8 @@ class CompiledArithmetic:
             product_region(_DTYPES[dtype], self._rounded)
         for code in demand.codes:
             coded_product_region(code, self._rounded)
-            expand_region(code)
+            if code in _FACTOR_CODES:
+                expand_region(code)
 
     def buffer(self, name: str, num_rows: int, width: int, like: torch.Tensor) -> torch.Tensor:
         """See `Arithmetic.buffer`."""

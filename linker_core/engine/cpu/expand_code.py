@@ -62,6 +62,7 @@ def emit_expand(module: ir.Module, code: Code, lookup: Lookup) -> None:
         code: Of the matrices.
         lookup: How levels are found.
     """
+    assert code.group % (_TILE_VECTORS * LANES) == 0, "a tile has one scale a row"
     decoder = Decoder(code.bits, lookup)
     tiles = {
         (rows, vectors): _emit_tile(module, decoder, code.group, rows=rows, vectors=vectors)

@@ -69,7 +69,9 @@ def test_no_step_of_a_variant_in_another_type_has_to_wait(tmp_path: Path, asked:
     assert asked == ready
 
 
-@pytest.mark.parametrize("text", ["int4:64", "rank3:8", "rank2:16+signs:32", "rank5:4+int3:128"])
+@pytest.mark.parametrize(
+    "text", ["int4:64", "int3:32", "rank3:8", "rank2:16+signs:32", "rank5:4+int3:128"]
+)
 def test_no_step_over_deltas_has_to_wait(asked: list[str], text: str) -> None:
     delta = residual(text, 20, 40)
     arithmetic = CompiledArithmetic()
@@ -86,6 +88,7 @@ def test_no_step_over_deltas_has_to_wait(asked: list[str], text: str) -> None:
     )
     ready = list(asked)
     assert any(name.startswith("coded-") for name in ready)
+    assert not any(name.startswith(("expand-1-", "expand-2-", "expand-3-")) for name in ready)
     rows = RowGroup(torch.tensor([0, 1]), slice(0, 2))
     arithmetic.add_residuals(torch.ones(2, 40), [Addend(delta, rows, torch.ones(2, 20))])
     assert asked == ready
