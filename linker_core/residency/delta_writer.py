@@ -17,7 +17,7 @@ from linker_core.errors import BadCheckpointError, ConflictError, InvalidRequest
 from linker_core.pace import Pace
 from linker_core.residency.delta_entries import EntryWriter
 from linker_core.residency.encoding import DeltaEncoder
-from linker_core.residency.ledger import StoredResidual, StoredRows, StoredTensor
+from linker_core.residency.ledger import Stored, StoredRows, StoredTensor
 from linker_core.residency.loader import read_tensor
 from linker_core.residency.new_folder import new_folder
 from linker_core.residency.own_rows import load_rows
@@ -32,7 +32,6 @@ from linker_core.weights.checkpoint import Checkpoint
 _CPU = torch.device("cpu")
 _BYTES_AT_ONCE = 1 << 30  # of tensors in memory, the variant's alone; one may be larger
 
-Stored = StoredTensor | StoredRows | StoredResidual
 Progress = Callable[[int, int], None]
 
 
