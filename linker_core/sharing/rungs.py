@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from linker_core.errors import InvalidRequestError
 
@@ -21,6 +22,9 @@ FACTOR_GROUP = 64  # of factors in 4 bits; in 8 bits a factor's row has one scal
 CODE_UNIT = 128  # codes are stored in runs of so many weights
 BYTE_UNIT = 16  # and 8-bit elements in runs of so many
 SCALE_BYTES = 2  # bfloat16
+# Of how deltas are rounded to rungs; another one for every change of the bytes that come of it, so
+# that no price and no folder of bytes made otherwise is taken for one of these.
+ENCODING: Final = 1
 _NAMES = {1: "signs", 2: "int2", 3: "int3", 4: "int4"}
 _BITS = {name: bits for bits, name in _NAMES.items()}
 _FACTORS = re.compile(r"rank(\d{1,4}):(\d{1,2})", re.ASCII)

@@ -10,6 +10,8 @@ from typing import Any, Literal, Self
 
 from linker_core.config import MatmulPrecision
 from linker_core.errors import InvalidRequestError
+from linker_core.sharing.rungs import ENCODING
+from linker_core.tuning.offered import OFFERED
 
 SELF_CALIBRATION = "self"
 Device = Literal["cpu", "cuda"]
@@ -79,10 +81,13 @@ class TuneRequest:
 def tuning_key(goal: TuneGoal, calibration_digest: str, precision: MatmulPrecision) -> str:
     """Returns what a stored result is found by, besides the two fingerprints.
 
+    How deltas are rounded and which rungs there are to choose from are part of it.
+
     Args:
         goal: What was aimed at.
         calibration_digest: Of all that decides the text that the variant reads.
         precision: Of the products; a price holds at its own alone.
     """
-    record = json.dumps([asdict(goal), calibration_digest, precision], sort_keys=True)
+    known = [asdict(goal), calibration_digest, precision, ENCODING, [str(rung) for rung in OFFERED]]
+    record = json.dumps(known, sort_keys=True)
     return hashlib.sha256(record.encode()).hexdigest()

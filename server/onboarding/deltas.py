@@ -27,7 +27,7 @@ from linker_core.errors import (
 )
 from linker_core.sharing.delta import VERSION, DeltaFile
 from linker_core.sharing.plan import Policy, SharePlan
-from linker_core.sharing.rungs import AnyRung, Rung
+from linker_core.sharing.rungs import ENCODING, AnyRung, Rung
 from linker_core.weights.checkpoint import Identity
 from server.onboarding.adapters import AdapterSide, Source, check_unchanged
 from server.onboarding.catalog import ServedModel, TextSide
@@ -243,8 +243,8 @@ class Deltas:
 
 def delta_name(plan: Json) -> str:
     """Returns the name of the folder of a stored plan: a digest of all that decides its content."""
-    decisive = [VERSION, plan["donor_fingerprint"], plan["variant_fingerprint"]]
-    if plan["policy"] != Policy.ADAPTER:  # whose rungs follow from the other two
+    decisive = [VERSION, ENCODING, plan["donor_fingerprint"], plan["variant_fingerprint"]]
+    if plan["policy"] != Policy.ADAPTER:  # whose rungs follow from the others
         decisive.append(sorted(plan["rungs"].items()))
     return hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import pytest
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from linker_core.errors import BadCheckpointError
 from linker_core.residency.encoding import DeltaEncoder
 from linker_core.residency.ledger import StoredResidual, StoredTensor
-from linker_core.sharing.rungs import Residual, parse_rung, residual_bytes
+from linker_core.sharing.rungs import ENCODING, Residual, parse_rung, residual_bytes
 
+GOLDEN = "746a68697387ec177aa4fcdf329132620142c8e969857377fa883453ab0c9b4a"
 # What the best quantisers of a normal variable leave of its square (Max 1960, table 1).
 NORMAL_ERRORS = {"signs": 0.3634, "int2": 0.1175, "int3": 0.03454, "int4": 0.009497}
 ANY_RUNG = (
@@ -167,3 +169,15 @@ def test_delta_that_is_not_finite_is_refused(text: str, bad: float) -> None:
     variant_OI[3, 5] = bad
     with pytest.raises(BadCheckpointError, match="not finite"):
         encode(text, base_OI, variant_OI)
+
+
+def test_codes_are_those_that_the_number_of_the_encoding_stands_for() -> None:
+    """Stored prices and folders are found by it: whoever changes these bytes raises it."""
+    delta_OI = torch.tensor([math.sin(n * n) for n in range(4 * 256)]).reshape(4, 256)
+    digest = hashlib.sha256()
+    for text in ("signs:64", "int2:64", "int3:128", "int4:64"):
+        dense = encode(text, torch.zeros(4, 256), delta_OI).dense
+        assert dense is not None
+        for part in (dense.codes_RB, dense.scales_RG.view(torch.uint8)):
+            digest.update(part.numpy().tobytes())
+    assert (ENCODING, digest.hexdigest()) == (1, GOLDEN)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from linker_core.sharing.delta_layout import DELTA_FILE
+from server.onboarding import deltas
 from tests.server.fake_engine import Fault
 from tests.server.held_encoder import BLOCKER, HELD_ENCODER, tasks
 from tests.server.live import LiveServer, live_server
@@ -79,6 +80,22 @@ def test_same_plan_is_encoded_once(
     live.client.delete("/models/again")
     assert delta_folders(tmp_path / "state") == []
     assert 'linker_model_rung_bytes{model="near"' not in live.client.get("/metrics").text
+
+
+def test_folder_of_deltas_rounded_otherwise_is_not_taken_for_one_of_these(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, models: dict[str, Path], near: Path
+) -> None:
+    with serving(tmp_path, models) as server:
+        server.until_ready()
+        server.onboard("near", near)
+    [before] = delta_folders(tmp_path / "state")
+    monkeypatch.setattr(deltas, "ENCODING", -1)
+    with serving(tmp_path, models) as server:
+        server.until_ready()
+        [after] = delta_folders(tmp_path / "state")
+        assert after != before
+        assert loads(after) == ["near"]
+    assert tasks(models["base"]) == ["encode", "encode"]
 
 
 def test_encoding_shows_in_the_job(live: LiveServer, models: dict[str, Path], near: Path) -> None:
