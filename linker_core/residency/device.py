@@ -1,4 +1,4 @@
-"""How much memory a device has to give. Knows nothing of what is held on it."""
+"""What memory a device has to give, and when it has none. Knows nothing of what lies on it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,14 @@ def available_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return min(_available_host_bytes(), _cgroup_room_bytes())
+
+
+def is_lack_of_memory(error: MemoryError | RuntimeError) -> bool:
+    """Whether an allocation failed, in Python, on a CUDA device, or in torch on the CPU."""
+    return (
+        isinstance(error, MemoryError | torch.OutOfMemoryError)
+        or "can't allocate memory" in str(error)  # torch has no class for this one
+    )
 
 
 def _available_host_bytes() -> int:

@@ -13,13 +13,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from linker_core.errors import InsufficientCapacityError, LinkerError
 from linker_core.lifeline import die_with_parent
 from linker_core.pace import Pace
 from linker_core.residency.adapter import write_adapter
 from linker_core.residency.delta_writer import write_delta
+from linker_core.residency.device import is_lack_of_memory
 from linker_core.sharing.delta import DeltaFile
 from linker_core.sharing.delta_data import check_data, check_donor
 from linker_core.sharing.plan import SharePlan
@@ -37,7 +36,9 @@ def main() -> int:
     except LinkerError as error:
         say({"error": error.to_record()})
         return 1
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not is_lack_of_memory(error):
+            raise
         short = InsufficientCapacityError(
             "There is not enough memory to make the delta. Unload a model, or give the server "
             f"more. ({str(error).partition(chr(10))[0]:.300})"

@@ -11,11 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from linker_core.errors import InsufficientCapacityError, LinkerError
 from linker_core.lifeline import die_with_parent
 from linker_core.pace import Pace
+from linker_core.residency.device import is_lack_of_memory
 from linker_core.speech import progress_of, say
 from linker_core.tuning.request import TuneRequest
 from linker_core.tuning.tuner import Tuner
@@ -33,7 +32,7 @@ def main() -> int:
         say({"error": error.to_record()})
         return 1
     except (MemoryError, RuntimeError) as error:
-        if not _is_lack_of_memory(error):
+        if not is_lack_of_memory(error):
             raise
         short = InsufficientCapacityError(
             "There is not enough memory to measure what sharing costs. Unload a model, or use "
@@ -43,14 +42,6 @@ def main() -> int:
         return 1
     say({"result": result})
     return 0
-
-
-def _is_lack_of_memory(error: MemoryError | RuntimeError) -> bool:
-    """Whether an allocation failed, in Python, on a CUDA device, or in torch on the CPU."""
-    return (
-        isinstance(error, MemoryError | torch.OutOfMemoryError)
-        or "can't allocate memory" in str(error)  # torch has no class for this one
-    )
 
 
 def answer(request: TuneRequest, pace: Pace) -> dict[str, Any]:

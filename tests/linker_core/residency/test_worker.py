@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from linker_core.pace import BUSY_LINE, IDLE_LINE
+from linker_core.residency import worker
 from linker_core.sharing.delta import DeltaFile
 from linker_core.sharing.delta_layout import DELTA_FILE
 from linker_core.sharing.plan import SharePlan
@@ -118,6 +122,33 @@ def test_refusals_are_errors_with_a_code(honest: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     status, said = ask(encode_task(honest, tmp_path / "taken"))
     assert (status, said[-1]["error"]["code"]) == (1, "conflict")
+
+
+def no_memory() -> None:
+    raise MemoryError
+
+
+def too_much_for_torch() -> None:
+    torch.empty(1 << 60, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("allocate", [no_memory, too_much_for_torch])
+def test_lack_of_memory_is_said(
+    allocate: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(worker, "perform", lambda *_: allocate())
+    monkeypatch.setattr("sys.stdin", io.StringIO("{}\n"))
+    assert worker.main() == 1
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "insufficient_capacity"
+
+
+def test_fault_of_ours_is_no_lack_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "perform", lambda *_: torch.ones(2) @ torch.ones(3))
+    monkeypatch.setattr("sys.stdin", io.StringIO("{}\n"))
+    with pytest.raises(RuntimeError, match="size"):
+        worker.main()
 
 
 def test_killed_worker_leaves_at_most_an_incomplete_folder(honest: Path, tmp_path: Path) -> None:
