@@ -15,6 +15,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from linker_core.errors import NotReadyError
+from linker_core.sharing.plan import Policy
 from linker_core.sharing.rungs import COARSE, CODE_BITS, GROUPS, Residual, Rung
 from server.registry.records import Json, ModelRecord
 from server.registry.store import Registry
@@ -143,7 +144,8 @@ class _Sharing(Collector):
         for name, field, what in _PRICES:
             family = GaugeMetricFamily(name, what, labels=["model"])
             for model, plan in self._plans.items():
-                if plan["price"] is not None:
+                # What came with a delta is its exporter's claim.
+                if plan["price"] is not None and plan["policy"] != Policy.DELTA:
                     family.add_metric([model], plan["price"][field])
             yield family
 

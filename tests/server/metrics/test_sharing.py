@@ -11,7 +11,7 @@ from server.registry.records import ModelRecord, ModelState
 from server.registry.store import Registry
 
 PLAN: dict[str, Any] = {
-    "donor_fingerprint": "d", "variant_fingerprint": "v",
+    "policy": "budget", "donor_fingerprint": "d", "variant_fingerprint": "v",
     "blocks": {"alias": 1, "residual": 0, "own": 1, "total": 2},
     "rung_bytes": {"alias": 0, "int2": 24, "lowrank+signs": 40, "own": 8}, "bits_per_weight": 1.5,
     "price": {"kl": 0.5, "kl_upper": 0.6, "top1": 0.75, "ppl_ratio": 1.5},
@@ -74,6 +74,12 @@ def test_plan_shows_its_price_and_every_block(scans: Scans) -> None:
         'linker_block_epsilon{block="0",model="near"} 0.125',
         'linker_block_epsilon{block="1",model="near"} 0.0',
     ]
+
+
+def test_price_that_an_exporter_claims_is_not_shown_as_measured(scans: Scans) -> None:
+    text = exposition([replace(NEAR, plan=PLAN | {"policy": "delta"})], scans).render()
+    assert b"linker_plan_kl_nats{" not in text
+    assert b'linker_model_bits_per_weight{model="near"}' in text
 
 
 def test_text_is_made_again_only_for_other_plans(scans: Scans) -> None:
