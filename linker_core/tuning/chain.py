@@ -50,6 +50,7 @@ class Chain:
         offers: Mapping[str, Iterable[Offer]],
     ) -> None:
         self._base = base
+        self._standing = sum(standing[name] for name in offers)
         steps = [step for name in offers for step in _steps(name, standing[name], offers[name])]
         self.steps = tuple(sorted(steps, key=lambda step: step.steepness))
         self._harms = list(accumulate((step.harm for step in self.steps), initial=0.0))
@@ -75,13 +76,16 @@ class Chain:
             fewer: One of them.
             more: The other, above it.
             guess: What is moved, if need be.
-            margin: What to keep from either, of the bytes between them; below a half.
+            margin: What to keep from either, of the logarithm of the bytes' ratio; below a half.
         """
-        width = self._saved[more] - self._saved[fewer]
-        least = bisect_left(self._saved, self._saved[fewer] + margin * width)
-        most = bisect_right(self._saved, self._saved[more] - margin * width) - 1
-        # One step may be wider than what the margins leave; then it is as good as any.
-        return least if least > most else min(max(guess, least), most)
+        held = [self._standing - saved + 1 for saved in self._saved]  # never 0
+        ratio = (held[more] / held[fewer]) ** margin
+        clear = [
+            n for n in range(fewer, more) if held[more] / ratio <= held[n] <= held[fewer] * ratio
+        ]
+        return (
+            min(max(guess, clear[0]), clear[-1]) if clear else min(max(guess, fewer + 1), more - 1)
+        )
 
     def saving(self, saved: int) -> dict[str, AnyRung]:
         """Returns a plan that saves at least so many bytes, of at most `most_saved`.

@@ -17,7 +17,8 @@ from linker_core.tuning.storages import Rungs
 MAX_PASSES = 7.6  # forward passes that prices may take: eight less what sensitivities took
 _NUM_BLOCK_SETS = 2  # that tell what aliases alone cost
 _AIM = 0.85  # of the budget: what is aimed at must still pass on its interval's upper end
-_MARGIN = 0.2  # of the bytes between a plan that passed and one that did not, kept from both
+# Kept from a plan that passed and from one that did not, of the logarithm of their bytes' ratio.
+_MARGIN = 0.2
 _NATS_PER_HARM = 6.0  # before anything is measured; 4 to 8 on trained models
 _FIRST_SPREAD = (0.6, 1.2)  # of the harm that is guessed from it
 # How plans of one size are varied: harm is a guide, and the ends of the model and its two sublayers
@@ -182,7 +183,7 @@ class Search:
         if not measured:
             return most  # nothing that was changed did any harm: try all of it
         guess = candidates.chain.length_of_harm(harm_for(_AIM * budget_kl, measured))
-        if failed:
+        if failed and passed:
             # A guess beside either end tells little when it turns out as expected.
             guess = candidates.chain.between(passed, most + 1, guess, margin=_MARGIN)
         return min(max(guess, passed + 1), most)
