@@ -7,11 +7,12 @@ import logging
 import torch
 
 from linker_core.config import MatmulPrecision
-from linker_core.engine.arithmetic import Arithmetic, TorchArithmetic
+from linker_core.engine.arithmetic import Arithmetic
 from linker_core.engine.cpu.arithmetic import CompiledArithmetic
 from linker_core.engine.cpu.kernels import can_round
 from linker_core.engine.cuda.arithmetic import CudaArithmetic
 from linker_core.engine.cuda.graphs import GraphCapture
+from linker_core.engine.torch_arithmetic import TorchArithmetic
 
 _log = logging.getLogger(__name__)
 

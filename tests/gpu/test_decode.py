@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from linker_core.engine.arithmetic import Addend, ByRow, Norm, TorchArithmetic
+from linker_core.engine.arithmetic import Addend, ByRow, Norm
 from linker_core.engine.cuda.arithmetic import CudaArithmetic
 from linker_core.engine.devices import arithmetic_for
 from linker_core.engine.page_table import PageTable
 from linker_core.engine.rows import RowGroup
+from linker_core.engine.torch_arithmetic import TorchArithmetic
 from linker_core.residency.coding import CodedMatrix
 from linker_core.residency.ledger import StoredResidual
 from tests.linker_core.engine.cuda.attended import CASES, Attended, Case, check_attention

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from linker_core.engine.arithmetic import TorchArithmetic
 from linker_core.engine.rows import RowMap
 from linker_core.engine.token_leaves import look_up, project
+from linker_core.engine.torch_arithmetic import TorchArithmetic
 from linker_core.residency.ledger import StoredRows, StoredTensor
 from linker_core.residency.loader import read_tensor
 from linker_core.residency.own_rows import load_rows

@@ -12,18 +12,12 @@ import torch
 import triton
 import triton.language as tl
 
-from linker_core.engine.arithmetic import (
-    Addend,
-    AttentionShape,
-    ByRow,
-    Norm,
-    Rotation,
-    TorchArithmetic,
-)
+from linker_core.engine.arithmetic import Addend, AttentionShape, ByRow, Norm, Rotation
 from linker_core.engine.cuda.attention_kernels import attend_items, join_parts, rotate_rows
 from linker_core.engine.cuda.residual_launches import ResidualLaunches
 from linker_core.engine.cuda.row_kernels import gate_rows, normalize_runs
 from linker_core.engine.cuda.step_tables import StepTables
+from linker_core.engine.torch_arithmetic import TorchArithmetic
 from linker_core.engine.uploads import upload
 
 _TYPES = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}

@@ -10,11 +10,12 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from linker_core.engine.arithmetic import Arithmetic, TorchArithmetic
+from linker_core.engine.arithmetic import Arithmetic
 from linker_core.engine.cpu.arithmetic import CompiledArithmetic
 from linker_core.engine.devices import arithmetic_for
 from linker_core.engine.kv_cache import KVCache, KVShape
 from linker_core.engine.runner import Runner
+from linker_core.engine.torch_arithmetic import TorchArithmetic
 from linker_core.residency.encoding import DeltaEncoder
 from linker_core.residency.ledger import Stored, StoredResidual, StoredRows, StoredTensor
 from linker_core.sharing.rungs import Residual

@@ -7,15 +7,9 @@ import math
 import pytest
 import torch
 
-from linker_core.engine.arithmetic import (
-    Addend,
-    Arithmetic,
-    ByRow,
-    Norm,
-    Product,
-    TorchArithmetic,
-)
+from linker_core.engine.arithmetic import Addend, Arithmetic, ByRow, Norm, Product
 from linker_core.engine.rows import RowGroup
+from linker_core.engine.torch_arithmetic import TorchArithmetic
 from tests.linker_core.engine.attending import Attended, Attending, shape_of
 from tests.linker_core.engine.families import ARITHMETICS
 from tests.linker_core.engine.residuals import assert_added, residual

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from linker_core.engine.arithmetic import Arithmetic, TorchArithmetic
+from linker_core.engine.arithmetic import Arithmetic
 from linker_core.engine.cpu import arithmetic as compiled_module
 from linker_core.engine.cpu.arithmetic import CompiledArithmetic
 from linker_core.engine.page_table import PageTable
 from linker_core.engine.runner import Chunk
+from linker_core.engine.torch_arithmetic import TorchArithmetic
 from linker_core.residency.ledger import Stored, StoredResidual
 from linker_core.sharing.rungs import Residual, parse_rung
 from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME

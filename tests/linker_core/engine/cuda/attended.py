@@ -12,15 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from linker_core.engine.arithmetic import (
-    Arithmetic,
-    AttentionShape,
-    Rotation,
-    Span,
-    TorchArithmetic,
-)
+from linker_core.engine.arithmetic import Arithmetic, AttentionShape, Rotation, Span
 from linker_core.engine.kv_cache import KVCache, KVShape
 from linker_core.engine.page_table import PageTable
+from linker_core.engine.torch_arithmetic import TorchArithmetic
 
 _NUM_KV_HEADS, _NUM_PAGES = 2, 96
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from linker_core.engine.arithmetic import Addend, ByRow, Norm, TorchArithmetic
+from linker_core.engine.arithmetic import Addend, ByRow, Norm
 from linker_core.engine.cuda.arithmetic import CudaArithmetic
 from linker_core.engine.cuda.triton_kernels import TritonKernels
 from linker_core.engine.rows import RowGroup
+from linker_core.engine.torch_arithmetic import TorchArithmetic
 from tests.linker_core.engine.cuda.attended import CASES, Attended, Case, check_attention
 from tests.linker_core.engine.cuda.streams import (
     check_isolation,

@@ -10,15 +10,9 @@ from collections.abc import Sequence
 
 import torch
 
-from linker_core.engine.arithmetic import (
-    Addend,
-    AttentionShape,
-    ByRow,
-    Norm,
-    Rotation,
-    TorchArithmetic,
-)
+from linker_core.engine.arithmetic import Addend, AttentionShape, ByRow, Norm, Rotation
 from linker_core.engine.cuda.step_tables import ITEM_ROWS, StepTables
+from linker_core.engine.torch_arithmetic import TorchArithmetic
 
 
 class PlainKernels:

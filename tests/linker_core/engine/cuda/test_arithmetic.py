@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from linker_core.engine.arithmetic import Addend, ByRow, Norm, Product, TorchArithmetic
+from linker_core.engine.arithmetic import Addend, ByRow, Norm, Product
 from linker_core.engine.cuda.arithmetic import CudaArithmetic
 from linker_core.engine.page_table import PageTable
 from linker_core.engine.rows import RowMap
+from linker_core.engine.torch_arithmetic import TorchArithmetic
 from tests.linker_core.engine.cuda.attended import CASES, Attended, Case, check_attention
 from tests.linker_core.engine.cuda.plain_kernels import PlainKernels
 from tests.linker_core.engine.cuda.recorded import Noting, Recorder
