@@ -1,6 +1,6 @@
 """What a block computes, as the routed leaves ask for it: the seam between devices.
 
-`torch_arithmetic` says it in torch's own operations, `linker_core.engine.cpu` has compiled loops and
+`torch_arithmetic` says it in torch's own operations; `linker_core.engine.cpu` has compiled loops,
 `linker_core.engine.cuda` Triton kernels. Knows nothing of slots.
 
 Legend: T rows of the batch, n rows of a group, I input features, O output features, H query heads,
