@@ -5,18 +5,22 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import shutil
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from linker_core.errors import ConflictError, InvalidRequestError
+from linker_core.errors import BadCheckpointError, ConflictError, InvalidRequestError
 from linker_core.sharing.delta import DeltaFile
 from linker_core.sharing.delta_layout import DELTA_FILE
 from linker_core.sharing.plan import SharePlan
 from linker_core.sharing.rungs import kind_of
+from linker_core.weights.checkpoint import Identity
 from linker_core.weights.fingerprint import fingerprint
 from linker_core.weights.lora import is_adapter
 from server.cli.checkpoints import open_checkpoint
@@ -49,10 +53,8 @@ def run(args: argparse.Namespace) -> int:
         raise ConflictError(
             f"{args.target} exists. Name a folder that does not, so that nothing is lost."
         )
-    if is_adapter(args.variant):
-        _export_adapter(args)
-    else:
-        _export_variant(args)
+    export = _export_adapter if is_adapter(args.variant) else _export_variant
+    export(args)
     with DeltaFile.open(args.target) as delta:
         plan = delta.plan
     file_bytes = (args.target / DELTA_FILE).stat().st_size
@@ -64,8 +66,38 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+@contextmanager
+def _unchanged(target: Path, **paths: Path) -> Iterator[None]:
+    """Removes what the block made if a checkpoint is another one at its end; keys are roles.
+
+    Raises:
+        BadCheckpointError: It is.
+    """
+    before = _identities(paths)
+    yield
+    if _identities(paths) != before:
+        shutil.rmtree(target)
+        raise BadCheckpointError(
+            "A weight file changed between planning and the end of the export. Nothing was kept; "
+            "leave the checkpoints alone meanwhile, and try again."
+        )
+
+
+def _identities(paths: Mapping[str, Path]) -> list[Identity]:
+    identities = []
+    for role, path in paths.items():
+        with open_checkpoint(role, path) as checkpoint:
+            identities.append(checkpoint.identity)
+    return identities
+
+
 def _export_variant(args: argparse.Namespace) -> None:
-    plan, _ = plan_pair(args)
+    with _unchanged(args.target, donor=args.donor, variant=args.variant):
+        plan, _ = plan_pair(args)
+        _encode(plan, args)
+
+
+def _encode(plan: SharePlan, args: argparse.Namespace) -> None:
     with byte_progress("encoding") as progress:
         work = Encoder().encode(
             plan,
@@ -84,6 +116,11 @@ def _export_adapter(args: argparse.Namespace) -> None:
                 f"{option} has no meaning for an adapter: its factors are kept as they are.",
                 param=option,
             )
+    with _unchanged(args.target, donor=args.donor):
+        _convert(args)
+
+
+def _convert(args: argparse.Namespace) -> None:
     with open_checkpoint("donor", args.donor) as donor, byte_progress("hashing") as progress:
         digest = fingerprint(donor, progress=progress)
     with byte_progress("encoding") as progress:

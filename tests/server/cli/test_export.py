@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,9 @@ from linker_core.sharing.delta_data import check_data, check_donor
 from linker_core.sharing.delta_layout import DELTA_FILE
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.fingerprint import fingerprint
+from server.cli import export
 from server.cli.main import EXIT_USAGE, main
+from server.cli.plan import plan_pair
 from tests.lora import make_adapter
 from tests.tiny import make_checkpoint, make_variant
 
@@ -108,3 +113,29 @@ def test_export_without_a_place_for_it_is_refused(
     target = tmp_path / "absent" / "out"
     assert main(["export", *pair, str(target), "--policy", "exact"]) == EXIT_USAGE
     assert "cannot be written" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("changed", ["donor", "variant"])
+def test_checkpoint_that_changes_after_planning_leaves_nothing(
+    pair: tuple[str, str],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    changed: str,
+) -> None:
+    paths = {
+        role: shutil.copytree(path, tmp_path / role)
+        for role, path in zip(("donor", "variant"), pair, strict=True)
+    }
+
+    def plan_then_change(args: argparse.Namespace) -> Any:
+        planned = plan_pair(args)
+        file = paths[changed] / "model.safetensors"
+        os.utime(file, ns=(1, 1))  # as another file of the same size and shapes
+        return planned
+
+    monkeypatch.setattr(export, "plan_pair", plan_then_change)
+    target = tmp_path / "out"
+    told = main(["export", *map(str, paths.values()), str(target), "--policy", "exact"])
+    assert (told != 0, "changed" in capfd.readouterr().err) == (True, True)
+    assert not target.exists()
