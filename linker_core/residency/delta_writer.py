@@ -109,7 +109,7 @@ def write_stored(writer: EntryWriter, name: str, stored: Stored) -> None:
 
 
 def is_written(plan: SharePlan, target: Path) -> bool:
-    """Returns whether the target is complete already.
+    """Returns whether the target is complete already, by its header: its data is not read.
 
     Raises:
         ConflictError: It is something else.

@@ -28,6 +28,7 @@ def new_folder(target: Path) -> Iterator[Path]:
         InsufficientCapacityError: The disk is full.
         ConflictError: The target exists.
         InvalidRequestError: The target cannot be written for another reason.
+        BrokenPipeError: The block's own; it tells nothing of the target.
     """
     folder = target.parent / f"{INCOMPLETE}{target.name[:100]}-{secrets.token_hex(8)}"
     try:
@@ -43,6 +44,8 @@ def new_folder(target: Path) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         _sync(target.parent)
+    except BrokenPipeError:  # of whoever hears of progress; regular files raise none
+        raise
     except OSError as error:
         raise _typed(error, target) from error
 

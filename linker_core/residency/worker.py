@@ -8,6 +8,7 @@ whose name says that it is incomplete.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +28,16 @@ from linker_core.weights.checkpoint import Checkpoint
 
 
 def main() -> int:
-    """Does one task; exit status 1 after an error line."""
+    """Does one task; exit status 1 after an error line, or when nobody listens any more."""
+    try:
+        return _answer()
+    except BrokenPipeError:
+        # What could not be said is still to be flushed when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _answer() -> int:
     task = json.loads(sys.stdin.readline())
     pace = Pace()
     pace.follow(sys.stdin)

@@ -171,3 +171,20 @@ def test_killed_worker_leaves_at_most_an_incomplete_folder(honest: Path, tmp_pat
     status, said = ask(task)
     assert status == 0
     assert_described(said[-1]["result"], tmp_path / "out")
+
+
+def test_worker_that_nobody_hears_ends_quietly(honest: Path, tmp_path: Path) -> None:
+    hears, says = os.pipe()
+    os.close(hears)
+    process = subprocess.run(
+        COMMAND,
+        input=json.dumps(encode_task(honest, tmp_path / "out")) + "\n",
+        stdout=says,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        text=True,
+        check=False,
+    )
+    os.close(says)
+    assert (process.returncode, process.stderr) == (1, "")
+    assert list(tmp_path.iterdir()) == []
