@@ -15,7 +15,12 @@ from pathlib import Path, PurePosixPath
 from linker_core.errors import BadCheckpointError, InvalidRequestError, LinkerError
 from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.checkpoint import Identity, identity_of
-from linker_core.weights.files import open_directory, open_regular, read_json
+from linker_core.weights.files import (
+    open_directory,
+    open_regular,
+    read_json,
+    refuse_foreign_formats,
+)
 from linker_core.weights.lora import ADAPTER_FILE, LoraAdapter
 from linker_core.weights.lora_config import ADAPTER_CONFIG
 from server.onboarding.catalog import Catalog, ServedModel, TextSide
@@ -43,6 +48,7 @@ def read_adapter(path: Path) -> AdapterSide:
     """Returns what an adapter's folder says of itself.
 
     Raises:
+        UnsupportedFormatError: Weights that are not safetensors, or code.
         BadCheckpointError: A file that is missing, irregular or damaged.
     """
     with _opened(path) as (directory, files):
@@ -138,11 +144,14 @@ def _opened(path: Path) -> Iterator[tuple[int, list[int]]]:
     """Yields descriptors of a folder and of the two files in it.
 
     Raises:
-        BadCheckpointError: One is missing or irregular, or the disk failed.
+        UnsupportedFormatError: The folder holds weights that are not safetensors, or code.
+        BadCheckpointError: A file is missing or irregular, or the disk failed.
     """
     with ExitStack() as stack:
         directory = open_directory(path)
         stack.callback(os.close, directory)
+        with os.scandir(directory) as entries:
+            refuse_foreign_formats([entry.name for entry in entries])
         files = []
         for name in _FILES:
             files.append(open_regular(directory, name))

@@ -153,7 +153,10 @@ def test_options_of_plans_are_refused(live: LiveServer, adapter: Path, option: s
 
 
 def test_adapter_without_weights_is_refused(live: LiveServer, adapter: Path) -> None:
-    (adapter / FILE).unlink()
+    (adapter / FILE).rename(adapter / "adapter_model.bin")
+    error = refusal(live.onboard("tuned", adapter, wait=False), 400)
+    assert error["code"] == "unsupported_format"
+    (adapter / "adapter_model.bin").unlink()
     error = refusal(live.onboard("tuned", adapter, wait=False), 400)
     assert error["code"] == "bad_checkpoint"
 
