@@ -4,25 +4,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rich.console import Console
 from rich.table import Table
 
 from linker_core.tuning.result import PricedPlan, TuneResult
 
 _MIB = 2**20
+_WITHOUT_RESIDUALS = "○"
+_LEGEND = (
+    f"{_WITHOUT_RESIDUALS}: aliases and own tensors alone · MiB: held by the variant alone · bits:"
+    " a weight, scales, norms and embedding included · at most: of a bootstrap interval, which a"
+    " budget is held against · ppl: perplexity ratio"
+)
 _LEAST_SHARE = 0.005  # of a plan's bytes that is worth a word
 
 
-def frontier_table(result: TuneResult, *, checkpoint_bytes: int, num_weights: int) -> Table:
-    """Returns every priced plan as a row, the choice marked; `saved` is of the checkpoint."""
-    table = Table(
-        *("", "plan", "unique MiB", "saved", "bits", "rungs by bytes"),
-        *("KL (nats)", "KL at most", "top-1", "perplexity ratio"),
-        caption="bits are those of a weight, scales, norms and embedding included",
-    )
+def print_frontier(
+    console: Console, result: TuneResult, *, checkpoint_bytes: int, num_weights: int
+) -> None:
+    """Prints every priced plan as a row, the choice marked →; `saved` is of the checkpoint.
+
+    Eighty columns take it: names of plans give way, numbers do not.
+    """
+    table = Table(caption=f"chosen: {rung_mix(result.chosen.rung_bytes)} of its bytes")
+    table.add_column("", no_wrap=True)
+    table.add_column("plan", overflow="fold")
+    for title in ("MiB", "saved", "bits", "KL, nats", "at most", "top-1", "ppl"):
+        table.add_column(title, justify="right", no_wrap=True)
     for plan in result.frontier:
-        mark, style = ("→", "bold") if plan == result.chosen else ("", "")
+        chosen = plan == result.chosen
+        mark = ("→" if chosen else "") + ("" if plan.has_residuals else _WITHOUT_RESIDUALS)
+        style = "bold" if chosen else ""
         table.add_row(mark, *_cells(plan, checkpoint_bytes, num_weights), style=style)
-    return table
+    console.print(table)
+    console.print(_LEGEND)
 
 
 def _cells(plan: PricedPlan, checkpoint_bytes: int, num_weights: int) -> list[str]:
@@ -32,11 +47,10 @@ def _cells(plan: PricedPlan, checkpoint_bytes: int, num_weights: int) -> list[st
         f"{plan.unique_bytes / _MIB:.2f}",
         f"{1 - plan.unique_bytes / checkpoint_bytes:.0%}",
         f"{8 * plan.unique_bytes / num_weights:.2f}",
-        rung_mix(plan.rung_bytes) if plan.has_residuals else "alias and own alone",
         f"{price.kl:.5f}",
         f"{price.kl_upper:.5f}",
-        f"{price.top1:.2%}",
-        f"{price.ppl_ratio:.4f}",
+        f"{price.top1:.1%}",
+        f"{price.ppl_ratio:.3f}",
     ]
 
 

@@ -21,7 +21,7 @@ from linker_core.weights.architecture import DTYPE_BYTES, parse_config
 from linker_core.weights.fingerprint import fingerprint
 from server.cli.checkpoints import open_pair
 from server.cli.fit import add_fit_arguments, plan_jointly, print_joint_plan
-from server.cli.frontier import frontier_table, rung_mix
+from server.cli.frontier import print_frontier, rung_mix
 from server.cli.progress import byte_progress
 from server.cli.scanning import (
     add_sample_argument,
@@ -249,10 +249,11 @@ def _print_plan(
     console: Console, plan: SharePlan, tuned: TuneResult | None, free_bytes: int | None
 ) -> None:
     if tuned is not None:
-        console.print(
-            frontier_table(
-                tuned, checkpoint_bytes=plan.checkpoint_bytes, num_weights=plan.num_weights
-            )
+        print_frontier(
+            console,
+            tuned,
+            checkpoint_bytes=plan.checkpoint_bytes,
+            num_weights=plan.num_weights,
         )
     thresholds = ""
     if plan.tau_cos is not None:

@@ -24,7 +24,7 @@ from linker_core.tuning.result import TuneResult
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.fingerprint import fingerprint
 from server.cli.checkpoints import open_pair
-from server.cli.frontier import frontier_table
+from server.cli.frontier import print_frontier
 from server.cli.progress import byte_progress
 from server.cli.recipe import add_recipe_arguments, refuse_recipe_arguments, run_recipe
 from server.cli.scanning import scan_apart
@@ -81,15 +81,13 @@ def run(args: argparse.Namespace) -> int:
         with byte_progress("hashing the donor") as progress:
             digest = fingerprint(donor, progress=progress)
         result = tune_pair(donor, variant, report, args, goal=goal, donor_fingerprint=digest)
-        table = frontier_table(
-            result, checkpoint_bytes=variant.nbytes, num_weights=count_weights(variant)
-        )
+        num_weights = count_weights(variant)
     if args.json:
         json.dump(result.to_json(), sys.stdout, indent=1)
         print()
         return 0
     console = Console()
-    console.print(table)
+    print_frontier(console, result, checkpoint_bytes=variant.nbytes, num_weights=num_weights)
     console.print(
         f"{result.reference_tokens} response tokens · {result.forward_passes:.1f} forward passes"
         f" of the variant in {result.seconds:.1f} s"

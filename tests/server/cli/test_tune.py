@@ -199,7 +199,7 @@ def spread_of(kls: dict[int, float]) -> TuneResult:
             rung_bytes={"int2": size},
             price=Price(
                 kl=kl, kl_upper=2 * kl, top1=1.0, ppl_ratio=1.0, tokens=4000, calibration="t",
-                matmul_precision="highest",
+                matmul_precision="highest", encoding=1,
             ),
         )
         for size, kl in kls.items()
@@ -279,6 +279,7 @@ def test_plan_and_frontier_say_bits_and_rungs(
     assert main(["plan", *pair, "--max-bytes", "30K"]) == 0
     lines = capfd.readouterr().out.splitlines()
     (chosen,) = (line for line in lines if "→" in line)
-    assert "lowrank" in chosen
-    assert any("all blocks" in line and "alias and own alone" in line for line in lines)
+    assert "○" not in chosen
+    assert any("all blocks" in line and "○" in line for line in lines)
+    assert any("chosen:" in line and "lowrank" in line for line in lines)
     assert any(line.endswith("%") and "bits a weight:" in line for line in lines)
