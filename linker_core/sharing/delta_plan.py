@@ -20,6 +20,7 @@ from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME
 _POLICIES = tuple(policy for policy in Policy if policy is not Policy.DONOR)
 _MAX_BYTES: Final = 1 << 50
 _MAX_TEXT = 256
+_MAX_ENCODING: Final = 1 << 16
 HEX_DIGEST = re.compile(r"[0-9a-f]{64}")
 _COUNTS = ("logical_bytes", "unique_bytes", "num_weights", "checkpoint_bytes")
 _LINE = re.compile(r"[^\x00-\x1f\x7f]*")
@@ -121,6 +122,8 @@ def _check_price(value: Any, source: str) -> None:
     _check_text(fields, "calibration")
     if value["matmul_precision"] is not None:
         fields.choice("matmul_precision", get_args(MatmulPrecision))
+    if value["encoding"] is not None:
+        fields.integer("encoding", low=0, high=_MAX_ENCODING)
 
 
 def _rungs(fields: Fields, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, AnyRung]:

@@ -24,6 +24,7 @@ class Price:
     tokens: int  # response tokens measured
     calibration: str  # digest of the text
     matmul_precision: MatmulPrecision | None  # of both sides; None: nothing was measured
+    encoding: int | None  # `rungs.ENCODING` of the plan's residuals; None: nothing was measured
 
     def to_json(self) -> dict[str, Any]:
         """Returns the price as plain JSON values; `from_json` restores it."""

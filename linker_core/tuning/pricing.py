@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from linker_core.sharing.price import Price
+from linker_core.sharing.rungs import ENCODING
 from linker_core.tuning.calibration import CalibrationText
 from linker_core.tuning.shared_walk import LastHidden, SharedWalk
 from linker_core.tuning.storages import Rungs, SectionReader
@@ -100,6 +101,7 @@ class Pricer:
             tokens=len(self._targets_R),
             calibration=self._text.digest,
             matmul_precision=self._precision,
+            encoding=ENCODING,
         )
 
     def _kl_upper(self, kl_R: Reals) -> float:

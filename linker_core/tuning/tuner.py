@@ -18,7 +18,7 @@ from linker_core.sharing.plan import count_weights, plan_bytes
 from linker_core.sharing.planner import count_own_rows, identical_rungs
 from linker_core.sharing.price import Price
 from linker_core.sharing.report import ScanReport
-from linker_core.sharing.rungs import Residual, Rung, parse_rung
+from linker_core.sharing.rungs import ENCODING, Residual, Rung, parse_rung
 from linker_core.sharing.thresholds import choose_thresholds
 from linker_core.tuning.calibration import MIN_RESPONSE_TOKENS, CalibrationText
 from linker_core.tuning.candidates import Candidate, Candidates
@@ -186,6 +186,7 @@ class Tuner:
             tokens=self._text.num_response_tokens,
             calibration=self._text.digest,
             matmul_precision=self._precision,
+            encoding=ENCODING,
         )
 
     def _walk(self, text: CalibrationText, *, every: int = 1) -> Walk:

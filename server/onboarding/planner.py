@@ -167,7 +167,7 @@ class Planner:
         return await self._fingerprints.find(source, watch=Stopwatch(), on_progress=ignore_progress)
 
     def price_holds(self, plan: Json | None) -> bool:
-        """Whether a stored plan's price, if it can be read, was measured as it is served now.
+        """Whether a stored plan's price, if it can be read, was measured as it would be now.
 
         What an exporter claims was never measured here and cannot be measured again.
         """

@@ -23,8 +23,9 @@ from server.onboarding.request import OnboardRequest
 
 # Of a plan that changes no bit; nothing has to be measured.
 _NOTHING: Final = Price(
-    kl=0.0, kl_upper=0.0, top1=1.0, ppl_ratio=1.0, tokens=0, calibration="", matmul_precision=None
-)
+    kl=0.0, kl_upper=0.0, top1=1.0, ppl_ratio=1.0, tokens=0, calibration="", matmul_precision=None,
+    encoding=None,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

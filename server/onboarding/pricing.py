@@ -6,6 +6,7 @@ import asyncio
 
 from linker_core.config import MatmulPrecision
 from linker_core.sharing.plan import SharePlan
+from linker_core.sharing.rungs import ENCODING
 from linker_core.tuning.request import TuneGoal, TuneRequest, tuning_key
 from linker_core.tuning.result import TuneResult
 from server.onboarding.pairs import Pair, files_changed
@@ -40,9 +41,12 @@ class Pricing:
         self._precision: MatmulPrecision = precision
 
     def holds(self, plan: SharePlan) -> bool:
-        """Whether a plan costs what its price says as the engine multiplies now."""
+        """Whether a plan costs what its price says, as deltas are rounded and multiplied now."""
         price = plan.price
-        return price is None or price.matmul_precision in (None, self._precision)
+        if price is None:
+            return True
+        rounded_so = price.encoding == ENCODING or not plan.has_residuals
+        return rounded_so and price.matmul_precision in (None, self._precision)
 
     async def find(
         self, pair: Pair, goal: TuneGoal, *, watch: Stopwatch, on_progress: OnStageProgress

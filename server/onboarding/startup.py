@@ -50,7 +50,8 @@ class Startup:
 
         A start-up model whose stored row was made from the same request keeps its plan; another
         row of that name is replaced, and the variants of a replaced donor are planned anew. So is
-        whatever was priced at another precision than is served now.
+        whatever was priced at another precision than is served now, or with its deltas rounded
+        otherwise.
         """
         interrupted = await self._roster.open()
         self._requested = {request.name: request for request in startup}

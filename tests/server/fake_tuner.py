@@ -20,7 +20,7 @@ from linker_core.sharing.plan import Fingerprints, Policy
 from linker_core.sharing.planner import identical_rungs, plan_rungs
 from linker_core.sharing.price import Price
 from linker_core.sharing.report import ScanReport
-from linker_core.sharing.rungs import AnyRung, Rung, parse_rung
+from linker_core.sharing.rungs import ENCODING, AnyRung, Rung, parse_rung
 from linker_core.tuning.request import TuneRequest
 from linker_core.tuning.result import PricedPlan, TuneResult
 from linker_core.weights.checkpoint import Checkpoint
@@ -66,7 +66,7 @@ def tune(request: TuneRequest) -> dict[str, Any]:
             )  # fmt: skip
             price = Price(
                 kl=kl, kl_upper=upper, top1=1 - kl, ppl_ratio=1 + kl, tokens=TOKENS,
-                calibration="text", matmul_precision=request.matmul_precision,
+                calibration="text", matmul_precision=request.matmul_precision, encoding=ENCODING,
             )  # fmt: skip
             return PricedPlan(origin=origin, rungs=rungs, rung_bytes=size.rung_bytes, price=price)
 

@@ -188,7 +188,7 @@ def test_open_plan_that_lies_is_refused(path: Path, change: Edit) -> None:
 
 PRICE = {
     "kl": 0.01, "kl_upper": 0.02, "top1": 0.9, "ppl_ratio": 1.01, "tokens": 100,
-    "calibration": "shipped", "matmul_precision": "highest",
+    "calibration": "shipped", "matmul_precision": "highest", "encoding": 1,
 }  # fmt: skip
 
 
@@ -204,7 +204,7 @@ def test_open_price_is_read_as_it_stands(path: Path) -> None:
     [
         {"kl": -1e-9}, {"kl": None}, {"kl": "0"}, {"kl_upper": 1e300}, {"top1": 1.5},
         {"tokens": 1.5}, {"tokens": -1}, {"calibration": 5}, {"calibration": "a\nb"},
-        {"matmul_precision": "low"}, {"extra": 1},
+        {"matmul_precision": "low"}, {"encoding": "1"}, {"encoding": -1}, {"extra": 1},
     ],
 )  # fmt: skip
 def test_open_impossible_price_is_refused(path: Path, change: dict[str, Any]) -> None:

@@ -21,7 +21,7 @@ UP = "model.layers.1.mlp.up_proj.weight"
 NORM = "model.layers.0.input_layernorm.weight"
 PRICE = Price(
     kl=0.01, kl_upper=0.02, top1=0.99, ppl_ratio=1.01, tokens=4000, calibration="ab",
-    matmul_precision="highest",
+    matmul_precision="highest", encoding=1,
 )  # fmt: skip
 
 

@@ -137,7 +137,7 @@ def result(pair: OpenPair, *, kl_upper: float) -> TuneResult:
     rungs = dict.fromkeys(pair.variant.tensors, Rung.ALIAS) | {EMBED_NAME: Rung.OWN}
     price = Price(
         kl=0.005, kl_upper=kl_upper, top1=0.99, ppl_ratio=1.01, tokens=4000, calibration="t",
-        matmul_precision="highest",
+        matmul_precision="highest", encoding=1,
     )  # fmt: skip
     size = pair.variant.tensors[EMBED_NAME].nbytes
     sizes = {"alias": 0, "own": size}

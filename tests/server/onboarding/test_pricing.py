@@ -10,16 +10,19 @@ from typing import Any
 
 import pytest
 
+from linker_core.sharing.rungs import ENCODING
+from linker_core.tuning import request
+from server.onboarding import pricing
 from tests.server.fake_engine import Fault
 from tests.server.fake_tuner import BLOCKER, KL, KL_UPPER, LOG, TOKENS
 from tests.server.live import LiveServer, live_server
 from tests.server.onboarding.conftest import LIMITS
-from tests.server.onboarding.family import until_job
+from tests.server.onboarding.family import residual, until_job
 from tests.tiny import make_checkpoint, make_variant
 
 PRICE = {
     "kl": KL, "kl_upper": KL_UPPER, "top1": 1 - KL, "ppl_ratio": 1 + KL, "tokens": TOKENS,
-    "calibration": "text", "matmul_precision": "highest",
+    "calibration": "text", "matmul_precision": "highest", "encoding": ENCODING,
 }  # fmt: skip
 BUDGET: dict[str, dict[str, object]] = {"sharing": {"policy": "budget"}}
 
@@ -140,6 +143,24 @@ def test_price_of_another_precision_is_measured_anew(
             len(server.client.get("/models/jobs").json()["data"]) == 4
         )  # near alone was onboarded again
     assert [entry["matmul_precision"] for entry in tunings(near)] == ["highest", "medium"]
+
+
+def test_price_of_deltas_that_were_rounded_otherwise_is_measured_anew(
+    tmp_path: Path, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near = residual(make_variant(tmp_path / "far", models["base"], scale=0.01, seed=2),
+                    {str(KL): "int4:64"})  # fmt: skip
+    models = {"base": models["base"], "aliased": models["near"], "compressed": near}
+    with live_server(tmp_path / "state", models=models, settings=BUDGET) as server:
+        server.until_ready()
+    monkeypatch.setattr(pricing, "ENCODING", ENCODING + 1)
+    monkeypatch.setattr(request, "ENCODING", ENCODING + 1)
+    with live_server(tmp_path / "state", root=tmp_path, settings=BUDGET) as server:
+        until_served(server, "compressed")
+        jobs = server.client.get("/models/jobs").json()["data"]
+    # What leans on no delta costs what it did.
+    assert sorted(job["model"] for job in jobs) == ["aliased", "base", "compressed", "compressed"]
+    assert (len(tunings(models["aliased"])), len(tunings(near))) == (1, 2)
 
 
 def until_served(server: LiveServer, name: str) -> dict[str, Any]:
