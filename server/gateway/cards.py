@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from linker_core.engine.messages import Snapshot
+from linker_core.sharing.plan import Policy
 from server.onboarding.catalog import ServedModel
 from server.onboarding.fitting import JointPlan
 from server.onboarding.rehearsal import DryRun
-from server.registry.records import JobRecord, ModelRecord
+from server.registry.records import JobRecord, Json, ModelRecord
 
 _PLAN_FIELDS = (
     "policy", "tau_cos", "tau_frob", "mean_cos", "mean_epsilon", "region", "price", "budget_kl",
@@ -31,7 +33,7 @@ def model_card(record: ModelRecord, snapshot: Snapshot | None) -> dict[str, Any]
         "fingerprint": record.fingerprint,
         "bytes": _bytes(record, snapshot),
         "blocks": None if plan is None else plan["blocks"],
-        "plan": None if plan is None else {name: plan[name] for name in _PLAN_FIELDS},
+        "plan": None if plan is None else _plan_card(plan),
         "max_model_len": record.max_model_len,
         "error": record.error,
         "created_at": record.created_at,
@@ -91,6 +93,7 @@ def dry_run_card(dry_run: DryRun) -> dict[str, Any]:
         "rung_bytes": dry_run.rung_bytes,
         "bits_per_weight": dry_run.bits_per_weight,
         "price": dry_run.price,
+        "price_source": _price_source(dry_run.policy, dry_run.price),
         "budget_kl": dry_run.budget_kl,
         "within_budget": _is_within_budget(dry_run),
         "frontier": dry_run.frontier,
@@ -131,8 +134,23 @@ def _fitted_card(joint: JointPlan, name: str) -> dict[str, Any]:
     }
 
 
+def _plan_card(plan: Json) -> dict[str, Any]:
+    shown = {name: plan[name] for name in _PLAN_FIELDS}
+    return shown | {"price_source": _price_source(plan["policy"], plan["price"])}
+
+
+def _price_source(policy: str, price: Mapping[str, Any] | None) -> str | None:
+    """Returns whether a price was measured here, or is the claim of who exported a delta."""
+    if price is None:
+        return None
+    return "claimed" if policy == Policy.DELTA else "measured"
+
+
 def _is_within_budget(dry_run: DryRun) -> bool | None:
-    """Whether onboarding would get past the budget; None without a budget or a price."""
+    """Whether onboarding would get past the budget; None without a budget or a price.
+
+    There is no budget where the price is claimed.
+    """
     if dry_run.price is None or dry_run.budget_kl is None:
         return None
     within: bool = dry_run.price["kl_upper"] <= dry_run.budget_kl

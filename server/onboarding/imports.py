@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 
-from linker_core.errors import InvalidRequestError
 from linker_core.sharing.delta import DeltaFile
 from linker_core.sharing.plan import Policy, SharePlan
 from linker_core.weights.architecture import ModelConfig
@@ -20,7 +19,6 @@ from server.onboarding.encoder import Encoder
 from server.onboarding.pairs import files_changed
 from server.onboarding.prepare import read_text_side
 from server.onboarding.processes import OnStageProgress
-from server.onboarding.request import OnboardRequest
 from server.onboarding.timing import Stopwatch
 
 _MAX_REMEMBERED = 4096
@@ -96,36 +94,19 @@ class Imports:
         return await asyncio.to_thread(_fingerprint, text)
 
 
-def adopted_plan(
-    request: OnboardRequest, source: Source, text: TextSide, fingerprint: str
-) -> SharePlan:
+def adopted_plan(source: Source, text: TextSide, fingerprint: str) -> SharePlan:
     """Returns the plan that a source brings as this server's own.
 
-    A delta's price stays the exporter's claim.
+    A delta's price stays the exporter's claim, so it is held against no budget.
 
     Args:
-        request: What is asked for.
         source: A delta folder or an adapter.
         text: Its text side.
         fingerprint: Of the source's content.
-
-    Raises:
-        InvalidRequestError: There is a budget, and no price that could be held against it.
     """
     assert text.delta is not None
-    if isinstance(source, AdapterSide):
-        return replace(text.delta, policy=Policy.ADAPTER, variant_fingerprint=fingerprint)
-    # Defaults are for what is planned here; a budget for a delta was asked for.
-    budget_kl = request.budget_kl if request.policy == Policy.DELTA else None
-    if budget_kl is not None and text.delta.price is None:
-        raise InvalidRequestError(
-            "The delta states no price that budget_kl could be held against. Leave budget_kl out, "
-            "or export the delta with a priced plan.",
-            param="budget_kl",
-        )
-    return replace(
-        text.delta, policy=Policy.DELTA, variant_fingerprint=fingerprint, budget_kl=budget_kl
-    )
+    policy = Policy.ADAPTER if isinstance(source, AdapterSide) else Policy.DELTA
+    return replace(text.delta, policy=policy, variant_fingerprint=fingerprint, budget_kl=None)
 
 
 def _fingerprint(text: TextSide) -> str:

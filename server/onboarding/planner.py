@@ -114,7 +114,7 @@ class Planner:
         assert self.turn.locked()
         try:
             if isinstance(source, AdapterSide) or source.delta is not None:
-                planned = await self._adopt(request, source, donor, watch, _follow(on_stage))
+                planned = await self._adopt(source, donor, watch, _follow(on_stage))
             else:
                 planned = await self._plan(request, source, donor, watch, _follow(on_stage))
         finally:
@@ -210,7 +210,6 @@ class Planner:
 
     async def _adopt(
         self,
-        request: OnboardRequest,
         source: Source,
         donor: ServedModel | None,
         watch: Stopwatch,
@@ -227,7 +226,7 @@ class Planner:
             text=text,
             fingerprint=digest,
             donor=donor,
-            plan=adopted_plan(request, source, text, digest),
+            plan=adopted_plan(source, text, digest),
             free_bytes=free_bytes,
         )
 

@@ -121,12 +121,10 @@ def check_budget(plan: SharePlan) -> None:
     price = plan.price
     if price is None or plan.budget_kl is None or price.kl_upper <= plan.budget_kl:
         return
-    remedy = "share less with stricter thresholds, or let policy budget choose"
-    if plan.policy is Policy.DELTA:
-        remedy = "or onboard the variant's checkpoint to have it planned here"
     raise BudgetExceededError(
         f"The plan costs {price.kl:.4g} nats per token (up to {price.kl_upper:.4g}), more than "
-        f"the budget of {plan.budget_kl:.4g}. Raise budget_kl, {remedy}.",
+        f"the budget of {plan.budget_kl:.4g}. Raise budget_kl, share less with stricter "
+        "thresholds, or let policy budget choose.",
         param="budget_kl",
     )
 

@@ -25,7 +25,7 @@ _TAKEN: Mapping[str, frozenset[str]] = {
     Policy.THRESHOLDS: frozenset({*_THRESHOLDS, "budget_kl"}),
     Policy.BYTES: frozenset({"max_bytes"}),
     Policy.EXACT: frozenset(),
-    Policy.DELTA: frozenset({"budget_kl"}),
+    Policy.DELTA: frozenset(),
     Policy.ADAPTER: frozenset(),
 }
 # The largest that each number may be, and what it may be in words.
@@ -150,22 +150,28 @@ def own_plan_request(
 
     Args:
         request: As for a checkpoint, defaults filled in.
-        said: What was asked for. A budget is held against the price that a delta states.
+        said: What was asked for.
         policy: DELTA or ADAPTER.
 
     Raises:
         InvalidRequestError: A policy or an option that would choose another plan.
     """
     for option in ("policy", *SHARING_OPTIONS):
-        if said.get(option) is not None and option not in _TAKEN[policy]:
+        if said.get(option) is None:
+            continue
+        if option == "budget_kl" and policy is Policy.DELTA:
             raise InvalidRequestError(
-                f"A source of kind {policy} brings its own plan, so {option} has no meaning. Leave "
-                "it out, or onboard the variant's checkpoint.",
+                "The price of a delta is its exporter's claim, against which no budget is held. "
+                "Leave budget_kl out, or onboard the variant's checkpoint to have it measured.",
                 param=option,
             )
+        raise InvalidRequestError(
+            f"A source of kind {policy} brings its own plan, so {option} has no meaning. Leave "
+            "it out, or onboard the variant's checkpoint.",
+            param=option,
+        )
     left_out: dict[str, Any] = dict.fromkeys(SHARING_OPTIONS)
-    options = left_out | {"budget_kl": said.get("budget_kl")}
-    return replace(request, policy=policy.value, **options)
+    return replace(request, policy=policy.value, **left_out)
 
 
 def _check_tier(request: OnboardRequest) -> None:

@@ -82,6 +82,7 @@ def test_delta_is_read_to_its_end_and_served_under_its_own_digest(
     assert card["fingerprint"] == digest != claimed.variant_fingerprint
     assert claimed.price is not None
     assert card["plan"]["price"] == claimed.price.to_json()
+    assert card["plan"]["price_source"] == "claimed"
     assert (card["plan"]["budget_kl"], card["bytes"]["unique"]) == (None, claimed.unique_bytes)
     assert (tasks(root / "base"), loads(root / "shipped")) == (["verify"], ["near"])
     assert delta_folders(tmp_path / "state") == []  # it stays where it is
@@ -97,7 +98,7 @@ def test_import_uses_nothing_that_is_kept_under_the_claimed_fingerprint(
     original = live.onboard("near", root / "near").json()
     imported = live.onboard("copy", root / "shipped").json()
     assert imported["fingerprint"] != original["fingerprint"]
-    assert original["plan"]["policy"] == "budget"
+    assert (original["plan"]["policy"], original["plan"]["price_source"]) == ("budget", "measured")
     row = live.services.roster.model("copy")
     assert row.plan is not None
     assert row.plan["variant_fingerprint"] == imported["fingerprint"]
@@ -107,6 +108,7 @@ def test_dry_run_of_a_delta_loads_nothing(live: LiveServer, root: Path) -> None:
     body = {"source": str(root / "shipped")}
     answer = live.client.post("/models/plan", json=body).json()
     assert (answer["donor"], answer["policy"], answer["price"]["kl"]) == ("base", "delta", KL)
+    assert (answer["price_source"], answer["within_budget"]) == ("claimed", None)
     assert set(answer["rung_bytes"]) == {"int4", "own"}
     assert answer["blocks"][0]["cos"] is None
     assert answer["blocks"][0]["rungs"]["mlp.up_proj.weight"] == "int4:64"
@@ -114,12 +116,13 @@ def test_dry_run_of_a_delta_loads_nothing(live: LiveServer, root: Path) -> None:
     assert loads(root / "shipped") == []
 
 
-def test_budget_is_held_against_the_claimed_price(live: LiveServer, root: Path) -> None:
-    error = refusal(live.onboard("near", root / "shipped", budget_kl=KL / 2), 400)
-    assert (error["code"], error["param"]) == ("budget_exceeded", "budget_kl")
-    assert "thresholds" not in error["message"]  # a delta takes none
-    card = live.onboard("near", root / "shipped", budget_kl=KL).json()
-    assert card["plan"]["budget_kl"] == KL
+@pytest.mark.parametrize("route", ["/models", "/models/plan"])
+def test_no_budget_is_held_against_what_an_exporter_claims(
+    live: LiveServer, root: Path, route: str
+) -> None:
+    body = {"name": "near", "source": str(root / "shipped"), "budget_kl": KL}
+    error = refusal(live.client.post(route, json=body), 400)
+    assert (error["param"], "claim" in error["message"]) == ("budget_kl", True)
 
 
 @pytest.mark.parametrize(
