@@ -42,7 +42,8 @@ def fit(frontiers: Mapping[str, Sequence[FitPoint]], budget_bytes: int) -> Fit:
 
     The worst KL is as small as it can be, and then the mean; of equals the smallest is taken. If
     not even the smallest points fit together, as many variants as can be are kept, the smallest
-    first, and the others left out.
+    first, and the others left out. So a frontier has to reach down to the least that its variant
+    can hold.
 
     Args:
         frontiers: The points of each variant, in any order; each has at least one.

@@ -114,9 +114,11 @@ class Search:
     def spread(self, candidates: Candidates, num_points: int, num_weights: int) -> PricedPlan:
         """Prices plans of least harm from few bytes to many, each a step of the same factor.
 
+        The smallest plan of all is priced as well: less the variant cannot hold.
+
         Args:
             candidates: Of the pair.
-            num_points: How many; fewer where two of them are one.
+            num_points: How many beside that one; fewer where two of them are one.
             num_weights: Of the variant.
 
         Returns:
@@ -124,14 +126,16 @@ class Search:
         """
         sizes = np.geomspace(*_SPREAD_BITS, num_points) * num_weights / 8
         excesses = [self._unchanged.unique_bytes - int(size) for size in sizes]
-        self.price(
+        chain = candidates.chain
+        sized = [
             Candidate(
                 origin=f"least harm at {8 * size / num_weights:.2f} bits",
-                rungs=candidates.chain.saving(min(excess, candidates.chain.most_saved)),
+                rungs=chain.saving(excess),
             )
             for size, excess in zip(sizes, excesses, strict=True)
-            if excess > 0
-        )
+            if 0 < excess < chain.most_saved
+        ]
+        self.price([Candidate(origin="least bytes", rungs=chain.rungs(len(chain.steps))), *sized])
         return self._unchanged
 
     def price(self, candidates: Iterable[Candidate]) -> None:

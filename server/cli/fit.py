@@ -81,6 +81,8 @@ def add_fit_arguments(parser: argparse.ArgumentParser) -> None:
 def plan_jointly(args: argparse.Namespace, variants: Sequence[Path]) -> JointPlan:
     """Prices a spread of plans of every variant, one after the other, and chooses among them.
 
+    The least that a variant can hold is among them, so one that is left out has no smaller plan.
+
     Raises:
         InvalidRequestError: No variant, one of them twice, or no room beside donor and pages.
         LinkerError: Damaged files, or a text of no use.

@@ -76,12 +76,15 @@ class Fitting:
     async def run(self, request: FitRequest, paths: Sequence[Path]) -> JointPlan:
         """Prices a spread of plans of every variant, and chooses: least worst KL, then least mean.
 
+        The least that a variant can hold is among them, so one that is left out has no smaller plan.
+
         Args:
             request: What is asked.
             paths: The directories of its sources, in their order.
 
         Raises:
-            InvalidRequestError: A source that brings its own plan, or not all on one donor.
+            InvalidRequestError: A source that brings its own plan, not all on one donor, or no room
+                for that.
             LinkerError: Why one of them cannot be planned.
         """
         watch = Stopwatch()
@@ -100,6 +103,7 @@ class Fitting:
         frontiers: dict[str, Frontier] = {}
         async with self._planner.turn:
             donor = self._one_donor(request, texts)
+            _check_room(request, donor)
             for name, text in texts.items():
                 result = await self._planner.spread(text, donor, watch=watch, on_stage=ignore_stage)
                 frontiers[name] = Frontier(
@@ -138,6 +142,21 @@ class Fitting:
             found = donor
         assert found is not None
         return found
+
+
+def _check_room(request: FitRequest, donor: ServedModel) -> None:
+    """Refuses, before anything is priced, a budget that the donor is beyond.
+
+    Raises:
+        InvalidRequestError: It is.
+    """
+    donor_bytes = donor.text.checkpoint_bytes
+    if donor_bytes > request.budget_bytes:
+        raise InvalidRequestError(
+            f"budget_bytes is {request.budget_bytes}, but the donor {donor.name!r} alone takes "
+            f"{donor_bytes}. Raise it: it is for the donor and all variants.",
+            param="budget_bytes",
+        )
 
 
 def _count_weights(config: ModelConfig) -> int:

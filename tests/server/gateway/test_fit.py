@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.server.fake_tuner import LOG
 from tests.server.live import LiveServer, live_server
 from tests.server.onboarding.family import delta_folders, loads, residual
 from tests.tiny import make_checkpoint, make_variant
@@ -80,7 +81,7 @@ def test_too_little_for_that_makes_the_worst_as_good_as_it_can_be(
 
 def test_what_does_not_fit_is_named_with_the_least_total(live: LiveServer, root: Path) -> None:
     donor, _ = size(live, root)
-    answer = ask(live, root, donor - 1).json()
+    answer = ask(live, root, donor).json()
     assert (answer["fits"], answer["left_out"]) == (False, ["one", "two"])
     assert answer["models"] == [{"name": name, "fits": False} for name in ("one", "two")]
     least = answer["least_bytes"]
@@ -88,6 +89,16 @@ def test_what_does_not_fit_is_named_with_the_least_total(live: LiveServer, root:
     partly = ask(live, root, least - 1).json()
     assert (partly["fits"], len(partly["left_out"])) == (False, 1)
     assert sorted(model["fits"] for model in partly["models"]) == [False, True]
+
+
+def test_budget_that_the_donor_alone_exceeds_is_refused_before_anything_is_priced(
+    live: LiveServer, root: Path
+) -> None:
+    donor, _ = size(live, root)
+    make_variant(root / "late", root / "base", scale=0.01, seed=3)
+    error = refusal(ask(live, root, donor - 1, "late"), 400)
+    assert (error["param"], str(donor) in error["message"]) == ("budget_bytes", True)
+    assert not (root / "late" / LOG).exists()
 
 
 def test_spread_is_priced_once(live: LiveServer, root: Path) -> None:
@@ -119,4 +130,4 @@ def test_sources_and_donors_are_checked_as_elsewhere(live: LiveServer, root: Pat
     assert refusal(ask(live, root, 1, "../x"), 403)["code"] == "forbidden_source"
     assert refusal(ask(live, root, 1, "nothing"), 400)["code"] == "bad_checkpoint"
     assert refusal(ask(live, root, 1, donor="nobody"), 404)["param"] == "donor"
-    assert refusal(ask(live, root, 1, "one", donor="other"), 400)["code"] == "bad_checkpoint"
+    assert refusal(ask(live, root, 2**40, "one", donor="other"), 400)["code"] == "bad_checkpoint"
