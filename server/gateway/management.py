@@ -35,6 +35,7 @@ def management_router(services: Services) -> APIRouter:
     _add_job_routes(router, services)
     _add_dry_run_route(router, services)
     _add_model_routes(router, services)
+    _add_change_routes(router, services)
     return router
 
 
@@ -117,11 +118,39 @@ async def _fit(services: Services, parsed: dict[str, Any]) -> dict[str, Any]:
     return joint_card(await services.onboarder.fit(request))
 
 
+def _model_card(services: Services, name: str) -> dict[str, Any]:
+    record = services.shown(services.roster.model(name))
+    return model_card(record, services.engine.snapshot)
+
+
+async def _until_succeeded(
+    services: Services, http_request: Request, job: JobRecord, *, rest: str
+) -> None:
+    """Waits for a job for as long as the client does.
+
+    Args:
+        services: The server's parts.
+        http_request: Whose client waits.
+        job: What is under way.
+        rest: What a stop of the server means for it.
+
+    Raises:
+        LinkerError: Why the job failed.
+        NotReadyError: The server shuts down.
+    """
+    ended = unless(
+        services.gate.closing.wait(),
+        services.onboarder.wait(job.id),
+        error=NotReadyError(f"The server is shutting down; {rest}."),
+    )
+    done = await unless_disconnected(http_request, ended)
+    if done.status is not JobStatus.SUCCEEDED:
+        assert done.error is not None
+        raise from_record(dict(done.error))
+
+
 def _add_model_routes(router: APIRouter, services: Services) -> None:
     onboarder, roster = services.onboarder, services.roster
-
-    def card(name: str) -> dict[str, Any]:
-        return model_card(services.shown(roster.model(name)), services.engine.snapshot)
 
     @router.post(
         "/models",
@@ -136,38 +165,41 @@ def _add_model_routes(router: APIRouter, services: Services) -> None:
         request = onboard_request(body, services.settings.sharing, name=body.name)
         job = await onboarder.submit(request, said=said(body))
         if wait:
-            ended = unless(
-                services.gate.closing.wait(),
-                onboarder.wait(job.id),
-                error=NotReadyError("The server is shutting down; its next start does the rest."),
-            )
-            job = await unless_disconnected(http_request, ended)
-            if job.status is not JobStatus.SUCCEEDED:
-                assert job.error is not None
-                raise from_record(dict(job.error))
-            return JSONResponse(card(body.name), status_code=201)
+            rest = "its next start does the rest"
+            await _until_succeeded(services, http_request, job, rest=rest)
+            return JSONResponse(_model_card(services, body.name), status_code=201)
         headers = {"Location": f"/models/jobs/{job.id}", "Retry-After": "1"}
         return JSONResponse(_job_card(services, job), status_code=202, headers=headers)
 
     @router.get("/models")
     async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [card(model.name) for model in roster.models()]}
+        return {"object": "list", "data": [_model_card(services, m.name) for m in roster.models()]}
 
     @router.get("/models/{name:path}")
     async def get_model(name: str) -> dict[str, Any]:
-        return card(name)
+        return _model_card(services, name)
+
+
+def _add_change_routes(router: APIRouter, services: Services) -> None:
+    onboarder = services.onboarder
 
     @router.patch(
         "/models/{name:path}",
         status_code=202,
         openapi_extra=takes(ReplanBody),
-        responses=answers(202, "The job.") | answers(200, "The job that made that plan."),
+        responses=answers(202, "The job.")
+        | answers(200, "The job that made that plan, or where `wait` is true the model."),
     )
-    async def replan(http_request: Request, name: str) -> JSONResponse:
+    async def replan(http_request: Request, name: str, *, wait: bool = False) -> JSONResponse:
         services.gate.check_open()
         parsed = await read_object(http_request)
         body = parse_request(ReplanBody, parsed, neutral=ONBOARD_NEUTRAL)
         job = await onboarder.replan(name, said(body), services.settings.sharing)
+        if wait:
+            if job.finished_at is None:
+                rest = "the model keeps its plan"
+                await _until_succeeded(services, http_request, job, rest=rest)
+            return JSONResponse(_model_card(services, name))
         headers = {"Location": f"/models/jobs/{job.id}"}
         if job.finished_at is not None:
             return JSONResponse(_job_card(services, job), headers=headers)

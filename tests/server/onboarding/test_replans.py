@@ -92,6 +92,19 @@ def test_other_budget_changes_the_rungs_of_a_model_that_serves(
     assert live.chat("near").status_code == 200
 
 
+def test_client_that_waits_gets_the_model_or_why_it_keeps_its_plan(live: LiveServer) -> None:
+    def waiting(**options: Any) -> Any:
+        return live.client.patch("/models/near", params={"wait": "true"}, json=options)
+
+    response = waiting(budget_kl=0.03)
+    assert (response.status_code, response.json()["id"]) == (200, "near")
+    assert set(response.json()["plan"]["rung_bytes"]) == {"signs", "own"}
+    assert waiting(budget_kl=0.03).json()["plan"] == response.json()["plan"]
+    error = refusal(waiting(tau_cos=0.9, tau_frob=0.1, budget_kl=0.001), 400)
+    assert error["code"] == "budget_exceeded"
+    assert card(live)["plan"] == response.json()["plan"]
+
+
 def test_same_options_return_the_job_that_made_the_plan(live: LiveServer) -> None:
     onboarded = live.client.get("/models/jobs").json()["data"][0]
     same = patch(live, budget_kl=0.01)
