@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -68,22 +68,31 @@ def choose_base(catalog: Catalog, request: OnboardRequest, adapter: AdapterSide)
 
     Raises:
         InvalidRequestError: None of them, or several.
+        LinkerError: The one that it must have been trained on does not fit: why.
     """
     assert request.donor in (None, AUTO_DONOR)
-    fitting = [
-        donor
-        for donor in catalog.donors()
-        if donor.name != request.name and _why_unfit(adapter, donor.text.config) is None
-    ]
-    named = [donor for donor in fitting if _is_called(donor, adapter.base_name)]
-    if len(fitting) != 1 and len(named) != 1:
-        names = ", ".join(donor.name for donor in fitting) or "no resident one"
-        raise InvalidRequestError(
-            f"An adapter needs the donor it was trained on; of the donors it fits {names:.300}. "
-            "Onboard its base as a donor, and name it.",
-            param="donor",
-        )
-    return fitting[0] if len(fitting) == 1 else named[0]
+    donors = [donor for donor in catalog.donors() if donor.name != request.name]
+    why = {donor.name: _why_unfit(adapter, donor.text.config) for donor in donors}
+    fitting = [donor for donor in donors if why[donor.name] is None]
+    meant = _meant(fitting, adapter.base_name)
+    if meant is not None:
+        return meant
+    if not fitting and (meant := _meant(donors, adapter.base_name)) is not None:
+        error = why[meant.name]
+        assert error is not None
+        raise error
+    names = ", ".join(donor.name for donor in fitting) or "no resident one"
+    raise InvalidRequestError(
+        f"An adapter needs the donor it was trained on; of the donors it fits {names:.300}. "
+        "Onboard its base as a donor, and name it.",
+        param="donor",
+    )
+
+
+def _meant(donors: Sequence[ServedModel], base_name: str | None) -> ServedModel | None:
+    """Returns the only one, or the only one that is called like an adapter's base."""
+    named = donors if len(donors) == 1 else [d for d in donors if _is_called(d, base_name)]
+    return named[0] if len(named) == 1 else None
 
 
 def check_fit(adapter: AdapterSide, config: ModelConfig) -> None:
