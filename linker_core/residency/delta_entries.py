@@ -16,10 +16,12 @@ from typing import Self
 import torch
 from blake3 import blake3
 
+from linker_core.residency.encoding_memory import COPIED_BYTES
 from linker_core.residency.reading import TORCH_DTYPES
 from linker_core.sharing.delta import FORMAT, VERSION
 from linker_core.sharing.delta_layout import ITEM_BYTES, Entry
 from linker_core.sharing.plan import SharePlan
+from linker_core.weights.checkpoint import Checkpoint
 
 _NO_DIGEST = "0" * 64
 _ALIGNMENT = 8  # of the data section
@@ -61,6 +63,17 @@ class EntryWriter:
         self._missing.remove(name)
         words = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy().data
         _write(self._file, words, self._offsets[name])
+
+    def copy(self, name: str, source: Checkpoint) -> None:
+        """Writes one entry that is a tensor of a checkpoint, under its name there."""
+        entry, info = self._entries[name], source.tensors[name]
+        assert (info.shape, info.dtype) == (entry.shape, entry.dtype), name
+        self._missing.remove(name)
+        buffer = memoryview(bytearray(min(COPIED_BYTES, info.nbytes)))
+        for start in range(0, info.nbytes, COPIED_BYTES):
+            words = buffer[: info.nbytes - start]
+            source.read_into(name, words, offset_bytes=start)
+            _write(self._file, words, self._offsets[name] + start)
 
     def __enter__(self) -> Self:
         return self

@@ -1,4 +1,4 @@
-"""Writes a variant as a delta to its donor: one read of both, a few tensors in memory at a time."""
+"""Writes a variant as a delta to its donor, a few tensors at a time, in bounded memory."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from linker_core.errors import BadCheckpointError, ConflictError, InvalidRequest
 from linker_core.pace import Pace
 from linker_core.residency.delta_entries import EntryWriter
 from linker_core.residency.encoding import DeltaEncoder
-from linker_core.residency.ledger import Stored, StoredRows, StoredTensor
+from linker_core.residency.encoding_memory import at_once_bytes, tensor_bytes
+from linker_core.residency.ledger import StoredResidual, StoredRows, StoredTensor
 from linker_core.residency.loader import read_tensor
 from linker_core.residency.new_folder import new_folder
 from linker_core.residency.own_rows import load_rows
+from linker_core.residency.reading import FileRows
 from linker_core.residency.texts import checkpoint_texts, copy_texts
 from linker_core.sharing.delta import DeltaFile, is_delta
 from linker_core.sharing.delta_layout import DELTA_FILE, Entry, entries_of
@@ -30,7 +32,6 @@ from linker_core.sharing.rungs import AnyRung, Residual, Rung
 from linker_core.weights.checkpoint import Checkpoint
 
 _CPU = torch.device("cpu")
-_BYTES_AT_ONCE = 1 << 30  # of tensors in memory, the variant's alone; one may be larger
 
 Progress = Callable[[int, int], None]
 
@@ -46,7 +47,8 @@ def write_delta(
 ) -> None:
     """Writes a folder that holds everything of the variant that is not an alias, and its texts.
 
-    A target that holds the same plan's delta already is left as it is.
+    Memory holds `encoding_bytes` at most. A target that holds the same plan's delta already is left
+    as it is.
 
     Args:
         plan: Of these two checkpoints.
@@ -75,12 +77,18 @@ def write_delta(
             def write(source: _Source) -> None:
                 started = time.monotonic()
                 with pace.turn():
-                    write_stored(writer, source.name, _encoded(source, plan, donor, variant))
+                    if source.rung is Rung.OWN:
+                        writer.copy(source.name, variant)
+                    else:
+                        stored = _encoded(source, plan, donor, variant)
+                        write_stored(writer, source.name, stored)
                 pace.after_work(time.monotonic() - started)
                 pace.after_read(2 * source.nbytes)
 
-            done = 0
-            with closing(_all_written(sources, write)) as written:  # no thread outlives the writer
+            limit, done = at_once_bytes(plan, donor.tensors, variant.tensors), 0
+            with closing(
+                _all_written(sources, write, limit)
+            ) as written:  # no thread outlives the writer
                 for nbytes in written:
                     done += nbytes
                     if progress is not None:
@@ -92,11 +100,9 @@ def write_delta(
             )
 
 
-def write_stored(writer: EntryWriter, name: str, stored: Stored) -> None:
-    """Puts a tensor's entries into a file, whichever its rung."""
-    if isinstance(stored, StoredTensor):
-        writer.put(name, stored.tensor)
-    elif isinstance(stored, StoredRows):
+def write_stored(writer: EntryWriter, name: str, stored: StoredRows | StoredResidual) -> None:
+    """Puts a tensor's entries into a file."""
+    if isinstance(stored, StoredRows):
         writer.put(f"{name}.rows", stored.own)
         writer.put(f"{name}.positions", stored.positions)
     else:
@@ -129,32 +135,38 @@ class _Source(NamedTuple):
     name: str
     rung: AnyRung
     nbytes: int  # of the variant's tensor
+    needs: int  # bytes of memory, while it is written
     entries: list[Entry]
 
 
 def _all_written(
-    sources: list[_Source], write: Callable[[_Source], None]
+    sources: list[_Source], write: Callable[[_Source], None], limit: int
 ) -> Generator[int, None, None]:
     """Writes tensors in as many threads as torch has, the largest first; each by one thread.
+
+    Args:
+        sources: What to write.
+        write: Writes one.
+        limit: Bytes that those in the making may take together.
 
     Yields:
         Bytes of each tensor that is done.
     """
-    waiting = deque(sorted(sources, key=lambda source: -source.nbytes))
-    running: dict[Future[None], int] = {}
-    threads = torch.get_num_threads()
+    waiting = deque(sorted(sources, key=lambda source: -source.needs))
+    running: dict[Future[None], _Source] = {}
+    threads, needs = torch.get_num_threads(), 0
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             while waiting or running:
-                while waiting and (
-                    not running or sum(running.values()) + waiting[0].nbytes <= _BYTES_AT_ONCE
-                ):
+                while waiting and len(running) < threads and needs + waiting[0].needs <= limit:
                     source = waiting.popleft()
-                    running[pool.submit(write, source)] = source.nbytes
+                    running[pool.submit(write, source)] = source
+                    needs += source.needs
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    nbytes = running.pop(future)
+                    source = running.pop(future)
+                    needs -= source.needs
                     future.result()
-                    yield nbytes
+                    yield source.nbytes
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(threads)  # a thread's number is also the next one's to start
@@ -187,23 +199,26 @@ def _sources(plan: SharePlan, donor: Checkpoint, variant: Checkpoint) -> list[_S
             num_rows = max(0, info.shape[0] - base.shape[0])
         entries = entries_of(name, rung, info.shape, info.dtype, num_rows=num_rows)
         if entries:
-            sources.append(_Source(name, rung, info.nbytes, entries))
+            needs = tensor_bytes(rung, info, base, num_own=num_rows)
+            sources.append(_Source(name, rung, info.nbytes, needs, entries))
     return sources
 
 
-def _encoded(source: _Source, plan: SharePlan, donor: Checkpoint, variant: Checkpoint) -> Stored:
+def _encoded(
+    source: _Source, plan: SharePlan, donor: Checkpoint, variant: Checkpoint
+) -> StoredRows | StoredResidual:
     """Reads a tensor of both and returns what the delta holds of it."""
     name, rung = source.name, source.rung
-    if rung is Rung.OWN:
-        return StoredTensor(tensor=read_tensor(variant, name, device=_CPU))
-    base = StoredTensor(tensor=read_tensor(donor, name, device=_CPU))
     if isinstance(rung, Residual):
-        variant_OI = read_tensor(variant, name, device=_CPU)
-        encoder = DeltaEncoder(base, variant_OI, seed=zlib.crc32(name.encode()))
+        variant_OI, base_OI = FileRows(variant, name), FileRows(donor, name)
+        nothing = StoredTensor(tensor=torch.empty(0, base_OI.shape[1]))  # the delta alone counts
+        seed = zlib.crc32(name.encode())
+        encoder = DeltaEncoder(nothing, variant_OI, seed=seed, base_OI=base_OI)
         try:
             return encoder.encode(rung)
         except BadCheckpointError as error:
             raise BadCheckpointError(f"{name}: {error.message}") from error
+    base = StoredTensor(tensor=read_tensor(donor, name, device=_CPU))
     loading = load_rows(variant, name, base, num_own=plan.own_rows[name])
     while True:
         try:

@@ -5,42 +5,62 @@ Legend: O rows, I width, c rows of a chunk, n rows that the donor lacks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 
 from linker_core.residency.coding import CodedMatrix
+from linker_core.residency.encoding_memory import CHUNK_WEIGHTS, sketch_size
 from linker_core.residency.ledger import StoredResidual, StoredTensor
 from linker_core.residency.low_rank import (
     Factors,
     Product,
     rounded_factors,
-    sketch_size,
     sketched,
 )
 from linker_core.residency.rounding import joined, rounded
 from linker_core.sharing.rungs import Residual
 
-_CHUNK_WEIGHTS = 1 << 18  # encoded at a time: 1 MiB in float32
+
+class Rows(Protocol):
+    """A matrix of which runs of rows can be had: a tensor, or one in a file."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    def __getitem__(self, rows: slice, /) -> torch.Tensor: ...
 
 
 class DeltaEncoder:
-    """Encodes one matrix's delta on any number of rungs; the same inputs give the same bytes.
+    """Encodes one matrix's delta on any number of rungs.
 
-    What was sketched of the delta serves all ranks up to the next power of two. Besides it and
-    what is returned, memory holds a chunk of rows in float32.
+    The same inputs give the same bytes on one machine with one number of torch's threads: another
+    library of linear algebra may round factors another way, and so may other shares of its sums.
+
+    What was sketched of the delta serves all ranks up to the next power of two. Besides it and what
+    is returned, memory holds a chunk of rows in float32.
 
     Args:
-        base: The donor's matrix.
+        base: What the results are to; the donor's matrix.
         variant_OI: The variant's, of any float type, and of as many columns.
         seed: Of the sketch's directions.
+        base_OI: The donor's matrix where `base` does not hold it.
     """
 
-    def __init__(self, base: StoredTensor, variant_OI: torch.Tensor, *, seed: int = 0) -> None:
-        assert variant_OI.dim() == 2
-        assert base.tensor.shape[1] == variant_OI.shape[1]
+    def __init__(
+        self,
+        base: StoredTensor,
+        variant_OI: Rows,
+        *,
+        seed: int = 0,
+        base_OI: Rows | None = None,
+    ) -> None:
+        self._base_OI: Rows = base.tensor if base_OI is None else base_OI
+        assert len(variant_OI.shape) == 2
+        assert self._base_OI.shape[1] == variant_OI.shape[1]
         self._base = base
-        self._rows = min(base.num_rows, len(variant_OI))
+        self._rows = min(self._base_OI.shape[0], variant_OI.shape[0])
         self._variant_OI = variant_OI
         self._seed = seed
         self._sketches: dict[int, Product] = {}
@@ -79,7 +99,7 @@ class DeltaEncoder:
         return joined(parts)
 
     def _sketch(self, rank: int) -> Product:
-        width = self._base.tensor.shape[1]
+        width = self._base_OI.shape[1]
         columns = min(sketch_size(rank), self._rows, width)
         if columns not in self._sketches:
             self._sketches[columns] = sketched(
@@ -93,9 +113,9 @@ class DeltaEncoder:
 
     def _chunks(self) -> Iterator[torch.Tensor]:
         """Yields runs of rows of the delta, float32."""
-        base_OI = self._base.tensor
-        step = max(1, _CHUNK_WEIGHTS // base_OI.shape[1])
+        device = self._base.tensor.device
+        step = max(1, CHUNK_WEIGHTS // self._base_OI.shape[1])
         for first in range(0, self._rows, step):
             rows = slice(first, min(first + step, self._rows))
-            variant_cI = self._variant_OI[rows].to(base_OI.device)
-            yield variant_cI.float() - base_OI[rows].float()
+            variant_cI = self._variant_OI[rows].to(device)
+            yield variant_cI.float() - self._base_OI[rows].to(device).float()

@@ -12,14 +12,13 @@ from typing import NamedTuple
 import torch
 
 from linker_core.residency.coding import CodedMatrix
+from linker_core.residency.encoding_memory import OVERSAMPLES
 from linker_core.residency.rounding import check_finite, joined, rounded
 from linker_core.sharing.rungs import factor_group
 
 Runs = Callable[[], Iterator[torch.Tensor]]  # each call yields the matrix, float32 [c, I]
 
 _ITERATIONS = 2
-_OVERSAMPLES = 16  # directions that a sketch has above the rank
-_LEAST_SKETCH = 16
 _BLOCK = 16  # rows of 4-bit factors that are rounded before the next are chosen
 
 
@@ -43,11 +42,6 @@ class Factors(NamedTuple):
 
     down: CodedMatrix  # [r, I]
     up: CodedMatrix  # [r, O]
-
-
-def sketch_size(rank: int) -> int:
-    """Returns how many directions a sketch for a rank has; few sizes serve all ranks."""
-    return max(_LEAST_SKETCH, 1 << (rank - 1).bit_length()) + _OVERSAMPLES
 
 
 def sketched(runs: Runs, width: int, *, columns: int, seed: int, device: torch.device) -> Product:
@@ -127,7 +121,7 @@ def _leading(product: Product, rank: int) -> torch.Tensor:
     """Returns the same of a product whose singular triples are not known."""
     width = product.right_mI.shape[1]
     generator = torch.Generator().manual_seed(product.right_mI.shape[0])
-    columns = min(rank + _OVERSAMPLES, width)
+    columns = min(rank + OVERSAMPLES, width)
     range_Ik = torch.randn((width, columns), generator=generator).to(product.right_mI.device)
     for _ in range(_ITERATIONS):
         image_Ik = product.transposed_times(product.times(range_Ik))

@@ -76,6 +76,34 @@ def fill(tensor: torch.Tensor, source: Source, name: str) -> Generator[int, None
         yield len(target)
 
 
+class FileRows:
+    """A matrix of a file, whose rows are read each time that they are asked for.
+
+    Args:
+        source: Which stays open meanwhile.
+        name: Of the matrix.
+    """
+
+    def __init__(self, source: Source, name: str) -> None:
+        self._source = source
+        self._info = source.tensors[name]
+        self.shape: Sequence[int] = self._info.shape
+
+    def __getitem__(self, rows: slice) -> torch.Tensor:
+        """Returns a run of rows on the host.
+
+        Raises:
+            BadCheckpointError: The file became shorter, or the disk failed.
+        """
+        first, end, step = rows.indices(self.shape[0])
+        assert step == 1
+        rows_nI = torch.empty((end - first, self.shape[1]), dtype=TORCH_DTYPES[self._info.dtype])
+        words = rows_nI.view(-1).view(torch.uint8)
+        at = first * self.shape[1] * rows_nI.element_size()
+        self._source.read_into(self._info.name, words.numpy().data, offset_bytes=at)
+        return rows_nI
+
+
 def _host_memory(nbytes: int) -> torch.Tensor:
     """Returns bytes that go back to the system when the last tensor over them goes.
 

@@ -147,7 +147,7 @@ def test_encoding_is_the_same_whatever_was_encoded_before(text: str) -> None:
 def test_chunks_of_rows_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     base_OI, variant_OI = random_matrix(90, 130), random_matrix(90, 130, seed=1)
     whole = encode("int3:64", base_OI, variant_OI)
-    monkeypatch.setattr("linker_core.residency.encoding._CHUNK_WEIGHTS", 7 * 130)
+    monkeypatch.setattr("linker_core.residency.encoding.CHUNK_WEIGHTS", 7 * 130)
     assert_same(encode("int3:64", base_OI, variant_OI), whole)
     factors = encode("rank8:8", base_OI, variant_OI)
     delta_OI = variant_OI - base_OI

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from linker_core.residency import encoding
+from linker_core.residency import encoding_memory
+from linker_core.residency.encoding_memory import sketch_size
 from linker_core.residency.loader import read_tensor
-from linker_core.residency.low_rank import sketch_size
 from linker_core.sharing.rungs import parse_rung, residual_bytes
 from linker_core.tuning import memory, storages
 from linker_core.tuning.memory import (
@@ -82,7 +82,7 @@ def in_one_block_or_none(name: str) -> bool:
 def test_sketches_are_as_many_as_the_offered_ranks_need() -> None:
     sizes = {sketch_size(rung.rank) for rung in OFFERED if rung.rank}
     assert sum(sizes) <= memory.SKETCH_COLUMNS
-    assert encoding._CHUNK_WEIGHTS == memory.CHUNK_WEIGHTS
+    assert encoding_memory.CHUNK_WEIGHTS == memory.CHUNK_WEIGHTS
 
 
 def test_pass_holds_two_blocks_and_the_ends_at_most(
