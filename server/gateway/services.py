@@ -157,7 +157,12 @@ def build_services(
         busy=busy,
         command=tune_command,
     )
-    encoder = Encoder(encode_command, busy=busy)
+    on_host = settings.engine.device == "cpu"  # whose memory is then the encoder's, too
+    encoder = Encoder(
+        encode_command,
+        busy=busy,
+        engine=(lambda: services.engine.client) if on_host else None,
+    )
     deltas = Deltas(settings.deltas_directory(), encoder)
     admission = Admission(
         catalog=catalog,

@@ -85,7 +85,7 @@ class Deltas:
 
         Raises:
             BadCheckpointError: Files were replaced since they were validated.
-            InsufficientCapacityError: The disk is full.
+            InsufficientCapacityError: The disk is full, or the encoder finds no memory.
             LinkerError: Why the worker ended.
         """
         if text.delta is not None or not plan.has_residuals:
@@ -221,7 +221,7 @@ class Deltas:
             return await asyncio.to_thread(_finish, target, folder)
         except InsufficientCapacityError as error:
             raise InsufficientCapacityError(
-                f"The delta of the model could not be stored: {error.message}"
+                f"The delta of the model could not be made: {error.message}"
             ) from error
         finally:
             await self.clear_unfinished()

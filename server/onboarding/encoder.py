@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
+import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+from linker_core.errors import EngineFailureError, InsufficientCapacityError, NotReadyError
+from linker_core.residency.encoding_memory import encoding_bytes
 from linker_core.sharing.plan import SharePlan
-from linker_core.weights.checkpoint import Identity
+from linker_core.weights.checkpoint import Checkpoint, Identity
+from server.bridge.client import EngineClient
 from server.onboarding.processes import OnStageProgress, never_busy, run_worker
+
+logger = logging.getLogger(__name__)
 
 ENCODE_COMMAND = (sys.executable, "-P", "-m", "linker_core.residency.worker")
 
@@ -20,6 +29,8 @@ class Encoder:
     Args:
         command: The worker's command line.
         busy: Whether sequences run now; the worker holds back while they do.
+        engine: Returns the engine that lends the encoder its memory, or raises `NotReadyError`;
+            None where host memory is not the engine's.
     """
 
     def __init__(
@@ -27,9 +38,12 @@ class Encoder:
         command: Sequence[str] = ENCODE_COMMAND,
         *,
         busy: Callable[[], bool] = never_busy,
+        engine: Callable[[], EngineClient] | None = None,
     ) -> None:
         self._command = command
         self._busy = busy
+        self._engine = engine
+        self._numbers = itertools.count()
 
     async def encode(
         self,
@@ -43,7 +57,7 @@ class Encoder:
         """Writes what a plan keeps of a variant into a new folder.
 
         Raises:
-            InsufficientCapacityError: The disk is full, or there is no memory.
+            InsufficientCapacityError: The disk is full, or the engine has no room for the encoder.
             LinkerError: What the worker says, or why it died; see `run_worker`.
         """
         request = {
@@ -53,7 +67,9 @@ class Encoder:
             "plan": plan.to_json(),
             "target": str(target),
         }
-        await self._run(request, on_progress)
+        nbytes = await asyncio.to_thread(_bytes_for, plan, donor, variant)
+        async with self._reserved(nbytes):
+            await self._run(request, on_progress)
 
     async def convert(
         self,
@@ -90,9 +106,48 @@ class Encoder:
         result = await self._run(request, on_progress)
         return tuple(tuple(entry) for entry in result["identity"])
 
+    @asynccontextmanager
+    async def _reserved(self, nbytes: int) -> AsyncIterator[None]:
+        """Sets memory aside as long as the engine of the moment lives; without one there is none.
+
+        Raises:
+            InsufficientCapacityError: It has no room.
+        """
+        if (lender := self._lender()) is None:
+            yield
+            return
+        name = f"encoder-{next(self._numbers)}"
+        try:
+            await lender.reserve(name, nbytes)
+        except InsufficientCapacityError as error:
+            raise InsufficientCapacityError(
+                f"Encoding the delta takes {nbytes} bytes beside what is resident, and there is no "
+                "room for them. Unload a model, raise the memory budget, or use policy exact or "
+                f"thresholds. ({error.message})"
+            ) from error
+        except EngineFailureError:
+            if not lender.closed.is_set():
+                raise
+            logger.info("the engine ended; the encoder runs beside the start of the next one")
+        try:
+            yield
+        finally:
+            lender.release(name)
+
+    def _lender(self) -> EngineClient | None:
+        try:
+            return None if self._engine is None else self._engine()
+        except NotReadyError:
+            return None
+
     async def _run(
         self, request: Mapping[str, Any], on_progress: OnStageProgress
     ) -> Mapping[str, Any]:
         return await run_worker(
             self._command, request=request, busy=self._busy, on_progress=on_progress
         )
+
+
+def _bytes_for(plan: SharePlan, donor: Path, variant: Path) -> int:
+    with Checkpoint.open(donor) as base, Checkpoint.open(variant) as fine:
+        return encoding_bytes(plan, base.tensors, fine.tensors)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from linker_core.sharing.delta_layout import DELTA_FILE
-from server.onboarding import deltas
+from server.onboarding import deltas, encoder
 from tests.server.fake_engine import Fault
 from tests.server.held_encoder import BLOCKER, HELD_ENCODER, tasks
 from tests.server.live import LiveServer, live_server
@@ -254,3 +254,32 @@ def test_encoder_hears_that_sequences_run(
             next(lines)
             server.onboard("near", near)
     assert heard.read_text() == "busy\n"
+
+
+def test_encoder_is_lent_memory_while_it_runs(
+    live: LiveServer, models: dict[str, Path], near: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = 48 << 20
+    monkeypatch.setattr(encoder, "encoding_bytes", lambda *_: needed)
+    free = 'linker_device_memory_bytes{device="cpu",state="free"}'
+    before = live.metric(free)
+    (models["base"] / BLOCKER).touch()
+    job = live.onboard("near", near, wait=False).json()
+    live.until(lambda: tasks(models["base"]) == ["encode"])
+    live.until(lambda: live.metric(free) == before - needed)
+    (models["base"] / BLOCKER).unlink()
+    until_job(live, job["id"], "succeeded")
+    unique = live.client.get("/models/near").json()["bytes"]["unique"]
+    live.until(lambda: live.metric(free) == before - unique)
+
+
+def test_encoder_without_room_is_507_and_says_what_it_needs(
+    live: LiveServer, tmp_path: Path, near: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder, "encoding_bytes", lambda *_: 1 << 50)
+    response = live.onboard("near", near)
+    assert response.status_code == 507, response.text
+    error = response.json()["error"]
+    assert error["code"] == "insufficient_capacity"
+    assert f"{1 << 50} bytes beside what is resident" in error["message"]
+    assert delta_folders(tmp_path / "state") == []
