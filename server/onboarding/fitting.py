@@ -76,7 +76,7 @@ class Fitting:
     async def run(self, request: FitRequest, paths: Sequence[Path]) -> JointPlan:
         """Prices a spread of plans of every variant, and chooses: least worst KL, then least mean.
 
-        The least that a variant can hold is among them, so one that is left out has no smaller plan.
+        The least that each can hold is among them, so one that is left out has no smaller plan.
 
         Args:
             request: What is asked.
