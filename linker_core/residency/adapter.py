@@ -57,6 +57,9 @@ def write_adapter(
 ) -> None:
     """Writes the delta folder of an adapter on its base; what it does not change is an alias.
 
+    Factors stay factors, whatever their rank: where they take more bytes than the merged weight,
+    that would lose what it rounds away of a small product, and the adapter would answer otherwise.
+
     The tokenizer and the chat template are the adapter's where it has its own. A target that holds
     the same adapter's delta already is left as it is.
 
