@@ -84,9 +84,12 @@ def _products(factors: Sequence[_LowRank]) -> torch.Tensor:
     of_row = torch.repeat_interleave(
         numbers, torch.tensor(counts, device=up_rn.device), output_size=sum(counts)
     )
+    alone = len(factors) == 1  # then its row of the factor serves all, without a copy for each
     product_nI = up_rn[0] * down_rvI[0].index_select(0, of_row)
+    term_nI = torch.empty_like(product_nI)
     for up_n1, down_vI in zip(up_rn[1:], down_rvI[1:], strict=True):
-        product_nI += up_n1 * down_vI.index_select(0, of_row)
+        torch.mul(up_n1, down_vI if alone else down_vI.index_select(0, of_row), out=term_nI)
+        product_nI += term_nI
     return product_nI
 
 
