@@ -152,6 +152,7 @@ class Restorer:
         arrival = await self._admission.load(record, text, plan, weights)
         if self._is_wanted(record):
             self._catalog.publish(arrival.model)
+            logger.info("model %s is back", record.name)
         else:
             await client.unload(record.name)
 
