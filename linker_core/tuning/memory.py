@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 from linker_core.config import EngineConfig
 from linker_core.engine.kv_size import kv_cache_bytes
+from linker_core.residency.encoding_memory import CHUNK_WEIGHTS, sketch_size
 from linker_core.sharing.rungs import residual_bytes
-from linker_core.tuning.offered import offered_rungs
+from linker_core.tuning.offered import OFFERED, offered_rungs
 from linker_core.weights.architecture import DTYPE_BYTES, ModelConfig
 from linker_core.weights.keys import parse_key
 from linker_core.weights.shapes import expected_tensors
@@ -19,8 +20,8 @@ MAX_PLANS_AT_ONCE = 4  # that a search prices in one walk
 SAMPLE_ROWS = 256  # of a text, on which the errors of rungs are compared
 LOGITS_CHUNK_BYTES = 32 << 20  # float32 logits of some tokens under one plan
 _LONGEST_SEQUENCE = 512  # tokens that are computed at once, however wide the model
-SKETCH_COLUMNS = 304  # of all sketches of one matrix' delta that the offered ranks need
-CHUNK_WEIGHTS = 1 << 18  # that are encoded at a time
+# Of all sketches of one matrix' delta that the offered ranks need.
+_SKETCH_COLUMNS = sum({sketch_size(rung.rank) for rung in OFFERED if rung.rank})
 _SKETCH_COPIES = 6  # of one matrix' sketches, while factors are made of them
 _CUDA_CONTEXT_BYTES = 512 << 20  # that a process takes of a device before its first tensor
 
@@ -93,7 +94,7 @@ def _dearest_residual(shape: tuple[int, ...], own_bytes: int) -> int:
 
 def _encoding_bytes(matrices: Sequence[tuple[int, ...]]) -> int:
     """Returns what encoders keep of their deltas, and what the largest matrix takes meanwhile."""
-    sketches = [4 * SKETCH_COLUMNS * (rows + width) for rows, width in matrices]
+    sketches = [4 * _SKETCH_COLUMNS * (rows + width) for rows, width in matrices]
     chunks = 8 * max(4 * CHUNK_WEIGHTS, *(4 * width for _, width in matrices))
     return sum(sketches) + _SKETCH_COPIES * max(sketches) + chunks
 

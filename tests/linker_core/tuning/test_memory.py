@@ -9,8 +9,6 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from linker_core.residency import encoding_memory
-from linker_core.residency.encoding_memory import sketch_size
 from linker_core.residency.loader import read_tensor
 from linker_core.sharing.rungs import parse_rung, residual_bytes
 from linker_core.tuning import memory, storages
@@ -20,7 +18,7 @@ from linker_core.tuning.memory import (
     answering_bytes,
     tuning_bytes,
 )
-from linker_core.tuning.offered import OFFERED, offered_rungs
+from linker_core.tuning.offered import offered_rungs
 from linker_core.tuning.sensitivity import measure_sensitivities
 from linker_core.tuning.storages import Rungs
 from linker_core.weights.checkpoint import Checkpoint
@@ -77,12 +75,6 @@ def in_one_block_or_none(name: str) -> bool:
     key = parse_key(name)
     assert key is not None
     return key.layer in (0, None)
-
-
-def test_sketches_are_as_many_as_the_offered_ranks_need() -> None:
-    sizes = {sketch_size(rung.rank) for rung in OFFERED if rung.rank}
-    assert sum(sizes) <= memory.SKETCH_COLUMNS
-    assert encoding_memory.CHUNK_WEIGHTS == memory.CHUNK_WEIGHTS
 
 
 def test_pass_holds_two_blocks_and_the_ends_at_most(
