@@ -7,56 +7,30 @@ whose name says that it is incomplete.
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from linker_core.errors import InsufficientCapacityError, LinkerError
 from linker_core.lifeline import die_with_parent
 from linker_core.pace import Pace
 from linker_core.residency.adapter import write_adapter
 from linker_core.residency.delta_writer import write_delta
-from linker_core.residency.device import is_lack_of_memory
+from linker_core.residency.disposable import run_task
 from linker_core.sharing.delta import DeltaFile
 from linker_core.sharing.delta_data import check_data, check_donor
 from linker_core.sharing.plan import SharePlan
-from linker_core.speech import progress_of, say
+from linker_core.speech import progress_of
 from linker_core.weights.checkpoint import Checkpoint
 
 
 def main() -> int:
-    """Does one task; exit status 1 after an error line, or when nobody listens any more."""
-    try:
-        return _answer()
-    except BrokenPipeError:
-        # What could not be said is still to be flushed when the interpreter ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-
-
-def _answer() -> int:
-    task = json.loads(sys.stdin.readline())
-    pace = Pace()
-    pace.follow(sys.stdin)
-    try:
-        result = perform(task, pace)
-    except LinkerError as error:
-        say({"error": error.to_record()})
-        return 1
-    except (MemoryError, RuntimeError) as error:
-        if not is_lack_of_memory(error):
-            raise
-        short = InsufficientCapacityError(
-            "There is not enough memory to make the delta. Unload a model, or give the server "
-            f"more. ({str(error).partition(chr(10))[0]:.300})"
-        )
-        say({"error": short.to_record()})
-        return 1
-    say({"result": result})
-    return 0
+    """Does one task; see `run_task`."""
+    return run_task(
+        perform,
+        without_memory="There is not enough memory to make the delta. Unload a model, or give the "
+        "server more.",
+    )
 
 
 def perform(task: Mapping[str, Any], pace: Pace) -> dict[str, Any]:

@@ -6,42 +6,26 @@ on stdout: progress, then one result or one error. Killing it at any moment harm
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-from linker_core.errors import InsufficientCapacityError, LinkerError
 from linker_core.lifeline import die_with_parent
 from linker_core.pace import Pace
-from linker_core.residency.device import is_lack_of_memory
-from linker_core.speech import progress_of, say
+from linker_core.residency.disposable import run_task
+from linker_core.speech import progress_of
 from linker_core.tuning.request import TuneRequest
 from linker_core.tuning.tuner import Tuner
 from linker_core.weights.checkpoint import Checkpoint
 
 
 def main() -> int:
-    """Tunes one pair; exit status 1 after an error line."""
-    request = TuneRequest.from_json(json.loads(sys.stdin.readline()))
-    pace = Pace()
-    pace.follow(sys.stdin)
-    try:
-        result = answer(request, pace)
-    except LinkerError as error:
-        say({"error": error.to_record()})
-        return 1
-    except (MemoryError, RuntimeError) as error:
-        if not is_lack_of_memory(error):
-            raise
-        short = InsufficientCapacityError(
-            "There is not enough memory to measure what sharing costs. Unload a model, or use "
-            f"policy exact or thresholds. ({str(error).partition(chr(10))[0]:.300})"
-        )
-        say({"error": short.to_record()})
-        return 1
-    say({"result": result})
-    return 0
+    """Tunes one pair; see `run_task`."""
+    return run_task(
+        lambda task, pace: answer(TuneRequest.from_json(task), pace),
+        without_memory="There is not enough memory to measure what sharing costs. Unload a model, "
+        "or use policy exact or thresholds.",
+    )
 
 
 def answer(request: TuneRequest, pace: Pace) -> dict[str, Any]:
