@@ -258,7 +258,8 @@ def test_path_and_method_errors_have_the_same_shape(
         ("PATCH", "/v1/models/base", "DELETE, GET"),
         ("PUT", "/models/a/b", "DELETE, GET, PATCH"),
         ("DELETE", "/models", "GET, POST"),
-        ("POST", "/models/jobs", "DELETE, GET, PATCH"),  # a model may not have the name, the path may
+        # A model may not have the name, the path may.
+        ("POST", "/models/jobs", "DELETE, GET, PATCH"),
         ("OPTIONS", "/v1/chat/completions", "POST"),
         ("POST", "/health", "GET, HEAD"),
     ],
