@@ -6,7 +6,6 @@ FAMILY is a folder of checkpoints with `base` and `heldout/*.jsonl`.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from linker_core.sharing.rungs import Residual
 from linker_core.tuning.request import TuneGoal
 from linker_core.tuning.result import PricedPlan
 from tests.benchmarks.held_out import held_out_text, opened
-from tests.benchmarks.ours import BUDGETS_KL, Ours, keep_argument
+from tests.benchmarks.ours import BUDGETS_KL, Ours, named_variants
 
 
 class Bought(NamedTuple):
@@ -79,16 +78,8 @@ def table(bought: Iterable[Bought]) -> Iterator[str]:
 
 def main() -> None:
     """Measures the variants that are named, or all with held-out text."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("family", type=Path)
-    parser.add_argument("variants", nargs="*")
-    keep_argument(parser)
-    args = parser.parse_args()
-    held_out = sorted(path.stem for path in (args.family / "heldout").glob("*.jsonl"))
-    names = args.variants or held_out
-    print(
-        "\n".join(table(each for name in names for each in measure(args.family, name, args.keep)))
-    )
+    family, names, keep = named_variants(__doc__)
+    print("\n".join(table([each for name in names for each in measure(family, name, keep)])))
 
 
 if __name__ == "__main__":

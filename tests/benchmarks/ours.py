@@ -124,3 +124,18 @@ def keep_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--keep", type=Path, help="an existing folder for plans, shared by these benchmarks"
     )
+
+
+def named_variants(doc: str | None) -> tuple[Path, list[str], Path | None]:
+    """Returns a family, its variants that are named or have held-out text, and where to keep plans.
+
+    Args:
+        doc: What the command says of itself.
+    """
+    parser = argparse.ArgumentParser(description=doc, allow_abbrev=False)
+    parser.add_argument("family", type=Path)
+    parser.add_argument("variants", nargs="*")
+    keep_argument(parser)
+    args = parser.parse_args()
+    held_out = sorted(path.stem for path in (args.family / "heldout").glob("*.jsonl"))
+    return args.family, args.variants or held_out, args.keep

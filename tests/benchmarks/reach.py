@@ -6,14 +6,13 @@ is a folder of checkpoints with `base` and `heldout/*.jsonl`; the demo's (`linke
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from linker_core.tuning.request import DEFAULT_BUDGET_KL
 from tests.benchmarks.held_out import held_out_text, opened
-from tests.benchmarks.ours import Ours, keep_argument
+from tests.benchmarks.ours import Ours, named_variants
 
 # KL by bits per weight, and at the default budget the share of a copy; by variant.
 _LIGHT_KL = {4.6: 0.0001, 2.6: 0.003, 1.2: 0.018}
@@ -77,16 +76,8 @@ def table(reached: Sequence[Reached]) -> Iterator[str]:
 
 def main() -> None:
     """Measures the variants that are named, or all with held-out text."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
-    parser.add_argument("family", type=Path)
-    parser.add_argument("variants", nargs="*")
-    keep_argument(parser)
-    args = parser.parse_args()
-    held_out = sorted(path.stem for path in (args.family / "heldout").glob("*.jsonl"))
-    names = args.variants or held_out
-    print(
-        "\n".join(table([each for name in names for each in measure(args.family, name, args.keep)]))
-    )
+    family, names, keep = named_variants(__doc__)
+    print("\n".join(table([each for name in names for each in measure(family, name, keep)])))
 
 
 if __name__ == "__main__":
