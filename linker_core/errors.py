@@ -97,6 +97,12 @@ class BudgetExceededError(LinkerError):
     code = "budget_exceeded"
 
 
+class JobCancelledError(LinkerError):
+    """A job was cancelled before it was done."""
+
+    code = "job_cancelled"
+
+
 class EngineFailureError(LinkerError):
     """The engine could not finish a request through no fault of the client."""
 
@@ -123,6 +129,7 @@ _BY_CODE: dict[str, type[LinkerError]] = {
         QueueFullError,
         InsufficientCapacityError,
         BudgetExceededError,
+        JobCancelledError,
         EngineFailureError,
         NumericalError,
     )

@@ -18,6 +18,8 @@ from linker_core.config import EngineConfig, MatmulPrecision
 from linker_core.errors import InvalidRequestError
 
 _SIZE = re.compile(r"(\d+)\s*(?:([KMGT])(iB|B)?|B)?", re.IGNORECASE)
+_DURATION = re.compile(r"(-?\d+(?:\.\d+)?)\s*([smhd]?)", re.IGNORECASE)
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 
 
@@ -33,6 +35,21 @@ def parse_size(value: object) -> object:
     return int(number) * 1024 ** (_POWERS[letter.upper()] if letter else 0)
 
 
+def parse_duration(value: object) -> object:
+    """Reads `300`, `"30s"`, `"5m"` or `"2h"` as seconds; null and negative mean for ever."""
+    if isinstance(value, str):
+        match = _DURATION.fullmatch(value.strip())
+        if match is None:
+            msg = "a duration is a number of seconds, or a number followed by s, m, h or d"
+            raise ValueError(msg)
+        value = float(match.group(1)) * _SECONDS[match.group(2).lower() or "s"]
+    if isinstance(value, int | float) and not isinstance(value, bool) and value < 0:
+        return None
+    return value
+
+
+Seconds = Annotated[float, Field(ge=0, le=10**9, allow_inf_nan=False)]
+KeepAlive = Annotated[Seconds | None, BeforeValidator(parse_duration)]
 Bytes = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 AtLeastZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -79,6 +96,18 @@ class ModelSettings(_Section):
     root: Path | None = None  # sources of POST /models must lie here
     serve: tuple[StartupModel, ...] = ()  # the first is the donor of the others
     onboarding_queue: int = Field(default=16, ge=1, le=1024)  # jobs waiting or running
+    keep_alive: KeepAlive = None  # idle time until a model is evicted; None: for ever
+    load_timeout_s: float = Field(default=60, gt=0, le=3600)  # what a request waits for its model
+    load_queue: int = Field(default=64, ge=1, le=4096)  # requests that wait for models at once
+
+
+class HubSettings(_Section):
+    """Where `hub:` sources are downloaded from."""
+
+    endpoint: str | None = None  # None: https://huggingface.co
+    max_bytes: Bytes | None = None  # of one download; None: what the disk has
+    downloads: int = Field(default=2, ge=1, le=16)  # at once
+    stall_timeout_s: float = Field(default=30, gt=0, le=3600)  # without a byte
 
 
 class SharingSettings(_Section):
@@ -124,6 +153,7 @@ class Settings(_Section):
     http: HttpSettings = HttpSettings()
     storage: StorageSettings = StorageSettings()
     models: ModelSettings = ModelSettings()
+    hub: HubSettings = HubSettings()
     sharing: SharingSettings = SharingSettings()
     engine: EngineSettings = EngineSettings()
 

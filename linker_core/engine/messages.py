@@ -55,6 +55,15 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BaseFiles:
+    """The checkpoint whose tensors a plan aliases: read where they are not resident."""
+
+    path: str
+    identity: Identity  # of the weight files at validation
+    config: ModelConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadModel:
     """Make a model resident. `donor` is None for the first model of a family.
 
@@ -68,9 +77,10 @@ class LoadModel:
     identity: Identity  # of the weight files at validation
     config: ModelConfig  # as validated
     plan: SharePlan
-    donor: str | None
+    donor: str | None  # the head of the family that it joins; None: it founds one
     max_model_len: int | None
     replaces: bool = False
+    base: BaseFiles | None = None  # what the plan was made against; None: a plain donor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,9 +95,14 @@ class CancelLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnloadModel:
-    """Give a model's unique bytes back. Its running sequences finish first."""
+    """Give a model's unique bytes back. Its running sequences finish first.
+
+    The donor of a family leaves only with an heir: a resident variant that is the family's donor at
+    once. What others alias stays where it is; the rest goes with its last sequence.
+    """
 
     model: str
+    heir: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,7 +22,7 @@ from server.gateway.schemas import GenerationRequest, StreamOptions
 from server.gateway.services import Services
 from server.gateway.shared_prompts import SharedPrompts
 from server.gateway.streaming import DONE, EventStream, event, unless_disconnected
-from server.onboarding.catalog import ServedModel
+from server.residency.catalog import ServedModel
 
 _Request = TypeVar("_Request", bound=GenerationRequest)
 Json = dict[str, Any]

@@ -7,10 +7,10 @@ from typing import Any
 
 from linker_core.engine.messages import Snapshot
 from linker_core.sharing.plan import Policy
-from server.onboarding.catalog import ServedModel
 from server.onboarding.fitting import JointPlan
 from server.onboarding.rehearsal import DryRun
 from server.registry.records import JobRecord, Json, ModelRecord
+from server.residency.catalog import ServedModel
 
 _PLAN_FIELDS = (
     "policy", "tau_cos", "tau_frob", "mean_cos", "mean_epsilon", "region", "price", "budget_kl",

@@ -14,7 +14,7 @@ from linker_core.text.detokenizer import Detokenizer
 from server.bridge.client import EngineClient
 from server.gateway.formats import STRUCTURED_OUTPUTS
 from server.metrics.serving import ServingMetrics
-from server.onboarding.catalog import ServedModel
+from server.residency.catalog import ServedModel
 
 _MERGE_DEPTH = 64
 

@@ -12,7 +12,7 @@ from server.gateway.formats import constraint_of
 from server.gateway.generation import SequenceSpec, TextOptions
 from server.gateway.sampling import check_token_ids, sampling_params
 from server.gateway.schemas import ChatRequest, CompletionRequest, GenerationRequest, Message
-from server.onboarding.catalog import ServedModel
+from server.residency.catalog import ServedModel
 
 COMPLETION_MAX_TOKENS = 16  # where the client does not say
 

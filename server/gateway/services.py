@@ -22,7 +22,6 @@ from server.metrics.collector import FleetCollector
 from server.metrics.serving import ServingMetrics
 from server.metrics.sharing import SharingExposition
 from server.onboarding.admission import Admission
-from server.onboarding.catalog import Catalog, ServedModel
 from server.onboarding.deltas import Deltas
 from server.onboarding.encoder import ENCODE_COMMAND, Encoder
 from server.onboarding.imports import Imports
@@ -38,6 +37,7 @@ from server.onboarding.tuner import TUNE_COMMAND, Tuner
 from server.registry.lock import StateLock
 from server.registry.records import ModelRecord, ModelState
 from server.registry.store import Registry
+from server.residency.catalog import Catalog, ServedModel
 from server.settings import Settings
 
 logger = logging.getLogger(__name__)

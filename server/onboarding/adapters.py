@@ -23,9 +23,9 @@ from linker_core.weights.files import (
 )
 from linker_core.weights.lora import ADAPTER_FILE, LoraAdapter
 from linker_core.weights.lora_config import ADAPTER_CONFIG
-from server.onboarding.catalog import Catalog, ServedModel, TextSide
 from server.onboarding.pairs import files_changed
 from server.onboarding.request import AUTO_DONOR, OnboardRequest
+from server.residency.catalog import Catalog, ServedModel, TextSide
 
 _FILES = (ADAPTER_CONFIG, ADAPTER_FILE)
 _MAX_CONFIG_BYTES = 1 << 20

@@ -14,10 +14,10 @@ from linker_core.sharing.plan import Policy, SharePlan
 from linker_core.weights.architecture import ModelConfig
 from server.bridge.client import EngineClient, OnProgress
 from server.onboarding.adapters import AdapterSide, Source
-from server.onboarding.catalog import Catalog, ServedModel, TextSide
 from server.onboarding.deltas import Deltas, Weights
 from server.onboarding.request import OnboardRequest
 from server.registry.records import ModelRecord
+from server.residency.catalog import Catalog, ServedModel, TextSide
 
 
 class Arrival(NamedTuple):

@@ -30,12 +30,12 @@ from linker_core.sharing.plan import Policy, SharePlan
 from linker_core.sharing.rungs import ENCODING, AnyRung, Rung
 from linker_core.weights.checkpoint import Identity
 from server.onboarding.adapters import AdapterSide, Source, check_unchanged
-from server.onboarding.catalog import ServedModel, TextSide
 from server.onboarding.encoder import Encoder
 from server.onboarding.pairs import open_again
 from server.onboarding.processes import OnStageProgress
 from server.onboarding.timing import Stopwatch
 from server.registry.records import Json
+from server.residency.catalog import ServedModel, TextSide
 
 logger = logging.getLogger(__name__)
 

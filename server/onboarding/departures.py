@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 from linker_core.errors import ConflictError, EngineFailureError
 from server.bridge.client import EngineClient
-from server.onboarding.catalog import Catalog
 from server.onboarding.roster import Roster
 from server.registry.records import ModelState
+from server.residency.catalog import Catalog
 
 logger = logging.getLogger(__name__)
 

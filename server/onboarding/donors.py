@@ -7,8 +7,8 @@ from linker_core.sharing.family import check_same_family
 from linker_core.sharing.plan import SharePlan
 from linker_core.weights.architecture import ModelConfig
 from server.onboarding.adapters import AdapterSide, Source, check_fit, choose_base
-from server.onboarding.catalog import Catalog, ServedModel, TextSide
 from server.onboarding.request import AUTO_DONOR, OnboardRequest
+from server.residency.catalog import Catalog, ServedModel, TextSide
 
 
 def choose_donor(

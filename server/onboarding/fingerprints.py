@@ -9,11 +9,11 @@ from typing import TypeVar
 
 from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.checkpoint import Identity
-from server.onboarding.catalog import TextSide
 from server.onboarding.pairs import files_changed
 from server.onboarding.processes import OnStageProgress
 from server.onboarding.scanner import Scanner
 from server.onboarding.timing import Stopwatch
+from server.residency.catalog import TextSide
 
 _MAX_REMEMBERED = 4096
 _Key = tuple[Identity, ModelConfig]

@@ -14,12 +14,12 @@ from linker_core.tuning.result import PricedPlan
 from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.shapes import expected_tensors
 from server.onboarding.adapters import AdapterSide
-from server.onboarding.catalog import ServedModel, TextSide
 from server.onboarding.planner import Planner
 from server.onboarding.prepare import read_source
 from server.onboarding.rehearsal import ChooseDonor, ignore_stage
 from server.onboarding.request import AUTO_DONOR, OnboardRequest
 from server.onboarding.timing import Stopwatch
+from server.residency.catalog import ServedModel, TextSide
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,13 +13,13 @@ from linker_core.sharing.plan import Policy, SharePlan
 from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.checkpoint import Identity
 from server.onboarding.adapters import AdapterSide, Source, adapter_digest
-from server.onboarding.catalog import ServedModel, TextSide
 from server.onboarding.deltas import Deltas
 from server.onboarding.encoder import Encoder
 from server.onboarding.pairs import files_changed
 from server.onboarding.prepare import read_text_side
 from server.onboarding.processes import OnStageProgress
 from server.onboarding.timing import Stopwatch
+from server.residency.catalog import ServedModel, TextSide
 
 _MAX_REMEMBERED = 4096
 _Key = tuple[Identity, ModelConfig | None, str]

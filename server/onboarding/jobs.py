@@ -17,7 +17,6 @@ from linker_core.weights.checkpoint import Identity
 from server.metrics.admission import AdmissionMetrics
 from server.onboarding.adapters import Source
 from server.onboarding.admission import Admission, Arrival
-from server.onboarding.catalog import Catalog, ServedModel
 from server.onboarding.donors import choose_donor
 from server.onboarding.outcomes import failed_job, failed_model, retimed_job, succeeded_job
 from server.onboarding.planner import OnStage, Planned, Planner
@@ -29,6 +28,7 @@ from server.onboarding.roster import Roster
 from server.onboarding.sources import resolve_source
 from server.onboarding.timing import Stopwatch
 from server.registry.records import JobRecord, JobStage, JobStatus, ModelRecord, ModelState
+from server.residency.catalog import Catalog, ServedModel
 from server.settings import SharingSettings
 
 logger = logging.getLogger(__name__)

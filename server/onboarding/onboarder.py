@@ -24,7 +24,6 @@ from server.bridge.client import EngineClient
 from server.metrics.admission import AdmissionMetrics
 from server.onboarding.adapters import Source
 from server.onboarding.admission import Admission
-from server.onboarding.catalog import Catalog, ServedModel
 from server.onboarding.departures import Departures
 from server.onboarding.donors import choose_donor
 from server.onboarding.fitting import FitRequest, Fitting, JointPlan
@@ -44,6 +43,7 @@ from server.onboarding.roster import Roster
 from server.onboarding.sources import resolve_source
 from server.onboarding.startup import Startup
 from server.registry.records import JobRecord, ModelState
+from server.residency.catalog import Catalog, ServedModel
 from server.settings import SharingSettings
 
 logger = logging.getLogger(__name__)

@@ -17,9 +17,9 @@ from linker_core.sharing.report import ScanReport
 from linker_core.tuning.result import TuneResult
 from linker_core.weights.checkpoint import Checkpoint
 from server.onboarding import planning
-from server.onboarding.catalog import ServedModel, TextSide
 from server.onboarding.request import OnboardRequest
 from server.registry.records import Json
+from server.residency.catalog import ServedModel, TextSide
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,7 +15,6 @@ from linker_core.sharing.report import ScanReport
 from linker_core.tuning.request import FIT_POINTS, TuneGoal
 from linker_core.tuning.result import TuneResult
 from server.onboarding.adapters import AdapterSide, Source
-from server.onboarding.catalog import ServedModel, TextSide
 from server.onboarding.fingerprints import Fingerprints
 from server.onboarding.imports import Imports, adopted_plan
 from server.onboarding.pairs import Pair, files_changed, make_donor_plan
@@ -33,6 +32,7 @@ from server.onboarding.stored import restored
 from server.onboarding.timing import Stopwatch
 from server.registry.records import JobStage, Json
 from server.registry.store import Registry
+from server.residency.catalog import ServedModel, TextSide
 
 OnStage = Callable[[JobStage, int, int], None]  # stage, bytes done, bytes in all
 _STAGES = {

@@ -18,7 +18,7 @@ from linker_core.weights.files import open_directory, read_json, refuse_foreign_
 from linker_core.weights.keys import parse_key
 from linker_core.weights.lora import is_adapter
 from server.onboarding.adapters import Source, read_adapter
-from server.onboarding.catalog import TextSide
+from server.residency.catalog import TextSide
 
 _MAX_CONFIG_BYTES = 1 << 20
 

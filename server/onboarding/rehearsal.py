@@ -16,13 +16,13 @@ from linker_core.weights.keys import parse_key
 from linker_core.weights.shapes import expected_tensors
 from server.onboarding.adapters import Source
 from server.onboarding.admission import Admission
-from server.onboarding.catalog import ServedModel
 from server.onboarding.pairs import make_frontier
 from server.onboarding.planner import Planned, Planner
 from server.onboarding.prepare import read_shape, read_source
 from server.onboarding.request import OnboardRequest
 from server.onboarding.timing import Stopwatch
 from server.registry.records import JobStage
+from server.residency.catalog import ServedModel
 
 _MATRIX = 2  # dimensions
 

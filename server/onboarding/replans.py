@@ -21,7 +21,6 @@ from linker_core.errors import (
 )
 from linker_core.sharing.plan import Policy, SharePlan
 from server.onboarding.admission import Admission
-from server.onboarding.catalog import Catalog
 from server.onboarding.deltas import Weights
 from server.onboarding.outcomes import succeeded_job
 from server.onboarding.planner import OnStage, Planned, Planner
@@ -31,6 +30,7 @@ from server.onboarding.restorer import Restorer
 from server.onboarding.roster import Roster
 from server.onboarding.timing import Stopwatch
 from server.registry.records import JobStage, ModelRecord, ModelState
+from server.residency.catalog import Catalog
 from server.settings import SharingSettings
 
 logger = logging.getLogger(__name__)

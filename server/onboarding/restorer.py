@@ -17,13 +17,13 @@ from linker_core.errors import (
 from linker_core.sharing.plan import SharePlan
 from server.bridge.client import EngineClient
 from server.onboarding.admission import Admission
-from server.onboarding.catalog import Catalog
 from server.onboarding.outcomes import failed_model
 from server.onboarding.planner import Planner, ignore_progress
 from server.onboarding.prepare import read_again
 from server.onboarding.roster import Roster
 from server.onboarding.timing import Stopwatch
 from server.registry.records import ModelRecord, ModelState
+from server.residency.catalog import Catalog
 
 logger = logging.getLogger(__name__)
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from server.onboarding.catalog import Catalog
 from server.onboarding.jobs import JobRunner
 from server.onboarding.outcomes import interrupted_job
 from server.onboarding.planner import Planner
 from server.onboarding.request import OnboardRequest
 from server.onboarding.roster import Roster
 from server.registry.records import ModelRecord, ModelState
+from server.residency.catalog import Catalog
 
 
 class Startup:

@@ -27,8 +27,8 @@ from linker_core.tuning.result import TuneResult
 from linker_core.tuning.sources import prompts_to_answer, written_text
 from linker_core.weights.checkpoint import Identity
 from server.bridge.client import EngineClient
-from server.onboarding.catalog import TextSide
 from server.onboarding.processes import OnStageProgress, run_worker
+from server.residency.catalog import TextSide
 
 logger = logging.getLogger(__name__)
 

@@ -55,6 +55,9 @@ class ModelRecord:
     error: Json | None = None  # LinkerError.to_record
     last_used_at: float | None = None
     max_model_len: int | None = None  # as served
+    alias: str | None = None  # a second name, which requests may use
+    pinned: bool = False  # never evicted, and loaded at every start
+    keep_alive_s: float | None = None  # idle seconds until eviction; None: the settings'
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,3 +75,21 @@ class JobRecord:
     error: Json | None = None
     result: Json | None = None
     finished_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseRecord:
+    """A checkpoint that plans refer to though no model of it is left."""
+
+    fingerprint: str
+    source: str  # resolved directory
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplayRecord:
+    """What an idempotency key was used for."""
+
+    key: str
+    digest: str  # of method, path and body
+    job: str  # its id
+    created_at: float  # seconds since the epoch

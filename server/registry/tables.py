@@ -58,6 +58,9 @@ class ModelRow(Base):
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     last_used_at: Mapped[float | None]
     max_model_len: Mapped[int | None]
+    alias: Mapped[str | None] = mapped_column(unique=True)
+    pinned: Mapped[bool]
+    keep_alive_s: Mapped[float | None]
 
 
 class ScanRow(Base):
@@ -98,3 +101,23 @@ class JobRow(Base):
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     finished_at: Mapped[float | None]
+
+
+class BaseRow(Base):
+    """A `BaseRecord`."""
+
+    __tablename__ = "bases"
+
+    fingerprint: Mapped[str] = mapped_column(primary_key=True)
+    source: Mapped[str]
+
+
+class ReplayRow(Base):
+    """A `ReplayRecord`."""
+
+    __tablename__ = "replays"
+
+    key: Mapped[str] = mapped_column(primary_key=True)
+    digest: Mapped[str]
+    job: Mapped[str]
+    created_at: Mapped[float] = mapped_column(index=True)

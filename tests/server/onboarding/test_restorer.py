@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from server.bridge.supervisor import EngineState
-from server.onboarding.catalog import ServedModel, TextSide
 from server.onboarding.planner import Planner
+from server.residency.catalog import ServedModel, TextSide
 from tests.server.live import LiveServer, live_server
 from tests.server.onboarding.conftest import LIMITS
 from tests.server.onboarding.family import loads

@@ -1,0 +1,1 @@
+"""Which models are on the device: who uses them, who has to leave, who comes back."""

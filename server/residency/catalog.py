@@ -1,0 +1,196 @@
+"""The models that can be served, with all a request needs of them. Event loop only.
+
+Resident ones take requests. Of an evicted one the side that is not weights stays here, so that it
+comes back without reading anything but weights.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from weakref import WeakValueDictionary
+
+from linker_core.sharing.plan import SharePlan
+from linker_core.text.chat_template import ChatTemplate
+from linker_core.text.tokenizer import Tokenizer
+from linker_core.weights.architecture import ModelConfig
+from linker_core.weights.checkpoint import Identity
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextSide:
+    """What of a model is not weights, read from the directory of its checkpoint or delta."""
+
+    path: Path
+    identity: Identity  # of the weight files when validated
+    config: ModelConfig
+    tokenizer: Tokenizer
+    template: ChatTemplate | None
+    eos_token_ids: frozenset[int]
+    generation: Mapping[str, float | int | bool]
+    checkpoint_bytes: int
+    outside_blocks_bytes: int  # embedding, final norm and head; 0 of a delta folder
+    delta: SharePlan | None = None  # the plan that a delta folder brings; None: a checkpoint
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """The checkpoint whose tensors a family shares, where its donor is another model by now."""
+
+    fingerprint: str
+    text: TextSide
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServedModel:
+    """A model as it is served."""
+
+    name: str
+    donor: str | None
+    position: int
+    created_at: float
+    fingerprint: str
+    max_model_len: int
+    text: TextSide
+    base: Base | None = None  # of a donor that took its family over; else None
+
+    @property
+    def lender(self) -> ServedModel:
+        """What variants of this donor are compared with: itself, or the base it took over."""
+        if self.base is None:
+            return self
+        return replace(self, base=None, text=self.base.text, fingerprint=self.base.fingerprint)
+
+
+class Catalog:
+    """Resident models by name, what uses them, and what is known of evicted ones.
+
+    Args:
+        clock: Monotonic seconds.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._models: dict[str, ServedModel] = {}
+        self._dormant: dict[str, ServedModel] = {}
+        self._leases: Counter[str] = Counter()
+        self._unused: dict[str, asyncio.Event] = {}
+        self._idle_since: dict[str, float] = {}
+        self._used_at: dict[str, float] = {}
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def get(self, name: str) -> ServedModel | None:
+        """Returns a resident model, or None."""
+        return self._models.get(name)
+
+    def dormant(self, name: str) -> ServedModel | None:
+        """Returns what an evicted model was served as, or None."""
+        return self._dormant.get(name)
+
+    def models(self) -> list[ServedModel]:
+        """Returns the resident models, a donor before its variants, else in order of arrival."""
+        arrival = {model.name: model.position for model in self._models.values()}
+
+        def order(model: ServedModel) -> tuple[int, bool, int]:
+            donor = model.donor or model.name
+            return arrival.get(donor, model.position), model.donor is not None, model.position
+
+        return sorted(self._models.values(), key=order)
+
+    def donors(self) -> list[ServedModel]:
+        """Returns the models that variants can lean on."""
+        return [model for model in self.models() if model.donor is None]
+
+    def dependants(self, name: str) -> list[str]:
+        """Returns the resident models whose donor this is."""
+        return [model.name for model in self.models() if model.donor == name]
+
+    def turn(self, name: str) -> asyncio.Lock:
+        """Returns the lock under which a name comes onto the device and leaves it.
+
+        Whoever holds a variant's may wait for its donor's, never the other way round.
+        """
+        lock = self._turns.get(name)
+        if lock is None:
+            lock = self._turns[name] = asyncio.Lock()
+        return lock
+
+    # --- coming and going ---------------------------------------------------------------------
+
+    def publish(self, model: ServedModel) -> None:
+        """Opens a model to requests."""
+        self._dormant.pop(model.name, None)
+        self._models[model.name] = model
+        self._idle_since[model.name] = self._clock()
+
+    def retract(self, name: str) -> None:
+        """Closes a model to new requests and forgets it; running ones keep what they hold."""
+        self._models.pop(name, None)
+        self._dormant.pop(name, None)
+        self._idle_since.pop(name, None)
+
+    def park(self, name: str) -> None:
+        """Closes a model to new requests, and remembers what it was served as."""
+        model = self._models.pop(name, None)
+        if model is not None:
+            self._dormant[name] = model
+
+    def clear(self) -> None:
+        """Closes every model: the engine is gone."""
+        for name in list(self._models):
+            self.park(name)
+
+    # --- use ----------------------------------------------------------------------------------
+
+    @contextmanager
+    def lease(self, name: str) -> Iterator[ServedModel]:
+        """Keeps a resident model where it is: nothing evicts what is leased.
+
+        Held by every request from before it is tokenised until its last byte, and by every load
+        of a variant on its donor.
+        """
+        model = self._models[name]
+        self._leases[name] += 1
+        self.touch(name)
+        try:
+            yield model
+        finally:
+            self._leases[name] -= 1
+            if not self._leases[name]:
+                del self._leases[name]
+                if name in self._models:
+                    self._idle_since[name] = self._clock()
+                self._unused.pop(name, asyncio.Event()).set()
+
+    def num_leases(self, name: str) -> int:
+        """Returns how many hold a model."""
+        return self._leases[name]
+
+    async def until_unused(self, name: str) -> None:
+        """Waits until nobody holds a model. Retracted or parked before, it finds no new users."""
+        while self._leases[name]:
+            await self._unused.setdefault(name, asyncio.Event()).wait()
+
+    def idle_s(self, name: str) -> float:
+        """Returns for how long a resident model has not been used; 0 while it is."""
+        if self._leases[name]:
+            return 0.0
+        return self._clock() - self._idle_since[name]
+
+    def touch(self, name: str) -> None:
+        """Notes that a model was used now."""
+        self._used_at[name] = time.time()
+
+    def take_used(self) -> dict[str, float]:
+        """Returns and forgets which models were used since the last call, and when."""
+        used, self._used_at = self._used_at, {}
+        return used
+
+    def give_back(self, used_at: Mapping[str, float]) -> None:
+        """Remembers again what `take_used` returned, where nothing newer is known."""
+        self._used_at = {**used_at, **self._used_at}
