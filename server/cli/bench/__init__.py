@@ -31,6 +31,7 @@ PAIRS = {
 RACES = {
     "decode": "tokens a second of the engine beside vLLM and transformers",
     "serve": "the same over HTTP, beside the servers of both",
+    "residency": "what eviction frees, reloads, and what streams feel of an admission",
 }
 BENCHMARKS = PAIRS | RACES
 
