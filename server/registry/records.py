@@ -58,6 +58,7 @@ class ModelRecord:
     alias: str | None = None  # a second name, which requests may use
     pinned: bool = False  # never evicted, and loaded at every start
     keep_alive_s: float | None = None  # idle seconds until eviction; None: the settings'
+    donor_choice: Json | None = None  # DonorChoice.to_json; None: not chosen yet, or long ago
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,3 +94,6 @@ class ReplayRecord:
     digest: str  # of method, path and body
     job: str  # its id
     created_at: float  # seconds since the epoch
+
+
+Record = ModelRecord | JobRecord | BaseRecord | ReplayRecord

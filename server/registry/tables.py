@@ -61,6 +61,7 @@ class ModelRow(Base):
     alias: Mapped[str | None] = mapped_column(unique=True)
     pinned: Mapped[bool]
     keep_alive_s: Mapped[float | None]
+    donor_choice: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 
 
 class ScanRow(Base):
