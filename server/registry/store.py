@@ -1,4 +1,4 @@
-"""The registry: verbs over four tables. Synchronous; asynchronous callers go through a thread.
+"""The registry: verbs over its tables. Synchronous; asynchronous callers go through a thread.
 
 Any thread may call it; every verb is one transaction.
 """
@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Self
 
-from sqlalchemy import create_engine, delete, event, select, update
+from sqlalchemy import create_engine, event, select, update
+from sqlalchemy import delete as remove
 from sqlalchemy.engine import URL, Engine, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
@@ -21,8 +22,16 @@ from sqlalchemy.orm import Session
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from linker_core.errors import ConflictError, InvalidRequestError, NotReadyError
-from server.registry.records import JobRecord, Json, ModelRecord
-from server.registry.tables import Base, JobRow, ModelRow, ScanRow, TuningRow
+from server.registry.records import BaseRecord, JobRecord, Json, ModelRecord, Record, ReplayRecord
+from server.registry.tables import (
+    Base,
+    BaseRow,
+    JobRow,
+    ModelRow,
+    ReplayRow,
+    ScanRow,
+    TuningRow,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +43,14 @@ _SQLITE_PRAGMAS = (
     "PRAGMA foreign_keys=ON",
     "PRAGMA busy_timeout=5000",
 )
+
+
+_ROWS: Mapping[type[Record], type[Base]] = {
+    ModelRecord: ModelRow,
+    JobRecord: JobRow,
+    BaseRecord: BaseRow,
+    ReplayRecord: ReplayRow,
+}
 
 
 class Registry:
@@ -84,11 +101,28 @@ class Registry:
             msg = "The registry cannot be used at the moment; try again later."
             raise NotReadyError(msg) from error
 
-    def save(self, *records: ModelRecord | JobRecord) -> None:
+    def save(self, *records: Record) -> None:
         """Inserts or replaces rows, all of them in one transaction."""
-        with self._transaction() as session:
-            for record in records:
-                session.merge(_to_row(record))
+        self.replace(delete=(), save=records)
+
+    def replace(self, *, delete: Sequence[str], save: Sequence[Record]) -> None:
+        """Saves records and deletes models, all of it in one transaction.
+
+        Raises:
+            ConflictError: One of the models to be deleted would still be the donor of another.
+        """
+        try:
+            with self._transaction() as session:
+                for record in save:
+                    session.merge(_to_row(record))
+                session.flush()  # first, so that whoever loses its donor has another
+                session.execute(remove(ModelRow).where(ModelRow.name.in_(delete)))
+        except IntegrityError as error:
+            if not delete:
+                raise  # the records are to blame
+            names = ", ".join(delete)
+            msg = f"{names}: the donor of other models; delete those first, or rehome them."
+            raise ConflictError(msg) from error
 
     def models(self) -> list[ModelRecord]:
         """Returns every known model in order of arrival."""
@@ -108,14 +142,7 @@ class Registry:
         Raises:
             ConflictError: The model is the donor of others.
         """
-        try:
-            with self._transaction() as session:
-                row = session.get(ModelRow, name)
-                if row is not None:
-                    session.delete(row)
-        except IntegrityError as error:
-            msg = f"The model {name!r} is the donor of other models; delete those first."
-            raise ConflictError(msg) from error
+        self.replace(delete=(name,), save=())
 
     def touch(self, last_used_at: Mapping[str, float]) -> None:
         """Notes when models were last used."""
@@ -145,6 +172,28 @@ class Registry:
         query = select(JobRow).where(unfinished).order_by(JobRow.created_at.desc())
         with self._transaction() as session:
             return [JobRecord(**_columns(row, JobRecord)) for row in session.scalars(query)]
+
+    def bases(self) -> list[BaseRecord]:
+        """Returns the checkpoints that plans refer to though no model of them is left."""
+        with self._transaction() as session:
+            rows = session.scalars(select(BaseRow).order_by(BaseRow.fingerprint))
+            return [BaseRecord(**_columns(row, BaseRecord)) for row in rows]
+
+    def delete_base(self, fingerprint: str) -> None:
+        """Forgets a base, if it is known."""
+        with self._transaction() as session:
+            session.execute(remove(BaseRow).where(BaseRow.fingerprint == fingerprint))
+
+    def replay(self, key: str) -> ReplayRecord | None:
+        """Returns what an idempotency key was used for, or None."""
+        with self._transaction() as session:
+            row = session.get(ReplayRow, key)
+            return None if row is None else ReplayRecord(**_columns(row, ReplayRecord))
+
+    def forget_replays(self, before: float) -> None:
+        """Forgets the idempotency keys first used before a time, in seconds since the epoch."""
+        with self._transaction() as session:
+            session.execute(remove(ReplayRow).where(ReplayRow.created_at < before))
 
     def scan(self, donor_fingerprint: str, variant_fingerprint: str) -> Json | None:
         """Returns the stored report of two checkpoints, or None."""
@@ -191,7 +240,7 @@ class Registry:
                 )
             )
             too_many = session.scalars(newest.offset(MAX_TUNINGS_PER_PAIR)).all()
-            session.execute(delete(TuningRow).where(*pair, TuningRow.key.in_(too_many)))
+            session.execute(remove(TuningRow).where(*pair, TuningRow.key.in_(too_many)))
 
 
 def _parse(url: str | URL) -> URL:
@@ -234,10 +283,9 @@ def _set_pragmas(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> No
     cursor.close()
 
 
-def _columns(source: object, record: type[ModelRecord] | type[JobRecord]) -> dict[str, Any]:
+def _columns(source: object, record: type[Record]) -> dict[str, Any]:
     return {field.name: getattr(source, field.name) for field in fields(record)}
 
 
-def _to_row(record: ModelRecord | JobRecord) -> ModelRow | JobRow:
-    columns = _columns(record, type(record))
-    return ModelRow(**columns) if isinstance(record, ModelRecord) else JobRow(**columns)
+def _to_row(record: Record) -> Base:
+    return _ROWS[type(record)](**_columns(record, type(record)))

@@ -12,7 +12,15 @@ from sqlalchemy import text
 
 from linker_core.errors import ConflictError, InvalidRequestError, NotReadyError
 from server.registry import store
-from server.registry.records import JobRecord, JobStage, JobStatus, ModelRecord, ModelState
+from server.registry.records import (
+    BaseRecord,
+    JobRecord,
+    JobStage,
+    JobStatus,
+    ModelRecord,
+    ModelState,
+    ReplayRecord,
+)
 from server.registry.store import MAX_TUNINGS_PER_PAIR, Registry
 
 MODEL = ModelRecord(
@@ -83,6 +91,48 @@ def test_donor_with_dependants_cannot_be_deleted(registry: Registry) -> None:
     registry.delete_model("near")
     registry.delete_model("acme/chat")
     assert registry.models() == []
+
+
+def test_replacing_moves_dependants_and_deletes_their_donor_at_once(registry: Registry) -> None:
+    near = replace(MODEL, name="near", donor="acme/chat", position=2)
+    far = replace(MODEL, name="far", donor="acme/chat", position=3)
+    registry.save(MODEL, near, far)
+    base = BaseRecord(fingerprint="ab", source="/models/chat")
+    moved = replace(near, donor=None, family="near"), replace(far, donor="near", family="near")
+    registry.replace(delete=["acme/chat"], save=[base, *moved])
+    assert registry.models() == list(moved)
+    assert registry.bases() == [base]
+
+
+def test_replacing_that_strands_a_dependant_changes_nothing(registry: Registry) -> None:
+    near = replace(MODEL, name="near", donor="acme/chat", position=2)
+    far = replace(MODEL, name="far", donor="acme/chat", position=3)
+    registry.save(MODEL, near, far)
+    with pytest.raises(ConflictError, match="acme/chat"):
+        registry.replace(delete=["acme/chat"], save=[replace(near, donor=None)])
+    assert registry.models() == [MODEL, near, far]
+
+
+def test_bases_are_listed_until_they_are_deleted(registry: Registry) -> None:
+    one, two = (BaseRecord(fingerprint=f, source=f"/models/{f}") for f in "ab")
+    registry.save(two, one)
+    assert registry.bases() == [one, two]
+    registry.delete_base("a")
+    registry.delete_base("never was")
+    assert registry.bases() == [two]
+
+
+def test_replays_are_found_by_key_until_they_are_too_old(registry: Registry) -> None:
+    old, new = (
+        ReplayRecord(key=key, digest="d", job="job-1", created_at=at)
+        for key, at in (("k'1", 10.0), ("k2", 20.0))
+    )
+    registry.save(old, new)
+    assert registry.replay("k'1") == old
+    assert registry.replay("k") is None
+    registry.forget_replays(before=20.0)
+    assert registry.replay("k'1") is None
+    assert registry.replay("k2") == new
 
 
 def test_records_of_one_save_are_stored_together_or_not_at_all(registry: Registry) -> None:
