@@ -93,14 +93,14 @@ class Engine:
             case LoadModel():
                 self._loading.add(command)
             case CancelLoad():
-                self._events.extend(self._loading.cancel(command.model))
+                self._conclude(*self._loading.cancel(command.model))
             case UnloadModel():
                 self._unload(command.model)
             case Reserve():
                 self._reserve(command)
             case Release():
                 self.residents.pool.release(command.name)
-                self._snapshot_now()
+                self._take_snapshot()
             case Shutdown():
                 raise AssertionError("the worker leaves on Shutdown")
 
@@ -167,7 +167,7 @@ class Engine:
                 served.family.remove(sequence)
 
     def _unload(self, name: str) -> None:
-        self._events.extend(self._loading.cancel(name))
+        self._conclude(*self._loading.cancel(name))
         served = self.residents.served.get(name)
         if served is None:
             self._events.append(ModelUnloaded(model=name))
@@ -188,14 +188,14 @@ class Engine:
         except LinkerError as error:
             self._events.append(ReserveFailed(name=command.name, error=error.to_record()))
             return
-        self._events.append(Reserved(name=command.name))
-        self._snapshot_now()
+        self._conclude(Reserved(name=command.name))
 
     def _advance_loading(self) -> None:
-        events = self._loading.advance(BUSY_SLICE_S if self._sequences else IDLE_SLICE_S)
-        self._events.extend(events)
-        if any(not isinstance(event, LoadProgress) for event in events):
-            self._snapshot_now()
+        for event in self._loading.advance(BUSY_SLICE_S if self._sequences else IDLE_SLICE_S):
+            if isinstance(event, LoadProgress):
+                self._events.append(event)
+            else:
+                self._conclude(event)
 
     def _admit_constrained(self) -> None:
         """Queues the sequences whose grammars have been compiled meanwhile."""
@@ -238,18 +238,23 @@ class Engine:
                 continue
             self.residents.unload(served)
             self._grammars.forget_model(served.slot)
-            if not served.is_replaced:
-                self._events.append(ModelUnloaded(model=served.name))
-            self._snapshot_now()
+            if served.is_replaced:
+                self._take_snapshot()
+            else:
+                self._conclude(ModelUnloaded(model=served.name))
 
-    def _snapshot_now(self) -> None:
-        self._changed = True
-        self._snapshot_due_s = self._clock()
+    def _conclude(self, *events: Event) -> None:
+        """Reports what somebody waits for, and before it what it has changed."""
+        if events:
+            self._take_snapshot()
+            self._events.extend(events)
 
     def _report_snapshot(self) -> None:
-        now_s = self._clock()
-        if self._changed and now_s >= self._snapshot_due_s:
-            sequences = [sequence for _, sequence in self._sequences.values()]
-            self._events.append(take_snapshot(self.residents, sequences, self.device))
-            self._changed = bool(self._sequences)
-            self._snapshot_due_s = now_s + SNAPSHOT_INTERVAL_S
+        if self._changed and self._clock() >= self._snapshot_due_s:
+            self._take_snapshot()
+
+    def _take_snapshot(self) -> None:
+        sequences = [sequence for _, sequence in self._sequences.values()]
+        self._events.append(take_snapshot(self.residents, sequences, self.device))
+        self._changed = bool(self._sequences)
+        self._snapshot_due_s = self._clock() + SNAPSHOT_INTERVAL_S

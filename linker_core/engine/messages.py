@@ -299,7 +299,10 @@ class ModelLoad:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
-    """The engine's state for metrics: at most twice a second, and after every load or unload."""
+    """The engine's state: twice a second while it changes, and before the event that ends a wait.
+
+    Whoever waited for a load, an unload, a reservation or their failure finds what came of it here.
+    """
 
     models: Mapping[str, ModelBytes]
     load: Mapping[str, ModelLoad]

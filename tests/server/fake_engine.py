@@ -176,6 +176,7 @@ class FakeEngine:
         self.models[command.model] = ModelBytes(
             logical=plan.logical_bytes, unique=plan.unique_bytes, shared=plan.shared_bytes
         )
+        self.report()
         self.connection.send(
             ModelLoaded(
                 model=command.model,
@@ -185,7 +186,6 @@ class FakeEngine:
                 move_seconds=0.5,
             )
         )
-        self.report()
 
     def reserve(self, command: Reserve) -> None:
         if command.nbytes > self.free_bytes():
@@ -193,8 +193,8 @@ class FakeEngine:
             self.connection.send(ReserveFailed(name=command.name, error=error))
             return
         self.reserved[command.name] = command.nbytes
-        self.connection.send(Reserved(name=command.name))
         self.report()
+        self.connection.send(Reserved(name=command.name))
 
     def free_bytes(self) -> int:
         held = sum(model.unique for model in self.models.values())
@@ -218,8 +218,8 @@ class FakeEngine:
         for model in self.leaving - busy:
             self.leaving.remove(model)
             self.models.pop(model, None)
-            self.connection.send(ModelUnloaded(model=model))
             self.report()
+            self.connection.send(ModelUnloaded(model=model))
 
     def submit(self, command: Submit) -> None:
         assert command.model in self.models

@@ -12,10 +12,13 @@ import pytest
 from linker_core.engine.messages import (
     LoadFailed,
     ModelLoaded,
+    ModelUnloaded,
     Release,
     Reserve,
     Reserved,
     ReserveFailed,
+    Snapshot,
+    UnloadModel,
 )
 from linker_core.sharing.plan import Fingerprints, Policy, SharePlan
 from linker_core.sharing.planner import plan_variant
@@ -179,3 +182,40 @@ def test_release_of_an_unknown_name_is_harmless() -> None:
     driver.engine.handle(Release(name="nobody"))
     driver.run()
     assert driver.snapshot().device_free_bytes == 1_000_000
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_snapshot_of_a_change_is_there_before_the_event_that_ends_a_wait(
+    tmp_path: Path, base: Path, *, busy: bool
+) -> None:
+    variant = make_variant(tmp_path / "v", base, scale=0.3)
+    driver = Driver(replace(SMALL, memory_budget_bytes=10**9))
+    assert isinstance(driver.load(load_message("base", base)), ModelLoaded)
+    pool = driver.engine.residents.pool
+    if busy:
+        driver.submit("base", PROMPT, replace(GREEDY, max_tokens=100))
+        driver.step()
+    broken = replace(load_message("broken", variant, donor="base"), identity=())
+    ends = (ModelLoaded, LoadFailed, Reserved, ModelUnloaded)
+    for command, end in zip(
+        (
+            load_message("v", variant, donor="base"),
+            broken,
+            Reserve(name="tuner", nbytes=1000),
+            UnloadModel(model="v"),
+        ),
+        ends,
+        strict=True,
+    ):
+        driver.engine.handle(command)
+        seen: list[object] = []
+        while not any(isinstance(event, end) for event in seen):
+            seen += driver.step()
+        index = next(number for number, event in enumerate(seen) if isinstance(event, end))
+        told = [event for event in seen[:index] if isinstance(event, Snapshot)][-1]
+        assert told.device_free_bytes == pool.free_bytes()
+        assert set(told.models) == set(driver.engine.residents.served)
+    driver.engine.handle(Release(name="tuner"))
+    (told,) = [event for event in driver.step() if isinstance(event, Snapshot)]
+    assert told.device_free_bytes == pool.free_bytes()
+    assert told.reserved_bytes == 0
