@@ -7,10 +7,11 @@ all other state belongs to the event loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
@@ -126,7 +127,8 @@ class EngineClient:
     ) -> ModelLoaded:
         """Makes a model resident and waits until it is.
 
-        A cancelled wait withdraws the model again; one that it would have replaced serves on.
+        A cancelled wait withdraws the model and ends when that is done: the engine is as it was
+        before. Only a model that has replaced another by then stays, and the wait ends well.
 
         Raises:
             LinkerError: It could not be loaded; the engine is as it was before.
@@ -139,27 +141,44 @@ class EngineClient:
             self._on_progress[command.model] = on_progress
         self._outbox.put(command)
         try:
-            return await future
+            return await asyncio.shield(future)
         except asyncio.CancelledError:
-            withdraw = CancelLoad if command.replaces else UnloadModel
-            self._outbox.put(withdraw(model=command.model))
+            self._outbox.put(CancelLoad(model=command.model))
+            await asyncio.wait({future})  # who was quicker
+            if future.exception() is None:
+                if command.replaces:
+                    return future.result()
+                with contextlib.suppress(EngineFailureError):
+                    await self.unload(command.model)
             raise
         finally:
             self._loads.pop(command.model, None)
             self._on_progress.pop(command.model, None)
 
-    async def unload(self, model: str) -> None:
-        """Takes a model out of the engine, after its running sequences.
+    async def unload(self, model: str, *, heir: str | None = None) -> None:
+        """Takes a model out of the engine, after its running sequences; see `unloading`.
 
         Raises:
             LinkerError: Other models lean on it, or the engine died meanwhile.
+        """
+        await self.unloading(model, heir=heir)
+
+    def unloading(self, model: str, *, heir: str | None = None) -> Awaitable[None]:
+        """Asks for a model's unloading at once; whoever awaits the result waits for its end.
+
+        Args:
+            model: Takes no requests from here on; what is not resident is no error.
+            heir: Resident, and its family's donor for every command that follows.
+
+        Raises:
+            EngineFailureError: The engine is gone.
         """
         self._check_open()
         future = self._unloads.get(model)
         if future is None:
             future = self._unloads[model] = self._loop.create_future()
-            self._outbox.put(UnloadModel(model=model))
-        await asyncio.shield(future)
+            self._outbox.put(UnloadModel(model=model, heir=heir))
+        return asyncio.shield(future)
 
     async def reserve(self, name: str, nbytes: int) -> None:
         """Sets memory of the engine's device aside for another process, until `release`.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from linker_core.config import EngineConfig
 from linker_core.engine.kv_size import kv_cache_bytes
-from linker_core.engine.messages import LoadModel, Snapshot
+from linker_core.engine.messages import BaseFiles, LoadModel, Snapshot
 from linker_core.errors import EngineFailureError, NotReadyError
 from linker_core.sharing.plan import Policy, SharePlan
 from linker_core.weights.architecture import ModelConfig
@@ -17,7 +17,7 @@ from server.onboarding.adapters import AdapterSide, Source
 from server.onboarding.deltas import Deltas, Weights
 from server.onboarding.request import OnboardRequest
 from server.registry.records import ModelRecord
-from server.residency.catalog import Catalog, ServedModel, TextSide
+from server.residency.catalog import Base, Catalog, ServedModel, TextSide
 
 
 class Arrival(NamedTuple):
@@ -62,6 +62,7 @@ class Admission:
         weights: Weights,
         *,
         replaces: bool = False,
+        base: Base | None = None,
         on_progress: OnProgress | None = None,
     ) -> Arrival:
         """Makes a planned model resident; `record` carries name, donor and fingerprint.
@@ -72,14 +73,19 @@ class Admission:
             plan: What is stored of it.
             weights: Where the engine reads that.
             replaces: Whether the model is resident with another plan, which serves until then.
+            base: What the plan was made against, of a model without a donor that is none itself.
             on_progress: Hears of bytes moved and to be moved.
 
         Raises:
             NotReadyError: Its donor is not resident, or the engine is not there.
             LinkerError: The engine could not load it.
         """
-        if record.donor is not None and self._catalog.get(record.donor) is None:
-            raise NotReadyError(f"Its donor {record.donor!r} is not resident.")
+        lender = base
+        if record.donor is not None:
+            donor = self._catalog.get(record.donor)
+            if donor is None:
+                raise NotReadyError(f"Its donor {record.donor!r} is not resident.")
+            lender = Base.of(donor.lender)
         assert record.fingerprint is not None
         command = LoadModel(
             model=record.name,
@@ -90,6 +96,7 @@ class Admission:
             donor=record.donor,
             max_model_len=self._max_model_len,
             replaces=replaces,
+            base=None if lender is None else _files(lender.text),
         )
         loaded = await self._engine().load(command, on_progress=on_progress)
         model = ServedModel(
@@ -100,6 +107,7 @@ class Admission:
             fingerprint=record.fingerprint,
             max_model_len=loaded.max_model_len,
             text=text,
+            base=base,
         )
         return Arrival(model, loaded.alias_seconds, loaded.move_seconds)
 
@@ -138,3 +146,7 @@ class Admission:
     def kv_bytes(self, config: ModelConfig) -> int:
         """Returns what the KV cache of a new family takes."""
         return kv_cache_bytes(config, self._engine_config)
+
+
+def _files(text: TextSide) -> BaseFiles:
+    return BaseFiles(path=str(text.path), identity=text.identity, config=text.config)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 from weakref import WeakValueDictionary
 
 from linker_core.sharing.plan import SharePlan
@@ -44,6 +45,11 @@ class Base:
 
     fingerprint: str
     text: TextSide
+
+    @classmethod
+    def of(cls, donor: ServedModel) -> Self:
+        """Returns the base that a donor with no other is itself."""
+        return cls(fingerprint=donor.fingerprint, text=donor.text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +109,7 @@ class Catalog:
         return sorted(self._models.values(), key=order)
 
     def donors(self) -> list[ServedModel]:
-        """Returns the models that variants can lean on."""
+        """Returns the models that variants can lean on; they are planned against its `lender`."""
         return [model for model in self.models() if model.donor is None]
 
     def dependants(self, name: str) -> list[str]:
@@ -139,6 +145,20 @@ class Catalog:
         model = self._models.pop(name, None)
         if model is not None:
             self._dormant[name] = model
+
+    def rehome(self, name: str, heir: str) -> None:
+        """Makes a variant the donor of its family in its donor's place, who becomes its variant."""
+        donor = self._models.get(name) or self._dormant.get(name)
+        base = None if donor is None else donor.base or Base.of(donor)
+        for models in (self._models, self._dormant):
+            for model in list(models.values()):
+                if model.donor == name or model.name == name:
+                    models[model.name] = replace(model, donor=heir, base=None)
+        for models in (self._models, self._dormant):
+            if (found := models.get(heir)) is not None and base is not None:
+                models[heir] = replace(found, donor=None, base=base)
+        if base is None:
+            self._dormant.pop(heir, None)  # whoever brings it back reads what it leans on
 
     def clear(self) -> None:
         """Closes every model: the engine is gone."""
