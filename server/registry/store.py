@@ -12,17 +12,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, Self
 
-from sqlalchemy import create_engine, event, select, update
 from sqlalchemy import delete as remove
-from sqlalchemy.engine import URL, Engine, make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy import select, update
+from sqlalchemy.engine import URL, Engine
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
-from sqlalchemy.pool import ConnectionPoolEntry
 
-from linker_core.errors import ConflictError, InvalidRequestError, NotReadyError
+from linker_core.errors import ConflictError, NotReadyError
+from server.registry.database import open_database
 from server.registry.records import BaseRecord, JobRecord, Json, ModelRecord, Record, ReplayRecord
+from server.registry.refusal import reason_of
 from server.registry.tables import (
     Base,
     BaseRow,
@@ -32,19 +32,11 @@ from server.registry.tables import (
     ScanRow,
     TuningRow,
 )
+from server.registry.tenure import TakenError, Tenure
 
 logger = logging.getLogger(__name__)
 
 MAX_TUNINGS_PER_PAIR = 16  # each holds a frontier: every tensor of some twenty plans
-_PARAM = "storage.registry_url"
-_SQLITE_PRAGMAS = (
-    "PRAGMA journal_mode=WAL",
-    "PRAGMA synchronous=FULL",  # a row that was acknowledged survives a power cut
-    "PRAGMA foreign_keys=ON",
-    "PRAGMA busy_timeout=5000",
-)
-
-
 _ROWS: Mapping[type[Record], type[Base]] = {
     ModelRecord: ModelRow,
     JobRecord: JobRow,
@@ -56,48 +48,41 @@ _ROWS: Mapping[type[Record], type[Base]] = {
 class Registry:
     """Models, scans, tunings and jobs that outlive the process."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, tenure: Tenure | None) -> None:
         self._engine = engine
+        self._tenure = tenure
 
     @classmethod
     def open(cls, url: str | URL) -> Self:
-        """Opens the registry, creating what is missing.
+        """Opens the registry, creating or migrating what is missing.
 
         Raises:
-            InvalidRequestError: Not a URL, no driver for it, no such database, or a damaged one.
+            InvalidRequestError: It cannot be used, and the message says why and what to do.
         """
-        parsed = _parse(url)
-        try:
-            engine = create_engine(parsed)
-        except (ArgumentError, ImportError) as error:
-            raise _unusable(parsed, "its driver is not installed") from error
-        try:
-            if parsed.get_backend_name() == "sqlite":
-                event.listen(engine, "connect", _set_pragmas)
-                _check_pages(engine, parsed)
-            Base.metadata.create_all(engine)
-        except SQLAlchemyError as error:
-            engine.dispose()
-            raise _unusable(parsed, _reason(error)) from error
-        except BaseException:
-            engine.dispose()
-            raise
-        return cls(engine)
+        return cls(*open_database(url))
 
     def close(self) -> None:
-        """Closes every connection."""
+        """Closes every connection; another server may open the registry then."""
+        if self._tenure is not None:
+            self._tenure.end()
         self._engine.dispose()
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[Session]:
         """Commits at the end; what a locked, full or lost database raises becomes NotReadyError."""
         try:
+            if self._tenure is not None:
+                self._tenure.renew()
             with Session(self._engine) as session, session.begin():
                 yield session
         except IntegrityError:
             raise  # the rows are to blame
+        except TakenError as error:
+            logger.warning("another server has taken the registry")
+            msg = "Another server has taken the registry; stop one of the two."
+            raise NotReadyError(msg) from error
         except (DBAPIError, PoolTimeoutError) as error:
-            logger.warning("the registry failed: %s", _reason(error))
+            logger.warning("the registry failed: %s", reason_of(error))
             msg = "The registry cannot be used at the moment; try again later."
             raise NotReadyError(msg) from error
 
@@ -106,23 +91,23 @@ class Registry:
         self.replace(delete=(), save=records)
 
     def replace(self, *, delete: Sequence[str], save: Sequence[Record]) -> None:
-        """Saves records and deletes models, all of it in one transaction.
+        """Deletes models and saves records, all of it in one transaction.
 
         Raises:
             ConflictError: One of the models to be deleted would still be the donor of another.
         """
-        try:
-            with self._transaction() as session:
-                for record in save:
-                    session.merge(_to_row(record))
-                session.flush()  # first, so that whoever loses its donor has another
-                session.execute(remove(ModelRow).where(ModelRow.name.in_(delete)))
-        except IntegrityError as error:
-            if not delete:
-                raise  # the records are to blame
-            names = ", ".join(delete)
-            msg = f"{names}: the donor of other models; delete those first, or rehome them."
-            raise ConflictError(msg) from error
+        stranded = select(ModelRow.name).where(ModelRow.donor.in_(delete))
+        with self._transaction() as session:
+            session.execute(remove(ModelRow).where(ModelRow.name.in_(delete)))
+            for record in save:
+                session.merge(_to_row(record))
+            session.flush()
+            dependants = session.scalars(stranded.order_by(ModelRow.position)).all()
+            if dependants:
+                raise ConflictError(
+                    f"{', '.join(delete)}: the donor of {', '.join(dependants)}; delete those "
+                    "first, or rehome them."
+                )
 
     def models(self) -> list[ModelRecord]:
         """Returns every known model in order of arrival."""
@@ -241,46 +226,6 @@ class Registry:
             )
             too_many = session.scalars(newest.offset(MAX_TUNINGS_PER_PAIR)).all()
             session.execute(remove(TuningRow).where(*pair, TuningRow.key.in_(too_many)))
-
-
-def _parse(url: str | URL) -> URL:
-    try:
-        return make_url(url)
-    except ArgumentError as error:
-        # Not repeated here: it may hold a password in a place that cannot be made out.
-        raise InvalidRequestError(
-            "The registry's URL cannot be parsed. Write sqlite:///FILE, or "
-            "postgresql+psycopg://USER:PASSWORD@HOST/NAME.",
-            param=_PARAM,
-        ) from error
-
-
-def _unusable(url: URL, reason: str) -> InvalidRequestError:
-    where = url.render_as_string(hide_password=True)
-    return InvalidRequestError(
-        f"The registry {where} cannot be used: {reason}. Mend it, restore a copy, or choose "
-        "another registry_url or state directory.",
-        param=_PARAM,
-    )
-
-
-def _reason(error: SQLAlchemyError) -> str:
-    """Returns what the database said, without the statement and its values."""
-    return str(error.orig if isinstance(error, DBAPIError) else error)
-
-
-def _check_pages(engine: Engine, url: URL) -> None:
-    with engine.connect() as connection:
-        found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalars().all()
-    if found != ["ok"]:
-        raise _unusable(url, f"it is damaged ({found[0]})")
-
-
-def _set_pragmas(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
-    cursor = connection.cursor()
-    for pragma in _SQLITE_PRAGMAS:
-        cursor.execute(pragma)
-    cursor.close()
 
 
 def _columns(source: object, record: type[Record]) -> dict[str, Any]:

@@ -1,11 +1,23 @@
-"""The tables of the registry. One column per field of the records, by the same name."""
+"""The tables of the registry. One column per field of the records, by the same name.
+
+They describe what `migrations` has made; whoever changes one here adds a step there.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Dialect, Enum, ForeignKey, TypeDecorator
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Dialect,
+    Enum,
+    ForeignKey,
+    TypeDecorator,
+    UniqueConstraint,
+    false,
+)
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from server.registry.records import JobStage, JobStatus, ModelState
@@ -23,9 +35,10 @@ class _DamagedAsEmpty(TypeDecorator[Any]):
     impl = JSON
     cache_ok = True
 
-    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any]:
+    def result_processor(self, dialect: Dialect, coltype: object) -> Callable[[Any], Any] | None:
         process = super().result_processor(dialect, coltype)
-        assert process is not None
+        if process is None:
+            return None  # PostgreSQL keeps no JSON that cannot be read
 
         def read(value: object) -> object:
             try:
@@ -44,6 +57,7 @@ class ModelRow(Base):
     """A `ModelRecord`."""
 
     __tablename__ = "models"
+    __table_args__ = (UniqueConstraint("alias", name="models_alias_key"),)
 
     name: Mapped[str] = mapped_column(primary_key=True)
     source: Mapped[str]
@@ -51,15 +65,18 @@ class ModelRow(Base):
     state: Mapped[ModelState] = mapped_column(_by_value(ModelState), index=True)
     position: Mapped[int]
     created_at: Mapped[float]
-    donor: Mapped[str | None] = mapped_column(ForeignKey("models.name"))
+    # Checked when a transaction ends, so that rows may come and go in any order.
+    donor: Mapped[str | None] = mapped_column(
+        ForeignKey("models.name", name="models_donor_fkey", deferrable=True, initially="DEFERRED")
+    )
     family: Mapped[str | None]
     fingerprint: Mapped[str | None]
     plan: Mapped[dict[str, Any] | None] = mapped_column(_DamagedAsEmpty(none_as_null=True))
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     last_used_at: Mapped[float | None]
     max_model_len: Mapped[int | None]
-    alias: Mapped[str | None] = mapped_column(unique=True)
-    pinned: Mapped[bool]
+    alias: Mapped[str | None]
+    pinned: Mapped[bool] = mapped_column(server_default=false())
     keep_alive_s: Mapped[float | None]
     donor_choice: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
 

@@ -9,7 +9,10 @@ import pytest
 
 from tests.server.cached_scan import CACHE_VARIABLE
 from tests.server.live import LiveServer, live_server
+from tests.server.postgres import cluster
 from tests.tiny import make_checkpoint, make_variant
+
+__all__ = ["cluster"]  # a fixture
 
 
 @pytest.fixture(scope="session", autouse=True)

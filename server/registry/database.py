@@ -1,0 +1,126 @@
+"""Opens the database of a registry: the driver, its settings, its health and its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from sqlalchemy import create_engine, event
+from sqlalchemy.engine import URL, Engine, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from linker_core.errors import InvalidRequestError
+from server.registry.migration import migrate
+from server.registry.refusal import REGISTRY_PARAM, reason_of, unusable
+from server.registry.tenure import TakenError, Tenure
+
+# What every connection is told first.
+_SETTINGS: Mapping[str, Sequence[str]] = {
+    "sqlite": (
+        "PRAGMA journal_mode=WAL",
+        "PRAGMA synchronous=FULL",  # a row that was acknowledged survives a power cut
+        "PRAGMA foreign_keys=ON",
+        "PRAGMA busy_timeout=5000",
+    ),
+    "postgresql": ("SET lock_timeout = 5000",),
+}
+# So that a database that is gone is noticed: not to be connected to, or silent (milliseconds).
+_CONNECTING: Mapping[str, Mapping[str, int]] = {
+    "sqlite": {},
+    "postgresql": {"connect_timeout": 5, "tcp_user_timeout": 10_000},
+}
+
+
+class Database(NamedTuple):
+    """An open database, and what keeps other servers out of it."""
+
+    engine: Engine
+    tenure: Tenure | None  # None: the lock of the state directory does
+
+
+def open_database(url: str | URL) -> Database:
+    """Opens a database and makes or migrates its tables.
+
+    Raises:
+        InvalidRequestError: Not a URL, no driver for it, no such database, a damaged one, one that
+            another server uses, or one that a newer version or another program has made.
+    """
+    parsed = _parse(url)
+    engine = _create(parsed)
+    settings = _SETTINGS[engine.dialect.name]
+
+    def tell(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
+        cursor = connection.cursor()
+        for setting in settings:
+            cursor.execute(setting)
+        cursor.close()
+        connection.commit()  # a rollback would take a setting back
+
+    event.listen(engine, "connect", tell)
+    try:
+        return _opened(engine)
+    except TakenError as error:
+        engine.dispose()
+        raise unusable(
+            parsed,
+            "another server uses it",
+            remedy="Stop that one, or give this one a database or a schema of its own.",
+        ) from error
+    except SQLAlchemyError as error:
+        engine.dispose()
+        raise unusable(parsed, reason_of(error)) from error
+    except BaseException:
+        engine.dispose()
+        raise
+
+
+def _opened(engine: Engine) -> Database:
+    if engine.dialect.name == "sqlite":
+        _check_pages(engine)
+        migrate(engine)
+        return Database(engine, None)
+    tenure = Tenure(engine)  # first: while a server runs, nobody migrates under it
+    try:
+        migrate(engine)
+    except BaseException:
+        tenure.end()
+        raise
+    return Database(engine, tenure)
+
+
+def _parse(url: str | URL) -> URL:
+    try:
+        return make_url(url)
+    except ArgumentError as error:
+        # Not repeated here: it may hold a password in a place that cannot be made out.
+        raise InvalidRequestError(
+            "The registry's URL cannot be parsed. Write sqlite:///FILE, or "
+            "postgresql+psycopg://USER:PASSWORD@HOST/NAME.",
+            param=REGISTRY_PARAM,
+        ) from error
+
+
+def _create(url: URL) -> Engine:
+    backend = url.get_backend_name()
+    if backend not in _SETTINGS:
+        raise unusable(
+            url, f"{backend} is no database we know", remedy="Use sqlite or postgresql+psycopg."
+        )
+    try:
+        # A connection that the database has closed since is replaced before its next use.
+        return create_engine(url, connect_args=dict(_CONNECTING[backend]), pool_pre_ping=True)
+    except (ArgumentError, ImportError) as error:
+        raise unusable(
+            url,
+            "its driver is not installed",
+            remedy="For postgresql+psycopg, install linker-llm[postgres].",
+        ) from error
+
+
+def _check_pages(engine: Engine) -> None:
+    with engine.connect() as connection:
+        found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalars().all()
+    if found != ["ok"]:
+        raise unusable(engine.url, f"it is damaged ({found[0]})")

@@ -1,0 +1,68 @@
+"""Brings a registry's tables to what this version knows, or refuses a newer registry.
+
+All steps are one transaction: a kill at any moment leaves the old tables or the new ones.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy.engine import Connection, Engine
+
+from server.registry.refusal import unusable
+
+logger = logging.getLogger(__name__)
+
+VERSION_TABLE = "registry_version"  # a database may hold other programs' alembic_version
+_SCRIPTS = Path(__file__).parent / "migrations"
+_ALEMBIC = threading.Lock()  # its `context` and `op` belong to the process
+
+
+def migrate(engine: Engine) -> None:
+    """Runs the steps that a registry has not seen.
+
+    Raises:
+        InvalidRequestError: A newer version wrote it, or its tables are another program's.
+        SQLAlchemyError: The database refuses a step; nothing has changed.
+    """
+    scripts = ScriptDirectory(str(_SCRIPTS))
+    with engine.connect() as connection:
+        found = _revision(connection)
+    if found == scripts.get_current_head():
+        return
+    if found not in {None, *(step.revision for step in scripts.walk_revisions())}:
+        raise unusable(
+            engine.url,
+            f"a newer version of this program has made it (tables {found})",
+            remedy="Install that version again, or restore the copy from before its first start.",
+        )
+    with engine.connect() as connection:
+        # Closed at the end, since it has forgotten how to check references.
+        connection.detach()
+        if engine.dialect.name == "sqlite":
+            # References are off as long as a table is replaced; this must precede BEGIN, which in
+            # turn must precede the first change: the driver would commit those one by one.
+            connection.exec_driver_sql("PRAGMA foreign_keys=OFF")
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+        _upgrade(connection)
+        connection.commit()
+    logger.info("migrated the registry from %s to %s", found, scripts.get_current_head())
+
+
+def _revision(connection: Connection) -> str | None:
+    options = {"version_table": VERSION_TABLE}
+    return MigrationContext.configure(connection, opts=options).get_current_revision()
+
+
+def _upgrade(connection: Connection) -> None:
+    config = Config()
+    config.set_main_option("script_location", str(_SCRIPTS).replace("%", "%%"))
+    config.attributes |= {"connection": connection, "version_table": VERSION_TABLE}
+    with _ALEMBIC:
+        command.upgrade(config, "head")
