@@ -14,14 +14,19 @@ class LinkerError(Exception):
     Args:
         message: What, where, why and the remedy, in one or two sentences.
         param: Dotted path of the offending request field, if one is to blame.
+        retry_after_s: When it is worth trying again, if what is in the way passes by itself. It
+            crosses no process boundary.
     """
 
     code: ClassVar[str] = "linker_error"
 
-    def __init__(self, message: str, *, param: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, param: str | None = None, retry_after_s: float | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
+        self.retry_after_s = retry_after_s
 
     def __reduce__(self) -> tuple[object, ...]:
         return (from_record, (self.to_record(),))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 
@@ -33,8 +34,8 @@ from server.metrics.serving import ServingMetrics
 
 logger = logging.getLogger(__name__)
 
-# Seconds; clients give up above 120.
-_RETRY_AFTER = {429: "1", 503: "2"}
+_MAX_RETRY_AFTER = 120  # seconds; clients give up above that
+_RETRY_AFTER = {429: "1", 503: "2"}  # where the error does not say
 _STATUS: dict[type[LinkerError], tuple[int, str]] = {
     InvalidRequestError: (400, "invalid_request_error"),
     ContextLengthError: (400, "invalid_request_error"),
@@ -81,7 +82,11 @@ def our_fault_body() -> dict[str, object]:
 def error_response(error: LinkerError) -> JSONResponse:
     """Returns an error as a response."""
     status, _ = _STATUS.get(type(error), (500, "server_error"))
-    return _response(status, error_body(error))
+    response = _response(status, error_body(error))
+    if error.retry_after_s is not None:
+        seconds = min(max(1, math.ceil(error.retry_after_s)), _MAX_RETRY_AFTER)
+        response.headers["Retry-After"] = str(seconds)
+    return response
 
 
 def http_error_response(status: int, headers: Mapping[str, str] | None = None) -> JSONResponse:

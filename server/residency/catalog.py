@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 from weakref import WeakValueDictionary
 
 from linker_core.sharing.plan import SharePlan
@@ -73,6 +73,37 @@ class ServedModel:
         return replace(self, base=None, text=self.base.text, fingerprint=self.base.fingerprint)
 
 
+class Turn(asyncio.Lock):
+    """A lock that knows whether anybody holds it or waits for it.
+
+    Nobody waits who takes one that is not wanted: whoever makes room takes only those, so that two
+    who make room for each other's models never wait for each other.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._num_wanting = 0
+
+    @property
+    def wanted(self) -> bool:
+        """Whether somebody holds it or waits for it."""
+        return self._num_wanting > 0
+
+    async def acquire(self) -> Literal[True]:
+        """Takes the lock; at once where it is not wanted."""
+        self._num_wanting += 1
+        try:
+            return await super().acquire()
+        except BaseException:
+            self._num_wanting -= 1
+            raise
+
+    def release(self) -> None:
+        """Gives the lock to the next."""
+        self._num_wanting -= 1
+        super().release()
+
+
 class Catalog:
     """Resident models by name, what uses them, and what is known of evicted ones.
 
@@ -88,7 +119,8 @@ class Catalog:
         self._unused: dict[str, asyncio.Event] = {}
         self._idle_since: dict[str, float] = {}
         self._used_at: dict[str, float] = {}
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._turns: WeakValueDictionary[str, Turn] = WeakValueDictionary()
+        self._changed = asyncio.Event()
 
     def get(self, name: str) -> ServedModel | None:
         """Returns a resident model, or None."""
@@ -116,15 +148,25 @@ class Catalog:
         """Returns the resident models whose donor this is."""
         return [model.name for model in self.models() if model.donor == name]
 
-    def turn(self, name: str) -> asyncio.Lock:
+    def turn(self, name: str) -> Turn:
         """Returns the lock under which a name comes onto the device and leaves it.
 
-        Whoever holds a variant's may wait for its donor's, never the other way round.
+        Whoever holds a variant's may wait for its donor's, never the other way round; whoever holds
+        any may wait for `Room`, never the other way round.
         """
-        lock = self._turns.get(name)
-        if lock is None:
-            lock = self._turns[name] = asyncio.Lock()
-        return lock
+        turn = self._turns.get(name)
+        if turn is None:
+            turn = self._turns[name] = Turn()
+        return turn
+
+    async def until_changed(self) -> None:
+        """Waits until a model comes, leaves, or is not used any more."""
+        await self._changed.wait()
+
+    def note_change(self) -> None:
+        """Ends the waits of `until_changed`."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     # --- coming and going ---------------------------------------------------------------------
 
@@ -133,18 +175,21 @@ class Catalog:
         self._dormant.pop(model.name, None)
         self._models[model.name] = model
         self._idle_since[model.name] = self._clock()
+        self.note_change()
 
     def retract(self, name: str) -> None:
         """Closes a model to new requests and forgets it; running ones keep what they hold."""
         self._models.pop(name, None)
         self._dormant.pop(name, None)
         self._idle_since.pop(name, None)
+        self.note_change()
 
     def park(self, name: str) -> None:
         """Closes a model to new requests, and remembers what it was served as."""
         model = self._models.pop(name, None)
         if model is not None:
             self._dormant[name] = model
+            self.note_change()
 
     def rehome(self, name: str, heir: str) -> None:
         """Makes a variant the donor of its family in its donor's place, who becomes its variant."""
@@ -186,6 +231,7 @@ class Catalog:
                 if name in self._models:
                     self._idle_since[name] = self._clock()
                 self._unused.pop(name, asyncio.Event()).set()
+                self.note_change()
 
     def num_leases(self, name: str) -> int:
         """Returns how many hold a model."""

@@ -1,0 +1,166 @@
+"""Takes models off the device; their rows stay, and a request brings them back. Event loop only."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from linker_core.errors import ConflictError, EngineFailureError, LinkerError, NotReadyError
+from server.bridge.client import EngineClient
+from server.metrics.evictions import EvictionMetrics, EvictionReason
+from server.registry.records import ModelState
+from server.residency.catalog import Catalog, ServedModel, Turn
+from server.residency.rows import Rows
+
+logger = logging.getLogger(__name__)
+
+
+class Evictions:
+    """The way out: closed to new requests, unused, out of the engine, unloaded by its row.
+
+    An eviction that has begun goes on to its end, whoever waits for it.
+
+    Args:
+        catalog: The resident models.
+        rows: The known models.
+        engine: Returns the engine, or raises `NotReadyError`.
+        metrics: Counts.
+    """
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        rows: Rows,
+        engine: Callable[[], EngineClient],
+        metrics: EvictionMetrics,
+    ) -> None:
+        self._catalog = catalog
+        self._rows = rows
+        self._engine = engine
+        self._metrics = metrics
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def evict_idle(self, name: str, reason: EvictionReason) -> bool:
+        """Evicts a model that nobody needs now; False if somebody does.
+
+        Nothing is waited for before the model is closed to requests, so that what was true when the
+        caller looked is true then.
+
+        Raises:
+            EngineFailureError: The engine ended meanwhile; its row says as before what is wanted.
+        """
+        if not self.is_idle(name) or self._catalog.dependants(name):
+            return False
+        turn = self._catalog.turn(name)
+        await turn.acquire()  # at once: nobody wants it
+        await self._evict(name, turn, reason)
+        return True
+
+    async def unload(self, name: str) -> None:
+        """Evicts a model on request, pinned or not, once its running requests have ended.
+
+        Requests that come meanwhile wait, and bring it back. A cancelled wait cancels nothing.
+
+        Args:
+            name: A model's, not an alias. One that is unloaded already is left so.
+
+        Raises:
+            ModelNotFoundError: There is none of that name.
+            ConflictError: It is the donor of resident models, or not ready.
+            NotReadyError: It is on its way back, or the engine is.
+        """
+        turn = self._catalog.turn(name)
+        await turn.acquire()
+        try:
+            resident = self._check_ready(name)
+        except LinkerError:
+            turn.release()
+            raise
+        if not resident:
+            turn.release()
+            return
+        await self._evict(name, turn, EvictionReason.REQUEST)
+        try:
+            await self._rows.write_later()
+        except NotReadyError as error:
+            logger.warning("that %s is unloaded is not stored yet: %s", name, error.message)
+
+    def is_idle(self, name: str) -> bool:
+        """Whether nothing but models that lean on it keeps a resident model from being evicted."""
+        record = self._rows.find(name)
+        return (
+            self._catalog.get(name) is not None
+            and record is not None
+            and record.state is ModelState.READY  # not about to be stored as that
+            and not record.pinned
+            and not self._catalog.num_leases(name)
+            and not self._catalog.turn(name).wanted
+        )
+
+    async def settled(self) -> None:
+        """Waits until the evictions of models without requests that were begun have ended."""
+        while self._running:
+            await asyncio.wait(self._running)
+
+    async def stop(self) -> None:
+        """Ends what still waits for requests to end."""
+        running = list(self._running)
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    def _check_ready(self, name: str) -> bool:
+        """Whether a model is resident, and may be unloaded."""
+        record = self._rows.named(name)
+        if self._catalog.get(name) is None:
+            if record.state is ModelState.UNLOADED:
+                return False
+            if record.state is ModelState.READY:
+                raise NotReadyError(f"The model {name!r} is on its way back; try again then.")
+            raise ConflictError(
+                f"The model {name!r} is {record.state.value}; only a ready one is unloaded."
+            )
+        if dependants := self._catalog.dependants(name):
+            raise ConflictError(
+                f"The model {name!r} is the donor of {', '.join(dependants)}, which are resident; "
+                "unload those first."
+            )
+        return True
+
+    async def _evict(self, name: str, turn: Turn, reason: EvictionReason) -> None:
+        """Evicts a resident model; takes over its turn."""
+        served = self._catalog.get(name)
+        assert served is not None
+        self._catalog.park(name)
+        task = asyncio.ensure_future(self._take_out(served, turn, reason))
+        if not self._catalog.num_leases(name):
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+        task.add_done_callback(_note_failure)
+        await asyncio.shield(task)
+
+    async def _take_out(self, served: ServedModel, turn: Turn, reason: EvictionReason) -> None:
+        name = served.name
+        try:
+            await self._catalog.until_unused(name)
+            await self._engine().unload(name)
+        except (EngineFailureError, NotReadyError):
+            raise  # its row still says ready, so the next engine gets it
+        except LinkerError:
+            if self._catalog.dormant(name) is served:
+                self._catalog.publish(served)  # somebody leans on it: it stays
+            raise
+        else:
+            if self._rows.find(name) is not None:
+                self._rows.amend(name, state=ModelState.UNLOADED)
+            self._metrics.evicted(reason)
+            logger.info("model %s is unloaded (%s)", name, reason.value)
+        finally:
+            turn.release()
+
+
+def _note_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.info("a model was not unloaded: %s", error)

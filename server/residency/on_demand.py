@@ -1,0 +1,241 @@
+"""Models by the requests that need them: the resident at once, the unloaded once they are back.
+
+Event loop only. However many wait for a model, it is loaded once; it goes on if all of them leave.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
+
+from linker_core.errors import (
+    EngineFailureError,
+    InsufficientCapacityError,
+    LinkerError,
+    ModelNotFoundError,
+    NotReadyError,
+    QueueFullError,
+)
+from server.registry.records import ModelRecord, ModelState
+from server.residency.catalog import Catalog, ServedModel
+from server.residency.pace import Pace
+from server.residency.rows import Rows
+
+logger = logging.getLogger(__name__)
+
+_LOOK_AGAIN_S = 0.5  # for room, if nothing is heard before
+# What a request for the model is answered with as it is; the rest is the model's fault, not its.
+_PASSED_ON = (NotReadyError, InsufficientCapacityError, EngineFailureError, ModelNotFoundError)
+
+
+class _Return:
+    """One model on its way back, and who waits for it."""
+
+    def __init__(self) -> None:
+        self.num_waiting = 0
+        self._done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._left = asyncio.Event()
+
+    async def wait(self) -> None:
+        """Waits until the model is resident, or raises why it is not."""
+        self.num_waiting += 1
+        try:
+            await asyncio.shield(self._done)
+        finally:
+            self.num_waiting -= 1
+            if not self.num_waiting:
+                self._left.set()
+
+    async def succeed(self) -> None:
+        """Lets those who wait have the model; returns when each has taken it, or has left."""
+        self._done.set_result(None)
+        while self.num_waiting:
+            self._left.clear()
+            await self._left.wait()
+
+    def fail(self, error: LinkerError) -> None:
+        """Tells those who wait why there is no model."""
+        if not self._done.done():
+            self._done.set_exception(error)
+            self._done.exception()  # retrieved: nobody may be waiting any more
+
+
+class OnDemand:
+    """Hands out models, and brings back those that were evicted.
+
+    Args:
+        catalog: The resident models.
+        rows: The known models.
+        bring_back: Loads an unloaded model after its donor, and publishes it; the model's turn is
+            held. After a capacity error with `retry_after_s` it is called again.
+        settled: Waits until the engine holds what it is to hold from its start.
+        max_waiting: Requests that wait at once.
+        timeout_s: How long each waits at most.
+        clock: Monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        rows: Rows,
+        bring_back: Callable[[str], Awaitable[object]],
+        settled: Callable[[], Awaitable[object]],
+        max_waiting: int,
+        timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._catalog = catalog
+        self._rows = rows
+        self._bring_back = bring_back
+        self._settled = settled
+        self._max_waiting = max_waiting
+        self._timeout_s = timeout_s
+        self._clock = clock
+        self._pace = Pace()
+        self._num_waiting = 0
+        self._returns: dict[str, _Return] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @asynccontextmanager
+    async def acquire(self, name: str) -> AsyncIterator[ServedModel]:
+        """Yields a model that stays resident until the block ends.
+
+        Args:
+            name: A model's name or alias.
+
+        Raises:
+            ModelNotFoundError: There is none of that name.
+            NotReadyError: It does not serve, or will not within the time; says when to try again.
+            QueueFullError: Too many requests wait for models.
+            InsufficientCapacityError: It does not fit beside what has to stay.
+            EngineFailureError: The engine died on the way.
+        """
+        record = self._rows.named(name)
+        if self._catalog.get(record.name) is None:
+            await self._wait_for(record)
+        with self._lease(record.name) as model:
+            yield model
+
+    def begin(self, name: str) -> None:
+        """Brings an unloaded model back without waiting for it.
+
+        Raises:
+            ModelNotFoundError: There is none of that name.
+            NotReadyError: It does not serve.
+        """
+        record = self._rows.named(name)
+        if self._catalog.get(record.name) is None:
+            self._join(record)
+
+    async def stop(self) -> None:
+        """Breaks off what is on its way."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    # --- waiting ------------------------------------------------------------------------------
+
+    async def _wait_for(self, record: ModelRecord) -> None:
+        """Returns when a model is resident, without a pause before whoever asked goes on."""
+        if self._num_waiting >= self._max_waiting:
+            raise QueueFullError("Too many requests wait for models; try again in a moment.")
+        self._num_waiting += 1
+        try:
+            joined = self._join(record)
+            expected_s = self._pace.expected_s(list(self._returns))
+            if expected_s is not None and expected_s > self._timeout_s:
+                raise self._too_slow(record.name, expected_s)
+            async with asyncio.timeout(self._timeout_s):
+                await joined.wait()
+        except TimeoutError:
+            raise self._too_slow(record.name, None) from None
+        finally:
+            self._num_waiting -= 1
+
+    def _join(self, record: ModelRecord) -> _Return:
+        """Returns a model's way back, which begins now if it has not."""
+        self._check_wanted(record)
+        known = self._returns.get(record.name)
+        if known is None:
+            known = self._returns[record.name] = _Return()
+            self._pace.plan(record.name, record.plan)
+            task = asyncio.ensure_future(self._return(record.name, known))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        return known
+
+    def _check_wanted(self, record: ModelRecord) -> None:
+        """Refuses what a load would not make resident.
+
+        A ready model that is leaving comes back once it has left.
+        """
+        leaving = record.state is ModelState.READY and self._catalog.turn(record.name).wanted
+        if record.state is not ModelState.UNLOADED and not leaving:
+            state = "coming back" if record.state is ModelState.READY else record.state.value
+            raise NotReadyError(f"The model {record.name!r} is {state}, so it cannot answer now.")
+
+    @contextmanager
+    def _lease(self, name: str) -> Iterator[ServedModel]:
+        if self._catalog.get(name) is None:
+            raise NotReadyError(f"The model {name!r} left again; try again in a moment.")
+        with self._catalog.lease(name) as model:
+            yield model
+
+    def _too_slow(self, name: str, expected_s: float | None) -> NotReadyError:
+        return NotReadyError(
+            f"The model {name!r} is being loaded, which takes longer than the "
+            f"{self._timeout_s:g} s that a request waits; try again later.",
+            retry_after_s=expected_s,
+        )
+
+    # --- coming back --------------------------------------------------------------------------
+
+    async def _return(self, name: str, coming: _Return) -> None:
+        """Brings one model back and hands it to those who wait, before anything can evict it."""
+        try:
+            await self._settled()
+            async with self._catalog.turn(name):
+                await self._bring(name, coming)
+                await coming.succeed()
+        except LinkerError as error:
+            coming.fail(_for_requests(name, error))
+        except asyncio.CancelledError:
+            coming.fail(NotReadyError("The server is shutting down."))
+            raise
+        except Exception:
+            logger.exception("model %s was not loaded through a fault of ours", name)
+            coming.fail(EngineFailureError("Loading the model failed; see the server's log."))
+        finally:
+            del self._returns[name]
+            self._pace.forget(name)
+
+    async def _bring(self, name: str, coming: _Return) -> None:
+        """Loads a model; waits for room as long as somebody waits for the model."""
+        while self._catalog.get(name) is None:
+            record = self._rows.named(name)  # as it is by now
+            if record.state is not ModelState.UNLOADED:
+                raise NotReadyError(f"The model {name!r} is {record.state.value} by now.")
+            try:
+                begun = self._clock()
+                await self._bring_back(name)
+            except InsufficientCapacityError as error:
+                if error.retry_after_s is None or not coming.num_waiting:
+                    raise
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_LOOK_AGAIN_S):
+                        await self._catalog.until_changed()
+            else:
+                self._pace.note(name, self._clock() - begun)
+                return
+
+
+def _for_requests(name: str, error: LinkerError) -> LinkerError:
+    """Returns what a request is told; that a model's files are bad is not the request's fault."""
+    if isinstance(error, _PASSED_ON):
+        return error
+    return NotReadyError(f"The model {name!r} could not be loaded: {error.message}")

@@ -1,0 +1,31 @@
+"""What residency asks of the known models. Knows no SQL; `Roster` is one."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from server.registry.records import ModelRecord
+
+
+class Rows(Protocol):
+    """The rows of the models, as they are shown now."""
+
+    def find(self, name: str) -> ModelRecord | None:
+        """Returns one model, or None."""
+
+    def named(self, name: str) -> ModelRecord:
+        """Returns the model of a name or an alias.
+
+        Raises:
+            ModelNotFoundError: There is none.
+        """
+
+    def amend(self, name: str, **changes: Any) -> None:
+        """Changes fields of a row at once; it is stored by the next `write_later`."""
+
+    async def write_later(self) -> None:
+        """Stores what was changed and is not stored yet.
+
+        Raises:
+            NotReadyError: The registry cannot be written.
+        """
