@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,16 @@ def make_variant(
     (path / "config.json").write_text(json.dumps(record))
     save_state(path, state)
     write_tokenizer(path, vocab_size=vocab_size, added_tokens=added_tokens)
+    return path
+
+
+def retyped(path: Path, source: Path, dtype: str) -> Path:
+    """The same model in another float type, rounded where that is narrower."""
+    shutil.copytree(source, path)
+    record = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(record | {"dtype": dtype}))
+    state = load_file(source / "model.safetensors")
+    save_state(path, {name: tensor.to(_DTYPES[dtype]) for name, tensor in state.items()})
     return path
 
 

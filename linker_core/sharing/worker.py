@@ -1,4 +1,4 @@
-"""A disposable process that hashes and scans: `python -m linker_core.sharing.worker`.
+"""A disposable process that hashes, scans and compares: `python -m linker_core.sharing.worker`.
 
 Prints JSON lines on stdout: progress, then one result or one error; is told "busy" and "idle" on
 stdin while it works. Holds no state; killing it at any moment harms nothing. It reads files through
@@ -12,12 +12,14 @@ import logging
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from linker_core.errors import LinkerError
 from linker_core.lifeline import die_with_parent
 from linker_core.pace import Pace
+from linker_core.sharing.closeness import measure_closeness
 from linker_core.sharing.report import ScanReport
 from linker_core.sharing.scan import check_finite, scan
 from linker_core.speech import progress_of, say
@@ -28,10 +30,13 @@ _log = logging.getLogger(__name__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Scans one pair, or checks one donor; exit status 1 after an error line."""
+    """Scans one pair, checks one donor or compares several; exit status 1 after an error line."""
     parser = argparse.ArgumentParser(prog="linker_core.sharing.worker", allow_abbrev=False)
     parser.add_argument("--variant", type=Path, required=True)
     parser.add_argument("--donor", type=Path)
+    parser.add_argument(
+        "--near", type=Path, action="append", help="how close is it to this donor; may be repeated"
+    )
     parser.add_argument("--no-scan", action="store_true", help="fingerprints only")
     parser.add_argument("--no-hash", action="store_true", help="no fingerprints")
     parser.add_argument("--device", default="cpu", help="where the sums are computed")
@@ -39,14 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     pace = Pace()
     pace.follow(sys.stdin)
     try:
-        result = examine(
-            arguments.variant,
-            arguments.donor,
-            hashed=not arguments.no_hash,
-            scanned=not arguments.no_scan,
-            device=arguments.device,
-            pace=pace,
-        )
+        if arguments.near:
+            result = compare(arguments.variant, arguments.near, pace=pace)
+        else:
+            result = examine(
+                arguments.variant,
+                arguments.donor,
+                hashed=not arguments.no_hash,
+                scanned=not arguments.no_scan,
+                device=arguments.device,
+                pace=pace,
+            )
     except LinkerError as error:
         say({"error": error.to_record()})
         return 1
@@ -100,6 +108,33 @@ def examine(
         if scanned:
             result["report"] = _scan(donor, variant, device=device, pace=pace).to_json()
         return result
+
+
+def compare(variant_path: Path, donor_paths: Sequence[Path], *, pace: Pace) -> dict[str, Any]:
+    """Returns how close a model is to each of several donors, as JSON values.
+
+    A donor whose files can no longer be opened is skipped, with why; a file that is cut short
+    meanwhile ends this process.
+
+    Raises:
+        BadCheckpointError: Of the variant; see also `measure_closeness`.
+        UnsupportedFormatError: See `Checkpoint.open`.
+    """
+    with Checkpoint.open(variant_path) as variant:
+        found = [_compare(path, variant, pace=pace) for path in donor_paths]
+        return {"identity": variant.identity, "near": found}
+
+
+def _compare(donor_path: Path, variant: Checkpoint, *, pace: Pace) -> dict[str, Any]:
+    try:
+        donor = Checkpoint.open(donor_path)
+    except LinkerError as error:
+        return {"identity": None, "error": error.message}
+    with donor:
+        found = measure_closeness(
+            donor, variant, progress=progress_of("scanning"), pace=pace, mapped=True
+        )
+        return {"identity": donor.identity, **asdict(found)}
 
 
 def _scan(donor: Checkpoint, variant: Checkpoint, *, device: str, pace: Pace) -> ScanReport:

@@ -145,10 +145,12 @@ def _architecture(fields: Fields) -> Architecture:
             f"{source}: names custom code (auto_map or trust_remote_code), which is never run. "
             "Export the model in one of the built-in architectures."
         )
-    if record.get("quantization_config") or record.get("compression_config"):
-        raise UnsupportedFormatError(
-            f"{source}: weights are quantised. Give the bfloat16, float16 or float32 checkpoint."
-        )
+    for key in ("quantization_config", "compression_config"):
+        if record.get(key):
+            raise UnsupportedFormatError(
+                f"{source}: {key} is {record[key]!s:.60}, expected none: weights are quantised, "
+                "and no donor's are. Give the bfloat16, float16 or float32 checkpoint."
+            )
     named = record.get("architectures")
     known = [architecture.value for architecture in Architecture]
     if not isinstance(named, list) or len(named) != 1 or named[0] not in known:

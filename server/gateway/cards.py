@@ -30,6 +30,7 @@ def model_card(record: ModelRecord, snapshot: Snapshot | None) -> dict[str, Any]
         "state": record.state.value,
         "family": record.family,
         "donor": record.donor,
+        "donor_choice": record.donor_choice,
         "fingerprint": record.fingerprint,
         "bytes": _bytes(record, snapshot),
         "blocks": None if plan is None else plan["blocks"],
@@ -84,6 +85,7 @@ def dry_run_card(dry_run: DryRun) -> dict[str, Any]:
     return {
         "object": "model.plan",
         "donor": dry_run.donor,
+        "donor_choice": dry_run.donor_choice,
         "policy": dry_run.policy,
         "region": dry_run.region,
         "mean_cos": dry_run.mean_cos,

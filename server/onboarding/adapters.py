@@ -24,8 +24,7 @@ from linker_core.weights.files import (
 from linker_core.weights.lora import ADAPTER_FILE, LoraAdapter
 from linker_core.weights.lora_config import ADAPTER_CONFIG
 from server.onboarding.pairs import files_changed
-from server.onboarding.request import AUTO_DONOR, OnboardRequest
-from server.residency.catalog import Catalog, ServedModel, TextSide
+from server.residency.catalog import ServedModel, TextSide
 
 _FILES = (ADAPTER_CONFIG, ADAPTER_FILE)
 _MAX_CONFIG_BYTES = 1 << 20
@@ -61,7 +60,7 @@ def read_adapter(path: Path) -> AdapterSide:
         )
 
 
-def choose_base(catalog: Catalog, request: OnboardRequest, adapter: AdapterSide) -> ServedModel:
+def choose_base(donors: Sequence[ServedModel], adapter: AdapterSide) -> ServedModel:
     """Returns the donor of an adapter that leaves it open: the only one that it fits.
 
     Of several it is the one that has the name of what the adapter was trained on.
@@ -70,8 +69,6 @@ def choose_base(catalog: Catalog, request: OnboardRequest, adapter: AdapterSide)
         InvalidRequestError: None of them, or several.
         LinkerError: The one that it must have been trained on does not fit: why.
     """
-    assert request.donor in (None, AUTO_DONOR)
-    donors = [donor for donor in catalog.donors() if donor.name != request.name]
     why = {donor.name: _why_unfit(adapter, donor.text.config) for donor in donors}
     fitting = [donor for donor in donors if why[donor.name] is None]
     meant = _meant(fitting, adapter.base_name)

@@ -77,6 +77,10 @@ class Fingerprints:
             _remember(self._digests, key, digest)
         return digest
 
+    def known(self, text: TextSide) -> str | None:
+        """Returns the digest of a checkpoint if it was read in this process's life."""
+        return self._digests.get((text.identity, text.config))
+
     def note_finite(self, text: TextSide) -> None:
         """Remembers that a scan has looked at every weight of a checkpoint."""
         _remember(self._finite, (text.identity, text.config), None)

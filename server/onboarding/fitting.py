@@ -65,7 +65,7 @@ class Fitting:
     """Chooses plans of several variants together.
 
     Args:
-        choose: Returns the donor of what is onboarded, or None.
+        choose: Returns the donor of what is onboarded, or none, and why.
         planner: Prices.
     """
 
@@ -102,7 +102,7 @@ class Fitting:
             texts[name] = source
         frontiers: dict[str, Frontier] = {}
         async with self._planner.turn:
-            donor = self._one_donor(request, texts)
+            donor = await self._one_donor(request, texts, watch)
             _check_room(request, donor)
             for name, text in texts.items():
                 result = await self._planner.spread(text, donor, watch=watch, on_stage=ignore_stage)
@@ -123,7 +123,9 @@ class Fitting:
             seconds=watch.to_json(),
         )
 
-    def _one_donor(self, request: FitRequest, texts: dict[str, TextSide]) -> ServedModel:
+    async def _one_donor(
+        self, request: FitRequest, texts: dict[str, TextSide], watch: Stopwatch
+    ) -> ServedModel:
         """Returns the donor that all variants lean on.
 
         Raises:
@@ -132,11 +134,13 @@ class Fitting:
         found: ServedModel | None = None
         for name, text in texts.items():
             asked = OnboardRequest(name="", source=str(text.path), donor=request.donor)
-            donor = self._choose(asked, text)
+            choice = await self._choose(asked, text, watch, ignore_stage)
+            donor = choice.donor
             if donor is None or found not in (None, donor):
                 whose = "no resident donor's" if donor is None else f"{donor.name!r}'s"
                 raise InvalidRequestError(
-                    f"{name:.100} is of {whose} family, and all of them need the same donor.",
+                    f"{name:.100} is of {whose} family, and all of them need the same donor. "
+                    f"{choice.reason}",
                     param="models",
                 )
             found = donor

@@ -17,9 +17,9 @@ from linker_core.weights.checkpoint import Identity
 from server.metrics.admission import AdmissionMetrics
 from server.onboarding.adapters import Source
 from server.onboarding.admission import Admission, Arrival
-from server.onboarding.donors import choose_donor
+from server.onboarding.donors import Donors
 from server.onboarding.outcomes import failed_job, failed_model, retimed_job, succeeded_job
-from server.onboarding.planner import OnStage, Planned, Planner
+from server.onboarding.planner import OnStage, Planned, Planner, as_progress
 from server.onboarding.prepare import read_again
 from server.onboarding.replans import Replans
 from server.onboarding.request import OnboardRequest
@@ -70,6 +70,7 @@ class JobRunner:
     ) -> None:
         self._roster = roster
         self._catalog = catalog
+        self._donors = Donors(catalog=catalog, comparisons=planner.comparisons)
         self._planner = planner
         self._admission = admission
         self._restorer = restorer
@@ -204,8 +205,8 @@ class JobRunner:
     async def _plan_and_load(
         self, job: JobRecord, request: OnboardRequest, source: Source, watch: Stopwatch
     ) -> tuple[ModelRecord, Planned, Arrival]:
-        record, donor = await self._choose_donor(request, source)
         on_stage = self._note_stage(job.id)
+        record, donor = await self._choose_donor(request, source, watch, on_stage)
         planned = await self._planner.plan(request, source, donor, watch=watch, on_stage=on_stage)
         record = replace(record, fingerprint=planned.fingerprint, plan=planned.plan.to_json())
         on_stage(JobStage.LOADING, 0, planned.plan.unique_bytes)
@@ -260,7 +261,12 @@ class JobRunner:
         watch.enter("ready")
         self._catalog.publish(served)
         ready = replace(record, state=ModelState.READY, max_model_len=served.max_model_len)
-        job = succeeded_job(self._roster.live_job(job_id), planned.plan, watch.to_json())
+        job = succeeded_job(
+            self._roster.live_job(job_id),
+            planned.plan,
+            watch.to_json(),
+            donor_choice=record.donor_choice,
+        )
         try:
             await self._roster.save(ready, job)
         except NotReadyError:
@@ -280,19 +286,26 @@ class JobRunner:
         return read_again(path, source=source, identity=identity)
 
     async def _choose_donor(
-        self, request: OnboardRequest, source: Source
+        self, request: OnboardRequest, source: Source, watch: Stopwatch, on_stage: OnStage
     ) -> tuple[ModelRecord, ServedModel | None]:
         """Chooses the donor once all are resident; from here on it cannot be deleted."""
         while True:
             await self._restorer.done.wait()
+            await self._donors.compare(
+                request, source, watch=watch, on_progress=as_progress(on_stage)
+            )
             async with self._names:
                 if not self._restorer.done.is_set():
                     continue  # the engine died while others held the names
-                donor = choose_donor(self._catalog, request, source)
+                choice = self._donors.choose(request, source)
+                if choice is None:
+                    continue  # a donor came while the others were looked at
+                donor = choice.donor
                 record = replace(
                     self._roster.model(request.name),
                     donor=None if donor is None else donor.name,
                     family=request.name if donor is None else donor.name,
+                    donor_choice=choice.to_json(),
                 )
                 await self._roster.save(record)
                 return record, donor

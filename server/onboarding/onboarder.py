@@ -25,10 +25,11 @@ from server.metrics.admission import AdmissionMetrics
 from server.onboarding.adapters import Source
 from server.onboarding.admission import Admission
 from server.onboarding.departures import Departures
-from server.onboarding.donors import choose_donor
+from server.onboarding.donor_choice import DonorChoice
+from server.onboarding.donors import Donors
 from server.onboarding.fitting import FitRequest, Fitting, JointPlan
 from server.onboarding.jobs import Checked, JobRunner
-from server.onboarding.planner import Planner
+from server.onboarding.planner import OnStage, Planner, as_progress
 from server.onboarding.prepare import check_capacity, read_source
 from server.onboarding.rehearsal import DryRun, Rehearsal
 from server.onboarding.request import (
@@ -42,8 +43,9 @@ from server.onboarding.restorer import Restorer
 from server.onboarding.roster import Roster
 from server.onboarding.sources import resolve_source
 from server.onboarding.startup import Startup
+from server.onboarding.timing import Stopwatch
 from server.registry.records import JobRecord, ModelState
-from server.residency.catalog import Catalog, ServedModel
+from server.residency.catalog import Catalog
 from server.settings import SharingSettings
 
 logger = logging.getLogger(__name__)
@@ -85,6 +87,7 @@ class Onboarder:
         self._queue_limit = queue_limit
         # Guards checks of names and donors together with the changes that follow from them.
         self._names = asyncio.Lock()
+        self._donors = Donors(catalog=catalog, comparisons=planner.comparisons)
         self._jobs = JobRunner(
             roster=roster,
             catalog=catalog,
@@ -261,7 +264,7 @@ class Onboarder:
         if self._is_coming(request.donor):
             return  # the job checks it then
         try:
-            donor = choose_donor(self._catalog, request, source)
+            donor = self._donors.likely(request, source)
         except (ConflictError, InvalidRequestError):
             if not self._may_find_donor(request):
                 raise
@@ -273,19 +276,25 @@ class Onboarder:
         # A tuner's share is free again before this model is loaded.
         check_capacity(needed_bytes, snapshot.unreserved_bytes)
 
-    def _choose_donor_now(
-        self, request: OnboardRequest, source: Source | ModelConfig
-    ) -> ServedModel | None:
+    async def _choose_donor_now(
+        self,
+        request: OnboardRequest,
+        source: Source | ModelConfig,
+        watch: Stopwatch,
+        on_stage: OnStage,
+    ) -> DonorChoice:
         """Returns the donor of a dry run.
 
         Raises:
             NotReadyError: It may be one that is still on its way.
-            LinkerError: See `choose_donor`.
+            LinkerError: See `Donors.settle`.
         """
         if not self._is_coming(request.donor):
-            donor = choose_donor(self._catalog, request, source)
-            if donor is not None or not self._may_find_donor(request):
-                return donor
+            choice = await self._donors.settle(
+                request, source, watch=watch, on_progress=as_progress(on_stage)
+            )
+            if choice.donor is not None or not self._may_find_donor(request):
+                return choice
         raise NotReadyError("The models to share with are still on their way; try again.")
 
     def _is_coming(self, donor: str | None) -> bool:

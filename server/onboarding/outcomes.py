@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from linker_core.errors import BadCheckpointError, EngineFailureError, LinkerError
 from linker_core.sharing.plan import SharePlan
-from server.registry.records import JobRecord, JobStatus, ModelRecord, ModelState
+from server.registry.records import JobRecord, JobStatus, Json, ModelRecord, ModelState
 
 
 def without_plan(record: ModelRecord) -> ModelRecord:
@@ -34,8 +34,21 @@ def interrupted_job(job: JobRecord) -> JobRecord:
     return failed_job(job, EngineFailureError("The server stopped before the job was done."))
 
 
-def succeeded_job(job: JobRecord, plan: SharePlan, seconds: Mapping[str, float]) -> JobRecord:
-    """Returns a job whose model is resident, with what it spent in every stage."""
+def succeeded_job(
+    job: JobRecord,
+    plan: SharePlan,
+    seconds: Mapping[str, float],
+    *,
+    donor_choice: Json | None = None,
+) -> JobRecord:
+    """Returns a job whose model is resident, with what it spent in every stage.
+
+    Args:
+        job: As it ran.
+        plan: What is stored.
+        seconds: Of each stage.
+        donor_choice: Why the model has its donor; None if the job did not choose it.
+    """
     return replace(
         job,
         status=JobStatus.SUCCEEDED,
@@ -47,6 +60,7 @@ def succeeded_job(job: JobRecord, plan: SharePlan, seconds: Mapping[str, float])
             "policy": plan.policy.value,
             "price": None if plan.price is None else plan.price.to_json(),
             "budget_kl": plan.budget_kl,
+            "donor_choice": donor_choice,
             "seconds": dict(seconds),
         },
         finished_at=time.time(),

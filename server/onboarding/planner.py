@@ -15,6 +15,7 @@ from linker_core.sharing.report import ScanReport
 from linker_core.tuning.request import FIT_POINTS, TuneGoal
 from linker_core.tuning.result import TuneResult
 from server.onboarding.adapters import AdapterSide, Source
+from server.onboarding.comparisons import Comparisons
 from server.onboarding.fingerprints import Fingerprints
 from server.onboarding.imports import Imports, adopted_plan
 from server.onboarding.pairs import Pair, files_changed, make_donor_plan
@@ -86,6 +87,9 @@ class Planner:
         self._imports = imports
         self._snapshot = snapshot
         self._fingerprints = Fingerprints(scanner)
+        self.comparisons = Comparisons(
+            registry=registry, scanner=scanner, fingerprints=self._fingerprints
+        )
         self.turn = asyncio.Lock()
 
     async def plan(
@@ -114,9 +118,9 @@ class Planner:
         assert self.turn.locked()
         try:
             if isinstance(source, AdapterSide) or source.delta is not None:
-                planned = await self._adopt(source, donor, watch, _follow(on_stage))
+                planned = await self._adopt(source, donor, watch, as_progress(on_stage))
             else:
-                planned = await self._plan(request, source, donor, watch, _follow(on_stage))
+                planned = await self._plan(request, source, donor, watch, as_progress(on_stage))
         finally:
             watch.stop()
         if hold_budget:
@@ -132,13 +136,13 @@ class Planner:
             LinkerError: Any reason why they cannot be priced.
         """
         assert self.turn.locked()
-        follow = _follow(on_stage)
+        on_progress = as_progress(on_stage)
         try:
-            fingerprint = await self._fingerprints.find(text, watch=watch, on_progress=follow)
-            report = await self._report(text, fingerprint, donor, watch, follow)
+            fingerprint = await self._fingerprints.find(text, watch=watch, on_progress=on_progress)
+            report = await self._report(text, fingerprint, donor, watch, on_progress)
             pair = Pair(text=text, fingerprint=fingerprint, donor=donor, report=report)
             goal = TuneGoal(num_points=FIT_POINTS)
-            return await self._pricing.find(pair, goal, watch=watch, on_progress=follow)
+            return await self._pricing.find(pair, goal, watch=watch, on_progress=on_progress)
         finally:
             watch.stop()
 
@@ -273,11 +277,13 @@ class Planner:
         return await asyncio.to_thread(pair.tuned, request, tuned), tuned
 
 
-def _follow(on_stage: OnStage) -> OnStageProgress:
-    def follow(stage: str, done_bytes: int, total_bytes: int) -> None:
+def as_progress(on_stage: OnStage) -> OnStageProgress:
+    """Returns what hears a worker's progress and tells it as a job's stages."""
+
+    def on_progress(stage: str, done_bytes: int, total_bytes: int) -> None:
         on_stage(_STAGES[stage], done_bytes, total_bytes)
 
-    return follow
+    return on_progress
 
 
 def ignore_progress(_stage: str, _done_bytes: int, _total_bytes: int) -> None:

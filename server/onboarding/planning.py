@@ -137,7 +137,7 @@ def check_donor_size(request: OnboardRequest, plan: SharePlan) -> None:
     """
     if request.max_bytes is not None and plan.unique_bytes > request.max_bytes:
         raise InvalidRequestError(
-            f"No resident donor is of this model's family, so it would hold all of its "
+            f"No resident donor is near this model, so it would hold all of its "
             f"{plan.unique_bytes} bytes itself, more than max_bytes {request.max_bytes}. Onboard "
             "its donor first, or raise max_bytes.",
             param="max_bytes",

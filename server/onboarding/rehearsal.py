@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from linker_core.weights.keys import parse_key
 from linker_core.weights.shapes import expected_tensors
 from server.onboarding.adapters import Source
 from server.onboarding.admission import Admission
+from server.onboarding.donor_choice import DonorChoice
 from server.onboarding.pairs import make_frontier
-from server.onboarding.planner import Planned, Planner
+from server.onboarding.planner import OnStage, Planned, Planner
 from server.onboarding.prepare import read_shape, read_source
 from server.onboarding.request import OnboardRequest
 from server.onboarding.timing import Stopwatch
@@ -26,7 +27,9 @@ from server.residency.catalog import ServedModel
 
 _MATRIX = 2  # dimensions
 
-ChooseDonor = Callable[[OnboardRequest, Source | ModelConfig], ServedModel | None]
+ChooseDonor = Callable[
+    [OnboardRequest, Source | ModelConfig, Stopwatch, OnStage], Awaitable[DonorChoice]
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +37,7 @@ class DryRun:
     """What onboarding would do now."""
 
     donor: str | None  # None: it would be the donor of a family of its own
+    donor_choice: Mapping[str, Any]  # DonorChoice.to_json
     policy: str
     bytes: Mapping[str, int]  # logical, unique, shared, checkpoint
     needed_bytes: int  # unique bytes, and a family's KV cache for a donor
@@ -54,7 +58,7 @@ class Rehearsal:
     """Makes dry runs.
 
     Args:
-        choose: Returns the donor of what is onboarded, or of a shape, or None.
+        choose: Returns the donor of what is onboarded, or of a shape, and why.
         planner: Plans.
         admission: Knows the engine's memory.
     """
@@ -78,27 +82,37 @@ class Rehearsal:
         watch.enter("open")
         shape = await asyncio.to_thread(read_shape, path)
         if shape is not None:
-            donor = self._choose(request, shape)
-            return self._from_shape(request, shape, donor, free_bytes, watch)
+            choice = await self._choose(request, shape, watch, ignore_stage)
+            return self._from_shape(request, shape, choice, free_bytes, watch)
         source = await asyncio.to_thread(read_source, path)
         watch.stop()
         async with self._planner.turn:
-            donor = self._choose(request, source)
+            choice = await self._choose(request, source, watch, ignore_stage)
             planned = await self._planner.plan(
-                request, source, donor, watch=watch, on_stage=ignore_stage, hold_budget=False
+                request,
+                source,
+                choice.donor,
+                watch=watch,
+                on_stage=ignore_stage,
+                hold_budget=False,
             )
         tuned = planned.tuned
         points = (
             None if tuned is None else await asyncio.to_thread(make_frontier, tuned, planned.text)
         )
-        return self._from_plan(planned, points, watch)
+        return self._from_plan(planned, choice, points, watch)
 
     def _from_plan(
-        self, planned: Planned, points: list[dict[str, Any]] | None, watch: Stopwatch
+        self,
+        planned: Planned,
+        choice: DonorChoice,
+        points: list[dict[str, Any]] | None,
+        watch: Stopwatch,
     ) -> DryRun:
         plan, donor = planned.plan, planned.donor
         return DryRun(
             donor=None if donor is None else donor.name,
+            donor_choice=choice.to_json(),
             policy=plan.policy.value,
             bytes=plan.bytes_by_kind,
             needed_bytes=plan.unique_bytes + self._kv_bytes(planned.text.config, donor),
@@ -119,14 +133,16 @@ class Rehearsal:
         self,
         request: OnboardRequest,
         config: ModelConfig,
-        donor: ServedModel | None,
+        choice: DonorChoice,
         free_bytes: int,
         watch: Stopwatch,
     ) -> DryRun:
+        donor = choice.donor
         held = bytes_of_shape(config, None if donor is None else donor.text.config)
         watch.stop()
         return DryRun(
             donor=None if donor is None else donor.name,
+            donor_choice=choice.to_json(),
             policy="donor" if donor is None else request.policy,
             bytes=held,
             needed_bytes=held["unique"] + self._kv_bytes(config, donor),

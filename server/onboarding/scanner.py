@@ -1,4 +1,4 @@
-"""The scan worker as the server meets it: fingerprints and reports of checkpoints."""
+"""The scan worker as the server meets it: fingerprints, reports and nearness of checkpoints."""
 
 from __future__ import annotations
 
@@ -22,6 +22,16 @@ class ScanResult:
     report: Mapping[str, Any] | None = None
     identity: Identity | None = None
     donor_identity: Identity | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nearness:
+    """How close a model is to one donor; see `linker_core.sharing.closeness`."""
+
+    identity: Identity | None  # of the donor's files; None: they could not be opened
+    mean_cos: float | None = None
+    mean_epsilon: float | None = None
+    error: str | None = None  # why they could not
 
 
 class Scanner:
@@ -75,6 +85,26 @@ class Scanner:
             identity=_identity(result.get("identity")),
             donor_identity=_identity(result.get("donor_identity")),
         )
+
+    async def compare(
+        self, variant: Path, donors: Sequence[Path], *, on_progress: OnStageProgress
+    ) -> tuple[Identity, list[Nearness]]:
+        """Says which files a variant was read from, and how close it is to each of some donors.
+
+        Cancelling the wait kills the worker.
+
+        Raises:
+            LinkerError: What the worker says of the variant, or why it died; see `run_worker`.
+        """
+        near = (part for donor in donors for part in ("--near", str(donor)))
+        command = (*self._command, "--variant", str(variant), *near)
+        result = await run_worker(command, busy=self._busy, on_progress=on_progress)
+        identity = _identity(result["identity"])
+        assert identity is not None
+        return identity, [
+            Nearness(**{**found, "identity": _identity(found["identity"])})
+            for found in result["near"]
+        ]
 
 
 def _identity(record: list[list[Any]] | None) -> Identity | None:

@@ -7,6 +7,7 @@ imported here; what is not remembered is asked of the real worker.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import subprocess
@@ -47,8 +48,17 @@ def with_identities(lines: bytes, arguments: list[str]) -> bytes:
     for option, field in (("--variant", "identity"), ("--donor", "donor_identity")):
         if "result" in answer and option in arguments:
             path = Path(arguments[arguments.index(option) + 1])
-            answer["result"][field] = [identity(file) for file in sorted(path.glob(WEIGHTS))]
+            answer["result"][field] = identities(path)
+    if "result" in answer and "--near" in arguments:
+        near = [after for option, after in itertools.pairwise(arguments) if option == "--near"]
+        for found, donor in zip(answer["result"]["near"], near, strict=True):
+            if found["identity"] is not None:
+                found["identity"] = identities(Path(donor))
     return b"".join((*progress, json.dumps(answer).encode() + b"\n"))
+
+
+def identities(path: Path) -> list[list[str | int]]:
+    return [identity(file) for file in sorted(path.glob(WEIGHTS))]
 
 
 def identity(file: Path) -> list[str | int]:

@@ -23,7 +23,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("real")
     base = make_checkpoint(root / "base", tie=False)  # a tied random model repeats one token
     make_variant(root / "near", base, scale=0.01)
-    make_variant(root / "far", base, scale=0.5, seed=2)
+    make_variant(root / "far", base, scale=0.2, seed=2)
     make_variant(root / "wide", base, scale=0.01, seed=3, added_tokens=ADDED)
     make_checkpoint(root / "shapes", hidden=64)
     make_checkpoint(root / "layers", layers=3)

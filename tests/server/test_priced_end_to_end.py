@@ -53,11 +53,11 @@ def test_near_variant_shares_within_its_budget_and_far_one_is_compressed(
     assert 0 < price["kl"] <= price["kl_upper"] <= GENEROUS
     assert price["tokens"] >= 4000
     assert near["bytes"]["unique"] < 0.5 * near["bytes"]["logical"]
-    far = server.onboard("far", root / "far", budget_kl=GENEROUS).json()
+    far = server.onboard("far", root / "far", donor="base", budget_kl=GENEROUS).json()
     assert far["plan"]["region"] == "outside"  # of the neighbourhood: no weight is the donor's
     assert far["blocks"]["alias"] == 0
     assert 0 < far["plan"]["price"]["kl_upper"] <= GENEROUS
-    exact = server.onboard("exact", root / "far", policy="exact").json()
+    exact = server.onboard("exact", root / "far", donor="base", policy="exact").json()
     assert far["bytes"]["unique"] < exact["bytes"]["unique"]
     assert len(text(server, "far")) > 0
     seconds = server.client.get("/models/jobs").json()["data"][1]["result"]["seconds"]
@@ -85,6 +85,6 @@ def test_reserved_memory_is_free_again(server: LiveServer, root: Path) -> None:
 
 
 def test_size_that_nothing_reaches_is_refused(server: LiveServer, root: Path) -> None:
-    response = server.onboard("tiny", root / "far", max_bytes=10)
+    response = server.onboard("tiny", root / "far", donor="base", max_bytes=10)
     assert response.status_code == 400
     assert response.json()["error"]["param"] == "max_bytes"

@@ -148,3 +148,33 @@ def test_worker_that_hears_of_sequences_gives_way_and_ends_all_the_same(tmp_path
         lines = [json.loads(line) for line in worker.stdout]
     assert lines[0] == {"policy": os.SCHED_IDLE}
     assert len(ScanReport.from_json(lines[-1]["result"]["report"]).blocks) == 2
+
+
+def test_worker_says_how_close_a_model_is_to_each_of_several_donors(tmp_path: Path) -> None:
+    donor, stranger = make_checkpoint(tmp_path / "d"), make_checkpoint(tmp_path / "s", seed=9)
+    variant = make_variant(tmp_path / "v", donor, scale=0.01)
+    (gone := make_checkpoint(tmp_path / "gone") / "model.safetensors").unlink()
+    near = (str(path) for path in (stranger, donor, gone.parent))
+    status, lines = run_worker(
+        "--variant", str(variant), *(part for path in near for part in ("--near", path))
+    )
+    assert status == 0
+    assert {line["stage"] for line in lines[:-1]} == {"scanning"}
+    result = lines[-1]["result"]
+    with Checkpoint.open(variant) as v, Checkpoint.open(donor) as d:
+        assert result["identity"] == [list(file) for file in v.identity]
+        assert result["near"][1]["identity"] == [list(file) for file in d.identity]
+    far, close, missing = result["near"]
+    assert far["mean_epsilon"] > 1
+    assert close["mean_epsilon"] == pytest.approx(0.01, rel=0.05)
+    assert missing["identity"] is None
+    assert "no model*.safetensors" in missing["error"]
+
+
+def test_worker_that_compares_a_damaged_variant_ends_with_an_error(tmp_path: Path) -> None:
+    donor = make_checkpoint(tmp_path / "d")
+    variant = make_variant(tmp_path / "v", donor, scale=0.01)
+    (variant / "model.safetensors").write_bytes(b"")
+    status, lines = run_worker("--variant", str(variant), "--near", str(donor))
+    assert status == 1
+    assert lines[-1]["error"]["code"] == "bad_checkpoint"

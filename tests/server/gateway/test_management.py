@@ -138,7 +138,7 @@ def test_exact_policy_and_thresholds_are_taken_from_the_body(
     exact = live.onboard("exact", family / "near", policy="exact").json()
     assert exact["plan"]["policy"] == "exact"
     assert exact["blocks"]["alias"] == 0
-    loose = live.onboard("loose", family / "far", tau_cos=0.5, tau_frob=0.9).json()
+    loose = live.onboard("loose", family / "far", donor="base", tau_cos=0.5, tau_frob=0.9).json()
     assert (loose["plan"]["tau_cos"], loose["blocks"]["alias"]) == (0.5, 2)
 
 

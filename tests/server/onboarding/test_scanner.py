@@ -45,6 +45,23 @@ def test_pair_is_hashed_and_scanned(tmp_path: Path) -> None:
     assert len(result.report["blocks"]) == 2
 
 
+def test_several_donors_are_compared_in_their_order(tmp_path: Path) -> None:
+    donor, stranger = make_checkpoint(tmp_path / "d"), make_checkpoint(tmp_path / "s", seed=9)
+    variant = make_variant(tmp_path / "v", donor, scale=0.01)
+    missing = tmp_path / "missing"
+    identity, found = asyncio.run(
+        Scanner().compare(variant, [donor, missing, stranger], on_progress=ignore)
+    )
+    with Checkpoint.open(donor) as a, Checkpoint.open(variant) as b:
+        assert (identity, found[0].identity) == (b.identity, a.identity)
+    near, gone, far = found
+    assert near.mean_epsilon is not None
+    assert far.mean_epsilon is not None
+    assert near.mean_epsilon < 0.1 < far.mean_epsilon
+    assert (gone.identity, gone.mean_cos) == (None, None)
+    assert gone.error is not None
+
+
 CUT_SHORT = """
 import os, sys
 from linker_core.pace import Pace
