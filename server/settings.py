@@ -19,6 +19,8 @@ from linker_core.errors import InvalidRequestError
 
 _SIZE = re.compile(r"(\d+)\s*(?:([KMGT])(iB|B)?|B)?", re.IGNORECASE)
 _DURATION = re.compile(r"(-?\d+(?:\.\d+)?)\s*([smhd]?)", re.IGNORECASE)
+_HOST = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
+_ENDPOINT = r"^https?://[A-Za-z0-9.\[\]:-]+(/[A-Za-z0-9._~/-]*)?$"
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 
@@ -104,10 +106,14 @@ class ModelSettings(_Section):
 class HubSettings(_Section):
     """Where `hub:` sources are downloaded from."""
 
-    endpoint: str | None = None  # None: https://huggingface.co
+    endpoint: Annotated[str, Field(pattern=_ENDPOINT)] | None = None  # None: huggingface.co
+    # Hosts, and those below them, that files may be redirected to. None: the public hub's, or none
+    # beside another endpoint.
+    stores: tuple[Annotated[str, Field(pattern=_HOST)], ...] | None = None
     max_bytes: Bytes | None = None  # of one download; None: what the disk has
+    keep_free_bytes: Annotated[int, BeforeValidator(parse_size), Field(ge=0)] = 1024**3  # of disk
     downloads: int = Field(default=2, ge=1, le=16)  # at once
-    stall_timeout_s: float = Field(default=30, gt=0, le=3600)  # without a byte
+    stall_timeout_s: float = Field(default=30, gt=0, le=3600)  # below 1024 bytes a second
 
 
 class SharingSettings(_Section):
@@ -167,6 +173,10 @@ class Settings(_Section):
     def deltas_directory(self) -> Path:
         """Returns where compressed variants are kept."""
         return self.state_directory() / "deltas"
+
+    def hub_directory(self) -> Path:
+        """Returns where downloads are kept."""
+        return self.state_directory() / "hub"
 
     def registry_url(self) -> str:
         """Returns the SQLAlchemy URL of the registry."""

@@ -1,13 +1,149 @@
-"""Where checkpoints may come from: directories inside the configured roots, after every link."""
+"""Where checkpoints may come from: directories inside the configured roots, and the one hub."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-from linker_core.errors import ForbiddenSourceError, InvalidRequestError
+from linker_core.errors import (
+    ForbiddenSourceError,
+    InvalidRequestError,
+    LinkerError,
+    NotReadyError,
+)
+from linker_core.sharing.delta import is_delta
+from linker_core.weights.checkpoint import Identity
+from linker_core.weights.lora import is_adapter
+from server.onboarding.adapters import Source
+from server.onboarding.hub.hub import Hub, OnProgress
+from server.onboarding.hub.listing import SourceKind
+from server.onboarding.hub.source import HubSource, is_hub_source
+from server.onboarding.prepare import read_again
+
+logger = logging.getLogger(__name__)
 
 _MAX_SOURCE_CHARS = 4096
+
+
+class Found(NamedTuple):
+    """A source that may be onboarded from."""
+
+    source: str  # as rows have it: a directory, every link followed, or hub:ORG/NAME@COMMIT
+    kind: SourceKind
+    path: Path | None  # its directory; None: it is to be downloaded
+
+
+class Sources:
+    """Finds what requests and rows mean by a source. Event loop only.
+
+    Args:
+        roots: Directories that sources must lie in.
+        hub: Has the others.
+
+    Attributes:
+        on_arrived: Called when a download that was missing for a stored model is here again.
+    """
+
+    def __init__(self, roots: Sequence[Path], hub: Hub) -> None:
+        self._roots = tuple(roots)
+        self._hub = hub
+        self._missing: dict[HubSource, asyncio.Task[None]] = {}
+        self.on_arrived: Callable[[], None] = _do_nothing
+
+    async def find(self, source: str) -> Found:
+        """Looks at what a request names, without reading or downloading weights.
+
+        Raises:
+            InvalidRequestError: Neither a path nor a source on the hub, or nothing is there.
+            ForbiddenSourceError: Outside every root.
+            LinkerError: See `Hub.look`.
+        """
+        if is_hub_source(source):
+            offer = await self._hub.look(HubSource.parse(source))
+            return Found(str(offer.source), offer.kind, offer.path)
+        path = await asyncio.to_thread(resolve_source, source, self._roots)
+        return Found(str(path), await asyncio.to_thread(_kind_of, path), path)
+
+    async def path(self, source: str, *, on_progress: OnProgress) -> Path:
+        """Returns the directory of a source as rows have it, downloaded where it is not here.
+
+        Cancelling the wait ends a download that nobody else waits for; what has arrived is kept for
+        the next one, as long as a row speaks of the source.
+
+        Raises:
+            LinkerError: See `Hub.fetch`.
+        """
+        if is_hub_source(source):
+            return await self._hub.fetch(HubSource.parse(source), on_progress=on_progress)
+        return Path(source)
+
+    async def read(self, source: str, *, identity: Identity | None = None) -> Source:
+        """Validates a source that was accepted earlier; see `read_again`.
+
+        Args:
+            source: As rows have it.
+            identity: Of the files that were accepted; None if only their digest is known.
+
+        Raises:
+            BadCheckpointError: See `read_again`.
+            UnsupportedFormatError: See `read_again`.
+            NotReadyError: Its download is gone and has been begun again.
+        """
+        if not is_hub_source(source):
+            return await asyncio.to_thread(
+                read_again, Path(source), source=source, identity=identity
+            )
+        on_hub = HubSource.parse(source)
+        path = await self._hub.locate(on_hub)
+        if path is None:
+            self._download_again(on_hub)
+            raise NotReadyError("The model's files are being downloaded again; try again later.")
+        return await asyncio.to_thread(read_again, path, source=str(path), identity=identity)
+
+    async def kept_commit(self, source: str) -> str | None:
+        """Returns a source as rows have it where that can be said without asking the hub."""
+        if not is_hub_source(source):
+            return source
+        pinned = await self._hub.remembered(HubSource.parse(source))
+        return None if pinned is None else str(pinned)
+
+    @contextmanager
+    def held(self, source: str) -> Iterator[None]:
+        """Keeps the download of a source that no row speaks of, as rows have it."""
+        if not is_hub_source(source):
+            yield
+            return
+        with self._hub.held(HubSource.parse(source)):
+            yield
+
+    async def sweep(self, sources: Iterable[str]) -> None:
+        """Removes the downloads that none of the sources of rows needs; see `Hub.sweep`."""
+        await self._hub.sweep(sources)
+
+    async def close(self) -> None:
+        """Ends the downloads that were begun again."""
+        tasks = list(self._missing.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _download_again(self, source: HubSource) -> None:
+        if source not in self._missing:
+            self._missing[source] = asyncio.ensure_future(self._until_here(source))
+
+    async def _until_here(self, source: HubSource) -> None:
+        try:
+            await self._hub.fetch(source, on_progress=_ignore_progress)
+        except LinkerError as error:
+            logger.warning("%s cannot be downloaded again: %s", source, error.message)
+        else:
+            self.on_arrived()
+        finally:
+            del self._missing[source]
 
 
 def resolve_source(source: str, roots: Sequence[Path]) -> Path:
@@ -35,3 +171,17 @@ def resolve_source(source: str, roots: Sequence[Path]) -> Path:
         "the models root, or name it when the server is started.",
         param="source",
     )
+
+
+def _kind_of(path: Path) -> SourceKind:
+    if is_adapter(path):
+        return "adapter"
+    return "delta" if is_delta(path) else "checkpoint"
+
+
+def _do_nothing() -> None:
+    pass
+
+
+def _ignore_progress(_done_bytes: int, _total_bytes: int) -> None:
+    pass

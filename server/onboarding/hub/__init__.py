@@ -1,0 +1,1 @@
+"""Sources `hub:ORG/NAME@REVISION`: their names, their download in a worker process, their cache."""
