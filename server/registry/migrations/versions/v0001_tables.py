@@ -24,13 +24,13 @@ sa.Table(
     sa.Column("request", sa.JSON(), nullable=False),
     sa.Column("state", _WORD, nullable=False, index=True),
     sa.Column("position", sa.Integer(), nullable=False),
-    sa.Column("created_at", sa.Float(), nullable=False),
+    sa.Column("created_at", sa.Double(), nullable=False),
     sa.Column("donor", sa.String(), sa.ForeignKey("models.name", name="models_donor_fkey")),
     sa.Column("family", sa.String()),
     sa.Column("fingerprint", sa.String()),
     sa.Column("plan", sa.JSON()),
     sa.Column("error", sa.JSON()),
-    sa.Column("last_used_at", sa.Float()),
+    sa.Column("last_used_at", sa.Double()),
     sa.Column("max_model_len", sa.Integer()),
 )
 sa.Table(
@@ -46,7 +46,7 @@ sa.Table(
     sa.Column("donor_fingerprint", sa.String(), primary_key=True),
     sa.Column("variant_fingerprint", sa.String(), primary_key=True),
     sa.Column("key", sa.String(), primary_key=True),
-    sa.Column("saved_at", sa.Float(), nullable=False),
+    sa.Column("saved_at", sa.Double(), nullable=False),
     sa.Column("result", sa.JSON(), nullable=False),
 )
 sa.Table(
@@ -56,13 +56,13 @@ sa.Table(
     sa.Column("model", sa.String(), nullable=False, index=True),
     sa.Column("request", sa.JSON(), nullable=False),
     sa.Column("status", _WORD, nullable=False),
-    sa.Column("created_at", sa.Float(), nullable=False),
+    sa.Column("created_at", sa.Double(), nullable=False),
     sa.Column("stage", _WORD, nullable=False),
     sa.Column("done_bytes", sa.BigInteger(), nullable=False),
     sa.Column("total_bytes", sa.BigInteger(), nullable=False),
     sa.Column("error", sa.JSON()),
     sa.Column("result", sa.JSON()),
-    sa.Column("finished_at", sa.Float()),
+    sa.Column("finished_at", sa.Double()),
 )
 
 

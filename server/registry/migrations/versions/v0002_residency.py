@@ -22,7 +22,7 @@ def upgrade() -> None:
         models.add_column(
             sa.Column("pinned", sa.Boolean(), nullable=False, server_default=sa.false())
         )
-        models.add_column(sa.Column("keep_alive_s", sa.Float()))
+        models.add_column(sa.Column("keep_alive_s", sa.Double()))
         models.add_column(sa.Column("donor_choice", sa.JSON()))
         models.create_unique_constraint("models_alias_key", ["alias"])
         models.drop_constraint("models_donor_fkey", type_="foreignkey")
@@ -44,5 +44,5 @@ def upgrade() -> None:
         sa.Column("key", sa.String(), primary_key=True),
         sa.Column("digest", sa.String(), nullable=False),
         sa.Column("job", sa.String(), nullable=False),
-        sa.Column("created_at", sa.Float(), nullable=False, index=True),
+        sa.Column("created_at", sa.Double(), nullable=False, index=True),
     )

@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import inspect, text
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import IntegrityError
+
+from linker_core.errors import InvalidRequestError
+from server.registry import migration
+from server.registry.store import Registry
+from server.registry.tables import Base
+from tests.server.registry.first_tables import connected, make_first_tables
+from tests.server.registry.rows import JOB, MODEL
+
+
+def test_migrated_tables_are_those_the_code_describes(url: URL) -> None:
+    Registry.open(url).close()
+    with connected(url) as connection:
+        options = {"version_table": migration.VERSION_TABLE}
+        context = MigrationContext.configure(connection, opts=options)
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_registry_from_before_the_migrations_keeps_its_rows(url: URL) -> None:
+    make_first_tables(url)
+    registry = Registry.open(url)
+    near = replace(MODEL, name="near", donor="acme/chat", position=2, plan=None)
+    assert registry.models() == [MODEL, near]
+    assert registry.job("job-1") == JOB
+    assert registry.scan("d", "v") == {"blocks": []}
+    registry.save(replace(near, pinned=True, alias="n", keep_alive_s=1.5))
+    registry.close()
+
+
+def test_migrated_references_are_checked_when_the_transaction_ends(url: URL) -> None:
+    make_first_tables(url)
+    registry = Registry.open(url)
+    with pytest.raises(IntegrityError):
+        registry.save(replace(MODEL, name="orphan", donor="nobody", position=3))
+    registry.save(
+        replace(MODEL, name="a", donor="b", position=4), replace(MODEL, name="b", position=5)
+    )
+    assert len(registry.models()) == 4
+    registry.close()
+
+
+def test_first_table_that_is_missing_is_made(url: URL) -> None:
+    make_first_tables(url)
+    with connected(url) as connection:
+        connection.exec_driver_sql("DROP TABLE tunings")
+    registry = Registry.open(url)
+    assert registry.tuning("d", "v", "k") is None
+    registry.close()
+
+
+def test_newer_registry_is_refused_with_what_to_do(url: URL) -> None:
+    Registry.open(url).close()
+    with connected(url) as connection:
+        connection.execute(text(f"UPDATE {migration.VERSION_TABLE} SET version_num = '9999'"))
+    with pytest.raises(InvalidRequestError, match=r"newer version .*9999.*restore the copy"):
+        Registry.open(url)
+
+
+def test_tables_of_another_program_are_refused_and_left_alone(url: URL) -> None:
+    with connected(url) as connection:
+        connection.exec_driver_sql("CREATE TABLE scans (id INTEGER PRIMARY KEY)")
+    with pytest.raises(InvalidRequestError, match="table scans is not one of ours"):
+        Registry.open(url)
+    with connected(url) as connection:
+        assert inspect(connection).get_table_names() == ["scans"]
+
+
+def test_other_programs_alembic_version_is_none_of_ours(url: URL) -> None:
+    with connected(url) as connection:
+        connection.exec_driver_sql("CREATE TABLE alembic_version (version_num VARCHAR(32))")
+        connection.exec_driver_sql("INSERT INTO alembic_version VALUES ('9999')")
+    Registry.open(url).close()
+    with connected(url) as connection:
+        found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalars()
+        assert found.all() == ["9999"]
+
+
+def test_current_registry_is_opened_without_a_write(url: URL) -> None:
+    registry = Registry.open(url)
+    registry.save(MODEL)
+    registry.close()
+    lock = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "LOCK TABLE models IN SHARE MODE"}
+    with connected(url) as connection:
+        connection.exec_driver_sql(lock[connection.dialect.name])
+        registry = Registry.open(url)
+        assert registry.models() == [MODEL]
+        registry.close()
+
+
+def test_steps_are_one_line_of_descent() -> None:
+    scripts = ScriptDirectory(str(migration._SCRIPTS))
+    assert [step.revision for step in scripts.walk_revisions()] == ["0002", "0001"]
