@@ -30,6 +30,7 @@ PRELOADED = (
 _LENGTH = struct.Struct("<Q")
 _STATUS = struct.Struct("<i")
 _MAX_DESCRIPTORS = 64
+_NAME = Path("/proc/self/comm")  # what process listings show
 
 
 class Nursery:
@@ -132,7 +133,9 @@ def _become(
         os.environ.clear()
         os.environ.update(request["environment"])
         sys.argv = [request["module"], *request["arguments"]]
-        install(role_of(request["module"]))
+        role = role_of(request["module"])
+        _NAME.write_text(role)
+        install(role)
         status = _call_main(request["module"])
     except BaseException:  # noqa: BLE001 - what an interpreter would print at its end
         sys.excepthook(*sys.exc_info())

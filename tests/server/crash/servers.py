@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -32,13 +33,14 @@ class Nursery:
         self.address = address
         self._process = process
 
-    def children(self) -> set[int]:
-        """Returns the processes that live now."""
-        return {
-            child.pid
-            for child in psutil.Process(self._process.pid).children()
-            if child.status() != psutil.STATUS_ZOMBIE
-        }
+    def children(self) -> dict[int, str]:
+        """Returns the processes that live now, and what each is to its server."""
+        found = {}
+        for child in psutil.Process(self._process.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if child.status() != psutil.STATUS_ZOMBIE:
+                    found[child.pid] = child.name()
+        return found
 
 
 @contextmanager
@@ -153,6 +155,10 @@ class ServerProcess:
         while not condition():
             assert time.monotonic() < give_up_at, f"{what} did not come true\n{self.log()[-4000:]}"
             time.sleep(0.01)
+
+    def is_live(self, job: str) -> bool:
+        """Whether a job waits or runs."""
+        return self.get(f"/models/jobs/{job}")["status"] in ("queued", "running")
 
     def until_settled(self) -> None:
         """Waits until every job has ended and the server is ready."""

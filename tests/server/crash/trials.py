@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import signal
+import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -100,6 +103,34 @@ class Trial:
             self.restart()
         self.check(request)
 
+    def lose_worker(self, way: str, roles: Sequence[str], *, after_s: float) -> bool:
+        """Onboards something new and kills the first process of these roles after some time.
+
+        Returns:
+            Whether there was one; the job may have ended before.
+        """
+        request = self._sources.next(way)
+        job = self._begin(request)
+        time.sleep(after_s)
+        found: list[int] = []
+        while not found and self.server.is_live(job):
+            found = [pid for pid, role in self._nursery.children().items() if role in roles]
+        for pid in found:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.check(request)
+        return bool(found)
+
+    def lose_servers(self, way: str, *, after_s: Sequence[float]) -> None:
+        """Onboards something new and kills the server, and then maybe the next ones."""
+        request = self._sources.next(way)
+        self._begin(request)
+        for delay_s in after_s:
+            time.sleep(delay_s)
+            self.server.kill()
+            self.restart()
+        self.check(request)
+
     def check(self, request: Request) -> None:
         """Asserts that all is sound, and that the model is, or can be, what it would have been."""
         rows = check_sound(self.server, self.state, budget_bytes=BUDGET_BYTES)
@@ -128,6 +159,14 @@ class Trial:
 
     def _onboard(self, request: Request) -> httpx.Response:
         return self.server.onboard(request.name, request.source, donor="base", **request.options)
+
+    def _begin(self, request: Request) -> str:
+        """Onboards without waiting for the end; returns the job's id."""
+        response = self.server.onboard(
+            request.name, request.source, wait=False, donor="base", **request.options
+        )
+        assert response.status_code == 202, response.text
+        return str(response.json()["id"])
 
     def _delete(self, request: Request) -> None:
         response = self.server.client.delete(f"/models/{request.name}")
