@@ -95,7 +95,7 @@ class Engine:
             case CancelLoad():
                 self._conclude(*self._loading.cancel(command.model))
             case UnloadModel():
-                self._unload(command.model)
+                self._unload(command)
             case Reserve():
                 self._reserve(command)
             case Release():
@@ -166,21 +166,51 @@ class Engine:
             if not self._grammars.cancel(sequence):
                 served.family.remove(sequence)
 
-    def _unload(self, name: str) -> None:
+    def _unload(self, command: UnloadModel) -> None:
+        name = command.model
         self._conclude(*self._loading.cancel(name))
         served = self.residents.served.get(name)
         if served is None:
             self._events.append(ModelUnloaded(model=name))
             return
-        arriving = [load.model for load in self._loading.pending() if load.donor == name]
-        dependants = list(dict.fromkeys([*self.residents.dependants(name), *arriving]))
-        if dependants:
-            error = ConflictError(
-                f"Model '{name}' is the donor of {', '.join(dependants)}. Unload these first."
-            )
+        try:
+            if command.heir is not None:
+                self._rehome(served, command.heir)
+            self._check_unused(served)
+        except LinkerError as error:
             self._events.append(UnloadFailed(model=name, error=error.to_record()))
             return
         served.unloading = True
+
+    def _rehome(self, served: ResidentModel, heir: str) -> None:
+        """Makes the heir the donor of whoever has `served` as donor or waits for it.
+
+        Raises:
+            ConflictError: The heir is of another family, or about to have another plan.
+            ModelNotFoundError: It is not loaded.
+        """
+        if any(load.model == heir for load in self._loading.pending()):
+            raise ConflictError(
+                f"The heir '{heir}' of model '{served.name}' is about to be replaced. "
+                "Wait until that has ended."
+            )
+        self.residents.rehome(served, heir)
+        self._loading.rehome(served.name, heir)
+        self._take_snapshot()
+
+    def _check_unused(self, served: ResidentModel) -> None:
+        """Refuses to let a donor go that others have or wait for.
+
+        Raises:
+            ConflictError: Lists them.
+        """
+        name = served.name
+        arriving = [load.model for load in self._loading.pending() if load.donor == name]
+        dependants = list(dict.fromkeys([*self.residents.dependants(name), *arriving]))
+        if dependants:
+            raise ConflictError(
+                f"Model '{name}' is the donor of {', '.join(dependants)}. Unload these first."
+            )
 
     def _reserve(self, command: Reserve) -> None:
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -29,6 +29,7 @@ class _Active:
     message: LoadModel
     progress: Generator[int, None, ResidentModel]  # the first yield and the return move no byte
     opened: bool = False  # past the first yield
+    total_bytes: int = 0  # to be moved, once it is opened
     alias_s: float = 0.0
     move_s: float = 0.0
 
@@ -69,6 +70,15 @@ class LoadQueue:
         active = [] if self._active is None else [self._active.message]
         return [*active, *self._queued]
 
+    def rehome(self, donor: str, heir: str) -> None:
+        """Lets what waits for a donor be loaded into its heir's family, which is the same one."""
+        if self._active is not None and self._active.message.donor == donor:
+            self._active.message = replace(self._active.message, donor=heir)
+        self._queued = deque(
+            replace(message, donor=heir) if message.donor == donor else message
+            for message in self._queued
+        )
+
     def cancel(self, model: str) -> list[Event]:
         """Forgets a model that is not loaded yet; what was moved of it is given back."""
         messages = [message for message in self.pending() if message.model == model]
@@ -90,6 +100,8 @@ class LoadQueue:
             while True:
                 before_s = now_s
                 done_bytes = next(active.progress)
+                if not active.opened:
+                    active.total_bytes = self._residents.pool.arriving_bytes
                 now_s = self._clock()
                 active.count(now_s - before_s)
                 if now_s >= deadline_s:
@@ -101,10 +113,8 @@ class LoadQueue:
         except Exception as error:  # noqa: BLE001 - the edge of a job: its fault ends it alone
             self._active = None
             return [_failed(active.message, error)]
-        total_bytes = active.message.plan.unique_bytes
-        return [
-            LoadProgress(model=active.message.model, done_bytes=done_bytes, total_bytes=total_bytes)
-        ]
+        model, total_bytes = active.message.model, active.total_bytes
+        return [LoadProgress(model=model, done_bytes=done_bytes, total_bytes=total_bytes)]
 
     def _start_next(self) -> _Active | None:
         if not self._queued:

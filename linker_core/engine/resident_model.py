@@ -9,8 +9,6 @@ from pathlib import Path
 
 from linker_core.engine.family import Family
 from linker_core.engine.messages import LoadModel
-from linker_core.errors import BadCheckpointError
-from linker_core.residency.reading import Source
 
 
 @dataclass(slots=True, eq=False)
@@ -33,8 +31,8 @@ class ResidentModel:
         return self.stored_as != self.name
 
     @property
-    def is_donor(self) -> bool:
-        """Whether it is its family's first model, which lends to the others."""
+    def is_head(self) -> bool:
+        """Whether it is the model of its family that others name as their donor."""
         return self.family.name == self.stored_as
 
 
@@ -48,16 +46,3 @@ def fingerprint_of(message: LoadModel) -> str:
     rungs = sorted((name, str(rung)) for name, rung in plan.rungs.items())
     record = [plan.donor_fingerprint, plan.variant_fingerprint, rungs, message.identity]
     return hashlib.sha256(json.dumps(record).encode()).hexdigest()
-
-
-def check_unchanged(message: LoadModel, source: Source) -> None:
-    """Refuses files that are not those which were validated and planned for.
-
-    Raises:
-        BadCheckpointError: Weights or config have changed.
-    """
-    if (source.identity, source.config) != (message.identity, message.config):
-        raise BadCheckpointError(
-            f"The files of model '{message.model}' changed since validation. "
-            "Onboard it again when they are complete."
-        )

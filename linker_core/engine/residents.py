@@ -18,16 +18,16 @@ from linker_core.engine.devices import activation_dtype
 from linker_core.engine.family import Family, kv_shape
 from linker_core.engine.kv_size import kv_cache_bytes
 from linker_core.engine.messages import LoadModel, ModelBytes
-from linker_core.engine.resident_model import ResidentModel, check_unchanged, fingerprint_of
+from linker_core.engine.resident_model import ResidentModel, fingerprint_of
+from linker_core.engine.weight_files import WeightFiles
 from linker_core.errors import ConflictError, ModelNotFoundError
-from linker_core.residency.pool import Pool
-from linker_core.sharing.delta import open_weights
+from linker_core.residency.pool import Pool, ResidentVariant
 from linker_core.sharing.family import check_same_family
 from linker_core.weights.architecture import ModelConfig
 
 
 class Residents:
-    """Models by name, families by their donor's name.
+    """Models by name, families by the name of their head, whom others name as their donor.
 
     Args:
         config: The engine's settings.
@@ -66,24 +66,14 @@ class Residents:
         """
         replaced = self._to_replace(message)
         stored_as = message.model if replaced is None else f"{message.model} (arriving)"
-        with open_weights(Path(message.path)) as source:
-            check_unchanged(message, source)
-            family = self._family_for(message, source.config)
+        with WeightFiles(message) as files:
+            files.check_unchanged()
+            family = self._family_for(message)
             try:
-                resident = yield from self.pool.admit(
-                    stored_as, source, message.plan, message.donor
-                )
-                try:
-                    # Once more: what was rewritten while it was read is torn.
-                    check_unchanged(message, source)
-                    # Code that is new to this machine; no step waits for its compilation.
-                    for _ in in_background(partial(family.runner.warm_up, resident.tensors)):
-                        yield message.plan.unique_bytes
-                    slot = next(self._slots)
-                    family.runner.bind(slot, resident.tensors)
-                except BaseException:
-                    self.pool.remove(stored_as)
-                    raise
+                if self.pool.needs_base(message.plan, message.donor):
+                    files.open_base()
+                    files.check_unchanged()
+                resident, slot = yield from self._admit(stored_as, message, files, family)
             except BaseException:
                 if message.donor is None:
                     self._drop(family)
@@ -102,19 +92,46 @@ class Residents:
         unloading = [served for served in self.served.values() if served.unloading]
         return [*self._replaced, *(served for served in unloading if served.name not in names)]
 
+    def rehome(self, head: ResidentModel, heir: str) -> None:
+        """Makes another model the head of a family at once; the old one serves on as a member.
+
+        No tensor moves, and no slot, page or answer changes.
+
+        Raises:
+            ModelNotFoundError: The heir is not loaded.
+            ConflictError: It is not of the family, or another is its head by now.
+        """
+        family, successor = head.family, self.served.get(heir)
+        if not head.is_head and family.name == heir:
+            return  # as asked before
+        if successor is None or successor.unloading:
+            raise ModelNotFoundError(
+                f"The heir '{heir}' of model '{head.name}' is not loaded. Load it first.",
+                param="model",
+            )
+        if not head.is_head or successor.family is not family or successor is head:
+            raise ConflictError(
+                f"'{heir}' is no variant of '{head.name}', so it cannot take its place."
+            )
+        self.pool.rehome(family.name, heir)
+        self.families = {
+            heir if known is family else name: known for name, known in self.families.items()
+        }
+        family.name = heir
+
     def unload(self, served: ResidentModel) -> None:
-        """Gives a model's unique bytes back. It has no sequences and no dependants."""
+        """Gives back what only a model reaches. It has no sequences and is nobody's donor."""
         if served.is_replaced:
             self._replaced.remove(served)
         else:
             del self.served[served.name]
         served.family.runner.unbind(served.slot)
         self.pool.remove(served.stored_as)
-        if served.is_donor:
+        if served.is_head:
             self._drop(served.family)
 
     def dependants(self, name: str) -> list[str]:
-        """Returns the models that read from `name`'s storage."""
+        """Returns the models of which `name` is the donor."""
         if name not in self.served:
             return []
         leaning = self.pool.ledger.dependants(name)
@@ -145,6 +162,7 @@ class Residents:
             slots = sorted(m.slot for m in models if m.family is family)
             assert sorted(family.runner.model.slots) == slots
         assert all(m.family is self.families[m.family.name] for m in models)
+        assert all(self.pool.ledger.head_of(m.stored_as) == m.family.name for m in models)
 
     def _to_replace(self, message: LoadModel) -> ResidentModel | None:
         """Returns the model whose name the new one takes over, if there is to be one.
@@ -163,7 +181,7 @@ class Residents:
                 f"The model '{message.model}' is not loaded, so nothing can be replaced. Load it.",
                 param="model",
             )
-        if served.is_donor or message.donor is None:
+        if served.is_head or message.donor is None:
             raise ConflictError(
                 f"Model '{message.model}' cannot be replaced by or as the donor of a family, which "
                 "holds everything itself. Only variants have another plan."
@@ -177,7 +195,28 @@ class Residents:
         self.pool.rename(served.name, served.stored_as)
         self._replaced.append(served)
 
-    def _family_for(self, message: LoadModel, model: ModelConfig) -> Family:
+    def _admit(
+        self, stored_as: str, message: LoadModel, files: WeightFiles, family: Family
+    ) -> Generator[int, None, tuple[ResidentVariant, int]]:
+        """Brings weights in and binds them to a slot; returns both."""
+        resident = yield from self.pool.admit(
+            stored_as, files.own, message.plan, message.donor, base=files.base
+        )
+        try:
+            # Once more: what was rewritten while it was read is torn.
+            files.check_unchanged()
+            # Code that is new to this machine; no step waits for its compilation.
+            for _ in in_background(partial(family.runner.warm_up, resident.tensors)):
+                yield resident.moved_bytes
+            slot = next(self._slots)
+            family.runner.bind(slot, resident.tensors)
+        except BaseException:
+            self.pool.remove(stored_as)
+            raise
+        return resident, slot
+
+    def _family_for(self, message: LoadModel) -> Family:
+        model = message.config
         if message.donor is not None:
             donor = self.served.get(message.donor)
             if donor is None or donor.unloading:
@@ -193,6 +232,9 @@ class Residents:
                 )
             check_same_family(donor.family.model, model)
             return donor.family
+        if message.base is not None:
+            check_same_family(message.base.config, model)
+            model = message.base.config  # so that the family is what it was under its donor
         shape = kv_shape(model, self._config, dtype=self._dtype)
         self.pool.reserve_kv(message.model, kv_cache_bytes(model, self._config))
         try:

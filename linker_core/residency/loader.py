@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 
 import torch
 
@@ -16,6 +16,7 @@ from linker_core.sharing.plan import SharePlan
 from linker_core.sharing.rungs import AnyRung, Residual, Rung
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME
+from linker_core.weights.safetensors_header import TensorInfo
 from linker_core.weights.shapes import expected_tensors
 
 
@@ -25,6 +26,7 @@ def load_tensors(
     donor: Mapping[str, Stored],
     *,
     device: torch.device,
+    done_bytes: int = 0,
 ) -> Generator[int, None, dict[str, Stored]]:
     """Moves a model's own tensors to the device, a chunk between two yields (BS algorithm 1).
 
@@ -36,11 +38,12 @@ def load_tensors(
     Args:
         source: Where the words come from; a delta file if the plan has residuals.
         plan: A rung for every tensor of the model; a delta file's own.
-        donor: The donor's tensors by name; empty for a donor.
+        donor: The donor's tensors by name, as far as the plan leans on them; empty for a donor.
         device: Where the tensors go.
+        done_bytes: Moved for this model before.
 
     Yields:
-        Bytes moved so far, 0 before the first of them is read.
+        Bytes moved so far, once before the first of them is read.
 
     Returns:
         Name -> what is stored, of the whole model; a tied head maps to the embedding's.
@@ -52,7 +55,7 @@ def load_tensors(
     _check_plan(source, plan)
     shapes = expected_tensors(source.config)
     tensors: dict[str, Stored] = {}
-    done = 0
+    done = done_bytes
     yield done
     for name, rung in plan.rungs.items():
         if rung is Rung.ALIAS:
@@ -67,6 +70,30 @@ def load_tensors(
     if source.config.tie_word_embeddings:
         tensors[LM_HEAD_NAME] = tensors[EMBED_NAME]
     _check_logical_bytes(plan, tensors)
+    return tensors
+
+
+def load_base(
+    base: Checkpoint, lacking: Iterable[TensorInfo], *, device: torch.device
+) -> Generator[int, None, dict[str, StoredTensor]]:
+    """Moves tensors of a base checkpoint to the device, a chunk between two yields.
+
+    Yields:
+        Bytes moved so far, 0 before the first of them is read.
+
+    Raises:
+        BadCheckpointError: A file changed.
+        InsufficientCapacityError: The device cannot allocate a tensor.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    done = 0
+    yield done
+    for info in lacking:
+        tensor = allocate_like(info, device=device)
+        for nbytes in fill(tensor, base, info.name):
+            done += nbytes
+            yield done
+        tensors[info.name] = StoredTensor(tensor=tensor)
     return tensors
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from linker_core.config import EngineConfig
 from linker_core.engine.engine import Engine
 from linker_core.engine.messages import (
+    BaseFiles,
     Event,
     FinishReason,
     LoadFailed,
@@ -42,10 +43,11 @@ def load_message(
     max_model_len: int | None = None,
     plan: SharePlan | None = None,
     replaces: bool = False,
+    base: Path | None = None,
 ) -> LoadModel:
     """Loads `path` with the aliases that are named, or as planned; a delta file as it is planned.
 
-    A model's name is its fingerprint, too.
+    A model's name is its fingerprint, too. `base` is the checkpoint that a plan leans on.
     """
     with open_weights(path) as source:
         return LoadModel(
@@ -57,7 +59,14 @@ def load_message(
             donor=donor,
             max_model_len=max_model_len,
             replaces=replaces,
+            base=None if base is None else base_files(base),
         )
+
+
+def base_files(path: Path) -> BaseFiles:
+    """The checkpoint that plans lean on, as it is now."""
+    with Checkpoint.open(path) as base:
+        return BaseFiles(path=str(path), identity=base.identity, config=base.config)
 
 
 def _plan(
