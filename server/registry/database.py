@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 from sqlalchemy import create_engine, event
@@ -109,8 +111,12 @@ def _create(url: URL) -> Engine:
             url, f"{backend} is no database we know", remedy="Use sqlite or postgresql+psycopg."
         )
     try:
-        # A connection that the database has closed since is replaced before its next use.
-        return create_engine(url, connect_args=dict(_CONNECTING[backend]), pool_pre_ping=True)
+        return create_engine(
+            url,
+            connect_args=dict(_CONNECTING[backend]),
+            json_serializer=partial(json.dumps, allow_nan=False),  # PostgreSQL refuses NaN
+            pool_pre_ping=True,  # replaces a connection that the database has closed since
+        )
     except (ArgumentError, ImportError) as error:
         raise unusable(
             url,

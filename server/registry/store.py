@@ -9,13 +9,14 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import fields
 from typing import Any, Self
 
 from sqlalchemy import delete as remove
 from sqlalchemy import select, update
 from sqlalchemy.engine import URL, Engine
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.orm import Session
 
@@ -37,6 +38,7 @@ from server.registry.tenure import TakenError, Tenure
 logger = logging.getLogger(__name__)
 
 MAX_TUNINGS_PER_PAIR = 16  # each holds a frontier: every tensor of some twenty plans
+_NUL = "\0"  # which PostgreSQL takes in no text, so that no row holds it
 _ROWS: Mapping[type[Record], type[Base]] = {
     ModelRecord: ModelRow,
     JobRecord: JobRow,
@@ -75,7 +77,7 @@ class Registry:
                 self._tenure.renew()
             with Session(self._engine) as session, session.begin():
                 yield session
-        except IntegrityError:
+        except (IntegrityError, DataError):
             raise  # the rows are to blame
         except TakenError as error:
             logger.warning("another server has taken the registry")
@@ -139,6 +141,8 @@ class Registry:
 
     def job(self, job_id: str) -> JobRecord | None:
         """Returns one job, or None."""
+        if _NUL in job_id:
+            return None
         with self._transaction() as session:
             row = session.get(JobRow, job_id)
             return None if row is None else JobRecord(**_columns(row, JobRecord))
@@ -171,6 +175,8 @@ class Registry:
 
     def replay(self, key: str) -> ReplayRecord | None:
         """Returns what an idempotency key was used for, or None."""
+        if _NUL in key:
+            return None
         with self._transaction() as session:
             row = session.get(ReplayRow, key)
             return None if row is None else ReplayRecord(**_columns(row, ReplayRecord))
@@ -189,7 +195,7 @@ class Registry:
 
     def save_scan(self, donor_fingerprint: str, variant_fingerprint: str, report: Json) -> None:
         """Keeps the report of two checkpoints."""
-        with self._transaction() as session:
+        with _both_may_write(), self._transaction() as session:
             session.merge(
                 ScanRow(
                     donor_fingerprint=donor_fingerprint,
@@ -214,7 +220,7 @@ class Registry:
             TuningRow.variant_fingerprint == variant_fingerprint,
         )
         newest = select(TuningRow.key).where(*pair).order_by(TuningRow.saved_at.desc())
-        with self._transaction() as session:
+        with _both_may_write(), self._transaction() as session:
             session.merge(
                 TuningRow(
                     donor_fingerprint=donor_fingerprint,
@@ -226,6 +232,11 @@ class Registry:
             )
             too_many = session.scalars(newest.offset(MAX_TUNINGS_PER_PAIR)).all()
             session.execute(remove(TuningRow).where(*pair, TuningRow.key.in_(too_many)))
+
+
+def _both_may_write() -> AbstractContextManager[None]:
+    """Lets a row be that somebody else adds at the same time; its key says all of its contents."""
+    return contextlib.suppress(IntegrityError)
 
 
 def _columns(source: object, record: type[Record]) -> dict[str, Any]:

@@ -5,8 +5,9 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+from sqlalchemy import event
 from sqlalchemy.engine import URL
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, StatementError
 
 from linker_core.errors import ConflictError
 from server.registry import store
@@ -138,10 +139,40 @@ def test_names_are_parameters_never_sql(registry: Registry) -> None:
     assert registry.models() == [MODEL]
 
 
+def test_texts_that_no_database_keeps_are_not_found(registry: Registry) -> None:
+    assert registry.job("job-1\0") is None
+    assert registry.replay("k\0") is None
+
+
+def test_numbers_that_are_none_are_not_stored(registry: Registry) -> None:
+    with pytest.raises((StatementError, ValueError), match="JSON"):
+        registry.save_scan("d", "v", {"epsilon": float("nan")})
+    assert registry.scan("d", "v") is None
+
+
+def test_json_keeps_every_character(registry: Registry) -> None:
+    odd = {"name": "\0 \ud800 é 🙂 ' \\ \u2028"}
+    registry.save(replace(MODEL, request=odd))
+    assert registry.models()[0].request == odd
+
+
 def test_scans_are_found_by_both_fingerprints(registry: Registry) -> None:
     registry.save_scan("d", "v", {"blocks": []})
     assert registry.scan("d", "v") == {"blocks": []}
     assert registry.scan("v", "d") is None
+
+
+def test_scan_that_another_job_stores_meanwhile_is_kept(registry: Registry) -> None:
+    racing = [True]
+
+    def overtake(_connection: object, _cursor: object, statement: str, *_args: object) -> None:
+        if statement.startswith("INSERT INTO scans") and racing.pop():
+            racing.append(False)
+            registry.save_scan("d", "v", {"blocks": [1]})
+
+    event.listen(registry._engine, "before_cursor_execute", overtake)
+    registry.save_scan("d", "v", {"blocks": [1]})
+    assert registry.scan("d", "v") == {"blocks": [1]}
 
 
 def test_tunings_are_found_by_both_fingerprints_and_their_key(registry: Registry) -> None:
