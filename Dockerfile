@@ -16,7 +16,8 @@ COPY constraints.txt /tmp/
 COPY --from=wheel /wheels /tmp/wheels
 RUN pip install --no-cache-dir "torch==2.13.0" \
         --index-url "https://download.pytorch.org/whl/${TORCH}" \
-    && pip install --no-cache-dir --constraint /tmp/constraints.txt /tmp/wheels/*.whl \
+    && pip install --no-cache-dir --constraint /tmp/constraints.txt \
+        "$(echo /tmp/wheels/*.whl)[postgres]" \
     && rm -rf /tmp/wheels /tmp/constraints.txt
 RUN useradd --create-home linker && install -d -o linker /models /state
 USER linker

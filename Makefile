@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 INSTALLED := $(VENV)/.installed
 PACKAGES := server linker_core analysis configs
 
-.PHONY: install check fix test gpu-check demo serve bench clean
+.PHONY: install check fix test postgresql gpu-check demo serve bench clean
 .DEFAULT_GOAL := install
 
 install: $(INSTALLED)
@@ -34,7 +34,19 @@ fix: $(INSTALLED)
 	$(BIN)/ruff format .
 
 test: $(INSTALLED)
+	-@$(MAKE) --no-print-directory postgresql
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+# The registry is tested on PostgreSQL, too. Tests start their own server of these programs.
+postgresql:
+	@if command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then \
+		true; \
+	elif test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+			apt-get install -qq --no-install-recommends postgresql; \
+	else \
+		echo "No PostgreSQL here: its tests are skipped. On Debian: sudo make postgresql" >&2; \
+	fi
 
 # On a machine with a CUDA device; torch, transformers, accelerate, numba and pytest suffice.
 gpu-check:
