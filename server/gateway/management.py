@@ -82,6 +82,10 @@ def _add_job_routes(router: APIRouter, services: Services) -> None:
             raise ModelNotFoundError("There is no such job.", param="id")
         return _job_card(services, job)
 
+    @router.post("/models/jobs/{job_id}/cancel", responses=answers(200, "The cancelled job."))
+    async def cancel_job(job_id: str) -> dict[str, Any]:
+        return _job_card(services, await services.onboarder.cancel(job_id))
+
 
 def _add_dry_run_route(router: APIRouter, services: Services) -> None:
     @router.post(
@@ -209,6 +213,6 @@ def _add_change_routes(router: APIRouter, services: Services) -> None:
 
     @router.delete("/models/{name:path}")
     @router.delete("/v1/models/{name:path}")
-    async def delete_model(name: str) -> dict[str, Any]:
-        await onboarder.delete(name, engine=services.engine_or_none())
+    async def delete_model(name: str, *, rehome: bool = False) -> dict[str, Any]:
+        await onboarder.delete(name, rehome=rehome)
         return {"id": name, "object": "model", "deleted": True}

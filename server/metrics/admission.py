@@ -46,3 +46,7 @@ class AdmissionMetrics:
     def failed(self) -> None:
         """Counts a job that ended without a model."""
         self._admissions.labels("failed").inc()
+
+    def cancelled(self) -> None:
+        """Counts a job that was cancelled before its model was ready."""
+        self._admissions.labels("cancelled").inc()

@@ -34,6 +34,7 @@ from server.onboarding.encoder import Encoder
 from server.onboarding.pairs import open_again
 from server.onboarding.processes import OnStageProgress
 from server.onboarding.timing import Stopwatch
+from server.onboarding.unbroken import unbroken
 from server.registry.records import Json
 from server.residency.catalog import ServedModel, TextSide
 
@@ -215,10 +216,10 @@ class Deltas:
 
     async def _make(self, folder: Path, make: Callable[[Path], Awaitable[None]]) -> Identity:
         target = folder.with_name(_UNFINISHED + folder.name)
-        await asyncio.to_thread(self._make_room, target)
+        await unbroken(asyncio.to_thread(self._make_room, target))
         try:
             await make(target)
-            return await asyncio.to_thread(_finish, target, folder)
+            return await unbroken(asyncio.to_thread(_finish, target, folder))
         except InsufficientCapacityError as error:
             raise InsufficientCapacityError(
                 f"The delta of the model could not be made: {error.message}"

@@ -1,4 +1,4 @@
-"""Runs onboarding jobs, one after the other, from a queued request to a resident model.
+"""Runs jobs, one after the other, each in a task of its own that may be cancelled.
 
 The event loop owns all state here.
 """
@@ -7,39 +7,41 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from linker_core.errors import ConflictError, EngineFailureError, LinkerError, NotReadyError
-from linker_core.weights.checkpoint import Identity
+from linker_core.errors import (
+    ConflictError,
+    EngineFailureError,
+    LinkerError,
+    ModelNotFoundError,
+)
 from server.metrics.admission import AdmissionMetrics
-from server.onboarding.adapters import Source
-from server.onboarding.admission import Admission, Arrival
-from server.onboarding.donors import Donors
-from server.onboarding.outcomes import failed_job, failed_model, retimed_job, succeeded_job
-from server.onboarding.planner import OnStage, Planned, Planner, as_progress
-from server.onboarding.prepare import read_again
+from server.onboarding.admission import Admission
+from server.onboarding.arrivals import Arrivals, Checked
+from server.onboarding.bases import Bases
+from server.onboarding.outcomes import failed_job, failed_model
+from server.onboarding.planner import OnStage, Planner
 from server.onboarding.replans import Replans
 from server.onboarding.request import OnboardRequest
 from server.onboarding.restorer import Restorer
 from server.onboarding.roster import Roster
-from server.onboarding.sources import resolve_source
-from server.onboarding.timing import Stopwatch
-from server.registry.records import JobRecord, JobStage, JobStatus, ModelRecord, ModelState
-from server.residency.catalog import Catalog, ServedModel
+from server.registry.records import JobRecord, JobStage, JobStatus, ModelState
 from server.settings import SharingSettings
 
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
-    """What was looked at before a job was accepted."""
+@dataclass(slots=True, kw_only=True)
+class _Live:
+    """A job that waits or runs."""
 
-    identity: Identity  # of the weight files
-    seconds: float  # that took
+    checked: Checked | None = None
+    replans: bool = False  # a ready model, which keeps its plan until then
+    unwanted: bool = False  # cancelled
+    work: asyncio.Task[None] | None = None  # None: it waits
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class JobRunner:
@@ -47,52 +49,43 @@ class JobRunner:
 
     Args:
         roster: The known models and jobs.
-        catalog: Filled with what is resident.
-        planner: Decides what is stored.
-        admission: Loads what was planned.
-        restorer: Says when donors are resident.
-        metrics: Told how admissions end and what they spent.
-        roots: Directories that sources must lie in.
-        names: Guards checks of names and donors together with the changes that follow from them.
+        planner: Has the turn of whoever plans.
+        admission: Takes a withdrawn model out of the engine.
+        restorer: Brings back what had no room.
+        bases: Forgets what no plan refers to any more.
+        arrivals: Onboards.
+        replans: Plans anew.
+        metrics: Told how admissions end.
     """
 
     def __init__(
         self,
         *,
         roster: Roster,
-        catalog: Catalog,
         planner: Planner,
         admission: Admission,
         restorer: Restorer,
+        bases: Bases,
+        arrivals: Arrivals,
+        replans: Replans,
         metrics: AdmissionMetrics,
-        roots: Sequence[Path],
-        names: asyncio.Lock,
     ) -> None:
         self._roster = roster
-        self._catalog = catalog
-        self._donors = Donors(catalog=catalog, comparisons=planner.comparisons)
         self._planner = planner
         self._admission = admission
         self._restorer = restorer
+        self._bases = bases
+        self._arrivals = arrivals
+        self._replans = replans
         self._metrics = metrics
-        self._roots = tuple(roots)
-        self._names = names
-        self._finished: dict[str, asyncio.Event] = {}
-        self._checked: dict[str, Checked] = {}  # by job
+        self._live: dict[str, _Live] = {}  # by id
         self._replanned: dict[str, str] = {}  # ready models that get another plan -> job
-        self._replans = Replans(
-            roster=roster,
-            catalog=catalog,
-            planner=planner,
-            admission=admission,
-            restorer=restorer,
-        )
         self._queue: asyncio.Queue[str | None] = asyncio.Queue()  # None: room may have come free
 
     @property
     def num_live(self) -> int:
         """Jobs that wait or run."""
-        return len(self._finished)
+        return len(self._live)
 
     async def enqueue(
         self,
@@ -103,9 +96,7 @@ class JobRunner:
     ) -> JobRecord:
         """Stores a job, a new one or an interrupted one, and lets it wait for its turn."""
         queued = await self._roster.queue(request, job=job)
-        self._finished[queued.id] = asyncio.Event()
-        if checked is not None:
-            self._checked[queued.id] = checked
+        self._live[queued.id] = _Live(checked=checked)
         self._queue.put_nowait(queued.id)
         return queued
 
@@ -129,7 +120,7 @@ class JobRunner:
         if request.to_json() == self._roster.model(name).request:
             return await self._roster.newest_job(name)
         job = await self._roster.queue_replan(request)
-        self._finished[job.id] = asyncio.Event()
+        self._live[job.id] = _Live(replans=True)
         self._replanned[name] = job.id
         self._queue.put_nowait(job.id)
         return job
@@ -144,12 +135,45 @@ class JobRunner:
 
     async def wait(self, job_id: str) -> JobRecord:
         """Waits for the end of a job."""
-        finished = self._finished.get(job_id)
-        if finished is not None:
-            await finished.wait()
+        live = self._live.get(job_id)
+        if live is not None:
+            await live.ended.wait()
         job = await self._roster.job(job_id)
         assert job is not None
         return job
+
+    async def cancel(self, job_id: str) -> JobRecord:
+        """Ends a job at whatever stage it is, and undoes what it has begun.
+
+        A model that was to be onboarded is gone afterwards; one that was to be planned anew keeps
+        its plan. Once this has returned, no restart takes the job up again.
+
+        Raises:
+            ModelNotFoundError: There is no such job.
+            ConflictError: It has ended, or models that were ready before wait for its model.
+            NotReadyError: The registry cannot be written; the job goes on.
+        """
+        live = self._live.get(job_id)
+        if live is not None:
+            await self._stop(job_id, live)
+        job = await self._roster.job(job_id)
+        if job is None:
+            raise ModelNotFoundError("There is no such job.", param="id")
+        if live is None or job.status is not JobStatus.CANCELLED:
+            raise ConflictError(f"The job has ended already: it has {job.status.value}.")
+        return job
+
+    async def _stop(self, job_id: str, live: _Live) -> None:
+        """Has a job end, and waits for that."""
+        async with self._roster.names:
+            if not live.unwanted and self._roster.is_open(job_id):
+                self._check_unneeded(self._roster.live_job(job_id).model)
+                live.unwanted = await self._roster.mark_unwanted(job_id)
+                if live.unwanted and live.work is not None:
+                    live.work.cancel()
+                elif live.unwanted:
+                    live.work = asyncio.ensure_future(self._conclude(job_id, live))
+        await live.ended.wait()
 
     async def run(self) -> None:
         """Runs the jobs until cancelled.
@@ -158,75 +182,56 @@ class JobRunner:
         """
         while True:
             job_id = await self._queue.get()
-            if job_id is not None:
-                await self._run_job(job_id)
+            live = None if job_id is None else self._live.get(job_id)
+            if job_id is not None and live is not None and not live.unwanted:
+                await self._run_job(job_id, live)
             await self._restorer.catch_up()
             if job_id is None:
                 await self.sweep()  # a dry run may have left something
 
     async def sweep(self) -> None:
-        """Removes stored deltas that no model needs."""
+        """Removes stored deltas, and bases, that no model needs."""
         idle = not self._planner.turn.locked()
         await self._admission.deltas.sweep(self._roster.plans(), settled=idle)
+        await self._bases.sweep(self._roster.plans)
 
-    async def _run_job(self, job_id: str) -> None:
-        job = self._roster.live_job(job_id)
+    async def _run_job(self, job_id: str, live: _Live) -> None:
+        """Does a job's work in a task of its own, so that it can end alone."""
+        work = live.work = asyncio.ensure_future(self._do(job_id, live))
         try:
-            if self._replanned.get(job.model) == job_id:
-                await self._replan(job)
-            else:
-                await self._admit(job)
-        except LinkerError as error:
-            await self._fail(job_id, error)
-        except Exception:
-            logger.exception("onboarding %s failed through a fault of ours", job.model)
-            await self._fail(job_id, EngineFailureError("Onboarding failed; see the server's log."))
-        self._checked.pop(job_id, None)
-        if self._replanned.get(job.model) == job_id:
-            del self._replanned[job.model]
+            await asyncio.wait({work})
+        except asyncio.CancelledError:  # the server stops
+            work.cancel()
+            await asyncio.wait({work})
+            raise
+        error = None if work.cancelled() else work.exception()
+        await self._conclude(job_id, live, error)
+
+    async def _conclude(self, job_id: str, live: _Live, error: BaseException | None = None) -> None:
+        """Ends a job whose work has stopped, and lets those who wait for it go on."""
+        if not self._roster.is_open(job_id):
+            assert error is None  # it has succeeded
+        elif live.unwanted:
+            await self._withdraw(job_id, live)
+        elif isinstance(error, LinkerError):
+            await self._fail(job_id, live, error)
+        else:
+            logger.error("job %s failed through a fault of ours", job_id, exc_info=error)
+            known = EngineFailureError("Onboarding failed; see the server's log.")
+            await self._fail(job_id, live, known)
         await self.sweep()
-        self._finished.pop(job_id).set()
+        for name in [name for name, job in self._replanned.items() if job == job_id]:
+            del self._replanned[name]
+        self._live.pop(job_id).ended.set()
 
-    async def _replan(self, job: JobRecord) -> None:
-        await self._roster.save(replace(job, status=JobStatus.RUNNING))
-        await self._replans.run(job.id, on_stage=self._note_stage(job.id))
-
-    async def _admit(self, job: JobRecord) -> None:
-        await self._roster.save(replace(job, status=JobStatus.RUNNING))
-        request, watch = OnboardRequest.from_json(job.request), Stopwatch()
-        source = await self._open(job, request, watch)
-        # Held until it is loaded: the tuner of a dry run would take the room meanwhile.
-        async with self._planner.turn:
-            record, planned, arrival = await self._plan_and_load(job, request, source, watch)
-        watch.add("alias", arrival.alias_seconds)
-        watch.add("move", arrival.move_seconds)
-        await self._publish(job.id, record, planned, arrival.model, watch)
-
-    async def _plan_and_load(
-        self, job: JobRecord, request: OnboardRequest, source: Source, watch: Stopwatch
-    ) -> tuple[ModelRecord, Planned, Arrival]:
-        on_stage = self._note_stage(job.id)
-        record, donor = await self._choose_donor(request, source, watch, on_stage)
-        planned = await self._planner.plan(request, source, donor, watch=watch, on_stage=on_stage)
-        record = replace(record, fingerprint=planned.fingerprint, plan=planned.plan.to_json())
-        on_stage(JobStage.LOADING, 0, planned.plan.unique_bytes)
-        await self._roster.save(record, self._roster.live_job(job.id))
-        weights = await self._admission.deltas.weights(
-            planned.plan,
-            planned.text,
-            donor,
-            watch=watch,
-            on_progress=lambda _, done, total: on_stage(JobStage.LOADING, done, total),
-        )
-        await self._restorer.engine()  # of the moment, or the next one
-        arrival = await self._admission.load(
-            record,
-            planned.text,
-            planned.plan,
-            weights,
-            on_progress=lambda done, total: on_stage(JobStage.LOADING, done, total),
-        )
-        return record, planned, arrival
+    async def _do(self, job_id: str, live: _Live) -> None:
+        job = replace(self._roster.live_job(job_id), status=JobStatus.RUNNING)
+        await self._roster.save(job)
+        on_stage = self._note_stage(job_id)
+        if live.replans:
+            await self._replans.run(job_id, on_stage=on_stage)
+        else:
+            await self._arrivals.run(job, live.checked, on_stage=on_stage)
 
     def _note_stage(self, job_id: str) -> OnStage:
         """Returns a callback that shows how far a job is."""
@@ -239,80 +244,9 @@ class JobRunner:
 
         return on_stage
 
-    async def _open(self, job: JobRecord, request: OnboardRequest, watch: Stopwatch) -> Source:
-        checked = self._checked.get(job.id)
-        if checked is not None:
-            watch.add("open", checked.seconds)
-        watch.enter("open")
-        identity = None if checked is None else checked.identity
-        source = await asyncio.to_thread(self._read_checked, request.source, identity)
-        watch.stop()
-        return source
-
-    async def _publish(
-        self,
-        job_id: str,
-        record: ModelRecord,
-        planned: Planned,
-        served: ServedModel,
-        watch: Stopwatch,
-    ) -> None:
-        """Opens a loaded model to requests and stores that it is; takes it back if it cannot."""
-        watch.enter("ready")
-        self._catalog.publish(served)
-        ready = replace(record, state=ModelState.READY, max_model_len=served.max_model_len)
-        job = succeeded_job(
-            self._roster.live_job(job_id),
-            planned.plan,
-            watch.to_json(),
-            donor_choice=record.donor_choice,
-        )
-        try:
-            await self._roster.save(ready, job)
-        except NotReadyError:
-            self._catalog.retract(record.name)
-            await self._admission.unload(record.name)
-            raise
-        watch.stop()
-        await self._roster.settle(retimed_job(job, watch.to_json()))
-        self._metrics.succeeded(watch.spent)
-        logger.info("model %s is ready", record.name)
-
-    def _read_checked(self, source: str, identity: Identity | None) -> Source:
-        """Reads what the request was checked against, or refuses what has taken its place."""
-        if identity is None:  # accepted in an earlier life of the server, maybe under other roots
-            return read_again(Path(source), source=source)
-        path = resolve_source(source, self._roots)
-        return read_again(path, source=source, identity=identity)
-
-    async def _choose_donor(
-        self, request: OnboardRequest, source: Source, watch: Stopwatch, on_stage: OnStage
-    ) -> tuple[ModelRecord, ServedModel | None]:
-        """Chooses the donor once all are resident; from here on it cannot be deleted."""
-        while True:
-            await self._restorer.done.wait()
-            await self._donors.compare(
-                request, source, watch=watch, on_progress=as_progress(on_stage)
-            )
-            async with self._names:
-                if not self._restorer.done.is_set():
-                    continue  # the engine died while others held the names
-                choice = self._donors.choose(request, source)
-                if choice is None:
-                    continue  # a donor came while the others were looked at
-                donor = choice.donor
-                record = replace(
-                    self._roster.model(request.name),
-                    donor=None if donor is None else donor.name,
-                    family=request.name if donor is None else donor.name,
-                    donor_choice=choice.to_json(),
-                )
-                await self._roster.save(record)
-                return record, donor
-
-    async def _fail(self, job_id: str, error: LinkerError) -> None:
+    async def _fail(self, job_id: str, live: _Live, error: LinkerError) -> None:
         job = self._roster.live_job(job_id)
-        if self._replanned.get(job.model) == job_id:
+        if live.replans:
             logger.warning("model %s keeps its plan: %s", job.model, error.message)
             await self._roster.settle(failed_job(job, error))
             return
@@ -321,3 +255,31 @@ class JobRunner:
         model = replace(failed_model(self._roster.model(job.model), error), donor=None)
         await self._roster.settle(model, failed_job(job, error))
         self._metrics.failed()
+
+    async def _withdraw(self, job_id: str, live: _Live) -> None:
+        """Ends a cancelled job whose work has stopped."""
+        job = self._roster.live_job(job_id)
+        if not live.replans and job.stage is JobStage.LOADING and self._restorer.done.is_set():
+            await self._admission.unload(job.model)  # it may have come just before
+        async with self._roster.names:
+            await self._roster.withdraw(job)
+        logger.info("job %s of model %s was cancelled", job_id, job.model)
+        if not live.replans:
+            self._metrics.cancelled()
+
+    def _check_unneeded(self, name: str) -> None:
+        """Refuses to give up a model that others, which were ready before, wait for.
+
+        Raises:
+            ConflictError: There are some.
+        """
+        waiting = [
+            model
+            for model in self._roster.dependants(name)
+            if self._roster.model(model).state is not ModelState.ONBOARDING
+        ]
+        if waiting:
+            raise ConflictError(
+                f"The model {name!r} is the donor of {', '.join(waiting)}, which wait for it to "
+                "come back; delete those first."
+            )

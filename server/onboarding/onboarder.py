@@ -20,18 +20,19 @@ from linker_core.sharing.delta import is_delta
 from linker_core.sharing.plan import Policy
 from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.lora import is_adapter
-from server.bridge.client import EngineClient
 from server.metrics.admission import AdmissionMetrics
 from server.onboarding.adapters import Source
 from server.onboarding.admission import Admission
+from server.onboarding.arrivals import Arrivals, Checked
 from server.onboarding.departures import Departures
 from server.onboarding.donor_choice import DonorChoice
 from server.onboarding.donors import Donors
 from server.onboarding.fitting import FitRequest, Fitting, JointPlan
-from server.onboarding.jobs import Checked, JobRunner
+from server.onboarding.jobs import JobRunner
 from server.onboarding.planner import OnStage, Planner, as_progress
 from server.onboarding.prepare import check_capacity, read_source
 from server.onboarding.rehearsal import DryRun, Rehearsal
+from server.onboarding.replans import Replans
 from server.onboarding.request import (
     AUTO_DONOR,
     OnboardRequest,
@@ -85,18 +86,31 @@ class Onboarder:
         self._restorer = restorer
         self._roots = tuple(roots)
         self._queue_limit = queue_limit
-        # Guards checks of names and donors together with the changes that follow from them.
-        self._names = asyncio.Lock()
         self._donors = Donors(catalog=catalog, comparisons=planner.comparisons)
         self._jobs = JobRunner(
             roster=roster,
-            catalog=catalog,
             planner=planner,
             admission=admission,
             restorer=restorer,
+            bases=restorer.returning.bases,
+            arrivals=Arrivals(
+                roster=roster,
+                catalog=catalog,
+                donors=self._donors,
+                planner=planner,
+                admission=admission,
+                restorer=restorer,
+                metrics=metrics,
+                roots=roots,
+            ),
+            replans=Replans(
+                roster=roster,
+                catalog=catalog,
+                planner=planner,
+                admission=admission,
+                restorer=restorer,
+            ),
             metrics=metrics,
-            roots=roots,
-            names=self._names,
         )
         self._rehearsal = Rehearsal(
             choose=self._choose_donor_now, planner=planner, admission=admission
@@ -106,13 +120,14 @@ class Onboarder:
         self._departures = Departures(
             roster=roster,
             catalog=catalog,
+            admission=admission,
+            bases=restorer.returning.bases,
             is_replanning=self._jobs.is_replanning,
-            names=self._names,
         )
         self._startup = Startup(
-            roster=roster, catalog=catalog, jobs=self._jobs, planner=planner, names=self._names
+            roster=roster, catalog=catalog, jobs=self._jobs, planner=planner, restorer=restorer
         )
-        restorer.on_changed = self._startup.plan_anew
+        restorer.returning.on_changed = self._startup.plan_anew
 
     async def open(self, startup: Sequence[OnboardRequest]) -> None:
         """Reads the registry and queues what is to be done; see `Startup.open`."""
@@ -146,7 +161,7 @@ class Onboarder:
         check_sharing(request)
         path = await asyncio.to_thread(resolve_source, request.source, self._roots)
         request = await self._resolved(request, path, said)
-        async with self._names:
+        async with self._roster.names:
             same = await self._check_free(request)
         if same is not None:
             return same
@@ -154,7 +169,7 @@ class Onboarder:
         begun = time.monotonic()
         source = await asyncio.to_thread(read_source, path)
         checked = Checked(identity=source.identity, seconds=time.monotonic() - begun)
-        async with self._names:
+        async with self._roster.names:
             same = await self._check_free(request)
             if same is not None:
                 return same
@@ -169,7 +184,7 @@ class Onboarder:
         Raises:
             LinkerError: The model or the options rule it out, or too many jobs wait.
         """
-        async with self._names:
+        async with self._roster.names:
             self._departures.check_gone(name)
             if not self._jobs.is_replanning(name):
                 self._check_queue()
@@ -321,9 +336,13 @@ class Onboarder:
         """Waits for the end of a job."""
         return await self._jobs.wait(job_id)
 
-    async def delete(self, name: str, *, engine: EngineClient | None) -> None:
+    async def cancel(self, job_id: str) -> JobRecord:
+        """Ends a job and undoes what it has begun; see `JobRunner.cancel`."""
+        return await self._jobs.cancel(job_id)
+
+    async def delete(self, name: str, *, rehome: bool = False) -> None:
         """Deletes a model; see `Departures.delete`."""
-        await self._departures.delete(name, engine=engine)
+        await self._departures.delete(name, rehome=rehome)
         await self._jobs.sweep()
 
     async def flush(self) -> None:

@@ -6,7 +6,12 @@ import time
 from collections.abc import Mapping
 from dataclasses import replace
 
-from linker_core.errors import BadCheckpointError, EngineFailureError, LinkerError
+from linker_core.errors import (
+    BadCheckpointError,
+    EngineFailureError,
+    JobCancelledError,
+    LinkerError,
+)
 from linker_core.sharing.plan import SharePlan
 from server.registry.records import JobRecord, JobStatus, Json, ModelRecord, ModelState
 
@@ -34,6 +39,17 @@ def interrupted_job(job: JobRecord) -> JobRecord:
     return failed_job(job, EngineFailureError("The server stopped before the job was done."))
 
 
+def unwanted_job(job: JobRecord) -> JobRecord:
+    """Returns a job that somebody has cancelled, while what it has begun is being undone."""
+    error = JobCancelledError("The job was cancelled before it was done.")
+    return replace(job, error=error.to_record())
+
+
+def cancelled_job(job: JobRecord) -> JobRecord:
+    """Returns a job that was cancelled, and of which nothing is left."""
+    return replace(unwanted_job(job), status=JobStatus.CANCELLED, finished_at=time.time())
+
+
 def succeeded_job(
     job: JobRecord,
     plan: SharePlan,
@@ -53,6 +69,7 @@ def succeeded_job(
         job,
         status=JobStatus.SUCCEEDED,
         done_bytes=job.total_bytes,
+        error=None,
         result={
             "id": job.model,
             "fingerprint": plan.variant_fingerprint,

@@ -9,17 +9,20 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from linker_core.errors import ModelNotFoundError, NotReadyError
 from linker_core.sharing.plan import SharePlan
 from server.metrics.serving import ServingMetrics
-from server.onboarding.outcomes import without_plan
+from server.onboarding.feed import Feed
+from server.onboarding.outcomes import cancelled_job, unwanted_job, without_plan
 from server.onboarding.rates import Rates
-from server.onboarding.request import OnboardRequest
+from server.onboarding.request import AUTO_DONOR, OnboardRequest
 from server.onboarding.stored import restored
-from server.registry.records import JobRecord, JobStatus, Json, ModelRecord, ModelState
+from server.onboarding.unbroken import unbroken
+from server.registry.records import JobRecord, JobStatus, Json, ModelRecord, ModelState, Record
 from server.registry.store import Registry
 
 logger = logging.getLogger(__name__)
@@ -33,15 +36,22 @@ class Roster:
     Args:
         registry: Where they rest.
         metrics: Told which models exist.
+
+    Attributes:
+        feed: Hears of every change.
+        names: Guards checks of names and donors together with the changes that follow from them.
     """
 
     def __init__(self, *, registry: Registry, metrics: ServingMetrics) -> None:
+        self.feed = Feed()
+        self.names = asyncio.Lock()
         self._registry = registry
         self._metrics = metrics
         self._models: dict[str, ModelRecord] = {}
         self._jobs: dict[str, JobRecord] = {}  # that wait or run, or whose end is not stored yet
         self._rates = Rates()
-        self._unwritten: dict[tuple[type, str], ModelRecord | JobRecord] = {}
+        # What `settle` could not store; None: a model that was to be deleted.
+        self._unwritten: dict[tuple[type, str], ModelRecord | JobRecord | None] = {}
         self._writing = asyncio.Lock()  # keeps the rows in the order of the calls
 
     async def open(self) -> list[JobRecord]:
@@ -52,7 +62,17 @@ class Roster:
             if record.plan is not None and restored(SharePlan.from_json, record.plan) is None:
                 logger.error("the stored plan of model %s is damaged", record.name)
                 await self.save(without_plan(record))
-        return await asyncio.to_thread(self._registry.unfinished_jobs)
+        return await self._interrupted()
+
+    async def _interrupted(self) -> list[JobRecord]:
+        """Returns what the last stop interrupted, after ending what was being cancelled then."""
+        interrupted: list[JobRecord] = []
+        for job in await asyncio.to_thread(self._registry.unfinished_jobs):
+            if job.error is None:
+                interrupted.append(job)
+            else:
+                await self.withdraw(job)
+        return interrupted
 
     def models(self) -> list[ModelRecord]:
         """Returns every known model in order of arrival."""
@@ -73,6 +93,18 @@ class Roster:
             raise ModelNotFoundError(f"The model {name[:200]!r} does not exist.", param="model")
         return record
 
+    def named(self, name: str) -> ModelRecord:
+        """Returns the model of a name or an alias.
+
+        Raises:
+            ModelNotFoundError: There is none.
+        """
+        if name not in self._models:
+            aliased = [model for model in self._models.values() if model.alias == name]
+            if aliased:
+                return aliased[0]
+        return self.model(name)
+
     def plans(self) -> list[Json]:
         """Returns the plans that rows speak of."""
         return [model.plan for model in self.models() if model.plan is not None]
@@ -84,6 +116,11 @@ class Roster:
     def live_job(self, job_id: str) -> JobRecord:
         """Returns a job that waits or runs."""
         return self._jobs[job_id]
+
+    def is_open(self, job_id: str) -> bool:
+        """Whether a job waits or runs."""
+        job = self._jobs.get(job_id)
+        return job is not None and job.finished_at is None
 
     async def job(self, job_id: str) -> JobRecord | None:
         """Returns any job, or None."""
@@ -101,27 +138,24 @@ class Roster:
         request = self.model(model).request
         return next((job for job in jobs if job.request == request), jobs[0])
 
-    async def save(self, *records: ModelRecord | JobRecord) -> None:
-        """Stores records in one transaction, then shows them.
+    async def save(self, *records: Record) -> None:
+        """Stores records in one transaction, then shows them; see `replace`."""
+        await self.replace(save=records)
+
+    async def replace(self, *, delete: Sequence[str] = (), save: Sequence[Record] = ()) -> None:
+        """Stores records and deletes models in one transaction, then shows that.
+
+        A cancelled wait ends when that is done.
 
         Raises:
+            ConflictError: One of the models to be deleted would still be the donor of another.
             NotReadyError: The registry cannot be written; nothing has changed.
         """
-        async with self._writing:
-            await asyncio.to_thread(self._registry.save, *records)
-        for record in records:
-            self._unwritten.pop(_key(record), None)
-        self.show(*records)
-        self._drop_finished(records)
+        await unbroken(self._replace(delete, save))
 
-    async def settle(self, *records: ModelRecord | JobRecord) -> None:
+    async def settle(self, *records: ModelRecord | JobRecord, delete: Sequence[str] = ()) -> None:
         """Shows how something ended; stores it now, or later if the registry cannot be written."""
-        try:
-            await self.save(*records)
-        except NotReadyError as error:
-            logger.warning("the end of a job or a model is not stored yet: %s", error.message)
-            self.show(*records)
-            self._unwritten.update({_key(record): record for record in records})
+        await unbroken(self._settle(records, delete))
 
     async def write_later(self) -> None:
         """Stores what `settle` could not.
@@ -130,14 +164,55 @@ class Roster:
             NotReadyError: The registry still cannot be written.
         """
         async with self._writing:
-            records = list(self._unwritten.values())
-            if not records:
+            waiting = dict(self._unwritten)
+            if not waiting:
                 return
-            await asyncio.to_thread(self._registry.save, *records)
+            records = [record for record in waiting.values() if record is not None]
+            deleted = [name for (_, name), record in waiting.items() if record is None]
+            await asyncio.to_thread(self._registry.replace, delete=deleted, save=records)
             self._unwritten = {
-                key: record for key, record in self._unwritten.items() if record not in records
+                key: record
+                for key, record in self._unwritten.items()
+                if key not in waiting or record is not waiting[key]
             }
         self._drop_finished(records)
+
+    async def _replace(self, delete: Sequence[str], save: Sequence[Record]) -> None:
+        async with self._writing:
+            save = [self._merged(record) for record in save]
+            await asyncio.to_thread(self._registry.replace, delete=delete, save=save)
+            records = [record for record in save if isinstance(record, ModelRecord | JobRecord)]
+            keys = [_key(record) for record in records] + [(ModelRecord, name) for name in delete]
+            for key in keys:
+                self._unwritten.pop(key, None)
+            self.show(*records)
+            self._drop(delete)
+            self._drop_finished(records)
+
+    def _merged(self, record: Record) -> Record:
+        """Returns a record with what others may have changed since it was made."""
+        if isinstance(record, JobRecord) and record.finished_at is None:
+            known = self._jobs.get(record.id)
+            return record if known is None else replace(record, error=known.error)
+        return record
+
+    async def _settle(
+        self, records: Sequence[ModelRecord | JobRecord], delete: Sequence[str]
+    ) -> None:
+        try:
+            await self._replace(delete, records)
+        except NotReadyError as error:
+            logger.warning("the end of a job or a model is not stored yet: %s", error.message)
+            self.show(*records)
+            self._drop(delete)
+            self._unwritten |= {_key(record): record for record in records}
+            self._unwritten |= {(ModelRecord, name): None for name in delete}
+
+    def amend(self, name: str, **changes: Any) -> None:
+        """Changes fields of a model's row at once; it is stored by the next `write_later`."""
+        record = replace(self.model(name), **changes)
+        self.show(record)
+        self._unwritten[_key(record)] = record
 
     def show(self, *records: ModelRecord | JobRecord) -> None:
         """Shows records without storing them."""
@@ -145,13 +220,16 @@ class Roster:
             if isinstance(record, ModelRecord):
                 self._models[record.name] = record
                 self._metrics.add_model(record.name)
+                self.feed.note_model(record.name)
             else:
                 self._jobs[record.id] = record
+                self.feed.note_job(record)
 
     def note_progress(self, job: JobRecord) -> None:
         """Shows a job's progress without storing it."""
         self._jobs[job.id] = job
         self._rates.note(job)
+        self.feed.note_job(job)
 
     def bytes_per_second(self, job: JobRecord) -> float | None:
         """Returns how fast a job comes on in its stage; None if nobody knows."""
@@ -172,11 +250,39 @@ class Roster:
             ConflictError: It is the donor of others.
             NotReadyError: The registry cannot be written.
         """
+        await self.replace(delete=(name,))
+
+    async def mark_unwanted(self, job_id: str) -> bool:
+        """Stores that a job is being cancelled, so that no start takes it up again.
+
+        Returns:
+            Whether it had not ended before.
+
+        Raises:
+            NotReadyError: The registry cannot be written; nothing has changed.
+        """
+        return await unbroken(self._mark_unwanted(job_id))
+
+    async def _mark_unwanted(self, job_id: str) -> bool:
         async with self._writing:
-            await asyncio.to_thread(self._registry.delete_model, name)
-        del self._models[name]
-        self._unwritten.pop((ModelRecord, name), None)
-        self._metrics.remove_model(name)
+            if not self.is_open(job_id):
+                return False
+            job = unwanted_job(self._jobs[job_id])
+            await asyncio.to_thread(self._registry.save, job)
+            self.show(replace(self._jobs[job_id], error=job.error))  # it may have come on
+            return True
+
+    async def withdraw(self, job: JobRecord) -> None:
+        """Ends a job that was cancelled; a model that was never ready goes with it.
+
+        Models that wait for it to be their donor wait for it no more.
+        """
+        model = self._models.get(job.model)
+        if model is None or model.state is not ModelState.ONBOARDING:
+            await self.settle(cancelled_job(job))
+            return
+        waiting = [replace(self._models[name], donor=None) for name in self.dependants(job.model)]
+        await self.settle(cancelled_job(job), *waiting, delete=(job.model,))
 
     async def queue(self, request: OnboardRequest, *, job: JobRecord | None = None) -> JobRecord:
         """Stores a model that is to be onboarded with its job: a new one, or one to do again."""
@@ -190,7 +296,7 @@ class Roster:
             state=ModelState.ONBOARDING,
             position=self._next_position() if stored is None else stored.position,
             created_at=now,
-            donor=self._named_donor(request),
+            donor=self._named_donor(request, stored),
         )
         await self.save(record, job)
         return job
@@ -201,12 +307,25 @@ class Roster:
         await self.save(job)
         return job
 
-    def _named_donor(self, request: OnboardRequest) -> str | None:
-        """Returns the donor a request names, which cannot be deleted from here on."""
-        known = request.donor in self._models and request.donor != request.name
-        return request.donor if known else None
+    def _named_donor(self, request: OnboardRequest, stored: ModelRecord | None) -> str | None:
+        """Returns the donor a request names, which cannot be deleted from here on.
 
-    def _drop_finished(self, records: Iterable[ModelRecord | JobRecord]) -> None:
+        If it has been deleted, it is the one that took its place in the model's family.
+        """
+        if request.donor in (None, AUTO_DONOR, request.name):
+            return None
+        if request.donor in self._models or stored is None:
+            return request.donor if request.donor in self._models else None
+        return stored.donor
+
+    def _drop(self, names: Iterable[str]) -> None:
+        """Shows that models are no more."""
+        for name in names:
+            del self._models[name]
+            self._metrics.remove_model(name)
+            self.feed.note_model(name)
+
+    def _drop_finished(self, records: Iterable[Record]) -> None:
         """Forgets jobs that have ended; their rows are asked for from now on."""
         for record in records:
             if isinstance(record, JobRecord) and record.finished_at is not None:

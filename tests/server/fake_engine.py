@@ -21,6 +21,7 @@ from pathlib import Path
 from linker_core.config import EngineConfig
 from linker_core.engine.messages import (
     Abort,
+    CancelLoad,
     Command,
     EngineReady,
     FinishReason,
@@ -55,7 +56,7 @@ from linker_core.errors import (
 FAKE_ENGINE = (sys.executable, "-m", "tests.server.fake_engine")
 MUTE_ENGINE = (sys.executable, "-c", "import time; time.sleep(600)")  # never reads commands
 TOO_BIG, KILLER = "too-big", "killer"  # model names that fail to load, or end the process
-STUCK = "stuck"  # a model name whose loading takes until it is unloaded
+STUCK = "stuck"  # a model name whose loading takes until it is cancelled or unloaded
 REPLACING = "LINKER_TEST_REPLACING"  # "refuse" or "die": what happens to plans that replace others
 MAX_MODEL_LEN = 200
 FREE_BYTES = 1 << 30
@@ -134,6 +135,8 @@ class FakeEngine:
         match command:
             case LoadModel():
                 self.load(command)
+            case CancelLoad():
+                self.cancel(command.model)
             case UnloadModel():
                 self.unload(command.model)
             case Submit():
@@ -207,11 +210,15 @@ class FakeEngine:
             error = ConflictError(f"{model} is the donor of {', '.join(users)}.").to_record()
             self.connection.send(UnloadFailed(model=model, error=error))
             return
+        self.cancel(model)
+        self.leaving.add(model)
+        self.finish_unloading()
+
+    def cancel(self, model: str) -> None:
+        """Only what is stuck has not come yet."""
         if model == STUCK:
             error = NotReadyError("The loading was cancelled.").to_record()
             self.connection.send(LoadFailed(model=model, error=error))
-        self.leaving.add(model)
-        self.finish_unloading()
 
     def finish_unloading(self) -> None:
         busy = {sequence.submit.model for sequence in self.running.values()}

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import aclosing
+from collections.abc import AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from multiprocessing import Pipe
+from multiprocessing.connection import Connection
 from typing import Any
 
 import pytest
@@ -10,16 +12,28 @@ import pytest
 from linker_core.engine.messages import (
     CancelLoad,
     FinishReason,
+    LoadFailed,
     LoadModel,
+    ModelBytes,
+    ModelLoaded,
+    ModelUnloaded,
     SamplingParams,
     StepOutput,
     Submit,
     TokenOutput,
     UnloadModel,
 )
+from linker_core.errors import NotReadyError
 from server.bridge.client import EngineClient
 
 SAMPLING = SamplingParams(max_tokens=1)
+LOADED = ModelLoaded(
+    model="chat",
+    bytes=ModelBytes(logical=2, unique=1, shared=1),
+    max_model_len=8,
+    alias_seconds=0.0,
+    move_seconds=0.0,
+)
 
 
 async def _submit(**more: object) -> Submit:
@@ -49,7 +63,9 @@ def test_submit_shares_with_everyone_unless_told() -> None:
     assert (command.priority, command.cache_salt) == (0, "")
 
 
-async def _cancelled_load(*, replaces: bool) -> tuple[object, object]:
+@asynccontextmanager
+async def loading(*, replaces: bool) -> AsyncIterator[tuple[asyncio.Future[Any], Connection]]:
+    """Yields a load that has been cancelled, and the engine's end, which has heard of it."""
     ours, theirs = Pipe()
     client = EngineClient(ours)
     unread: Any = None
@@ -64,20 +80,57 @@ async def _cancelled_load(*, replaces: bool) -> tuple[object, object]:
         replaces=replaces,
     )
     try:
-        loading = asyncio.ensure_future(client.load(command))
-        sent = await asyncio.to_thread(theirs.recv)
-        loading.cancel()
-        withdrawn = await asyncio.to_thread(theirs.recv)
-        await asyncio.wait([loading])
-        assert loading.cancelled()
+        load = asyncio.ensure_future(client.load(command))
+        assert await asyncio.to_thread(theirs.recv) == command
+        load.cancel()
+        assert await asyncio.to_thread(theirs.recv) == CancelLoad(model="chat")
+        yield load, theirs
     finally:
         theirs.close()
         await client.closed.wait()
-    return sent, withdrawn
 
 
 @pytest.mark.parametrize("replaces", [False, True])
-def test_cancelled_load_takes_back_what_arrives_and_not_what_serves(replaces: bool) -> None:
-    sent, withdrawn = asyncio.run(_cancelled_load(replaces=replaces))
-    assert isinstance(sent, LoadModel)
-    assert withdrawn == (CancelLoad if replaces else UnloadModel)(model="chat")
+def test_cancelled_load_ends_when_the_engine_has_given_it_up(replaces: bool) -> None:
+    async def scenario() -> None:
+        async with loading(replaces=replaces) as (load, engine):
+            assert not load.done()
+            error = NotReadyError("The loading was cancelled.").to_record()
+            engine.send(LoadFailed(model="chat", error=error))
+            await asyncio.wait([load])
+            assert load.cancelled()
+
+    asyncio.run(scenario())
+
+
+def test_load_that_was_done_before_its_cancellation_is_taken_back() -> None:
+    async def scenario() -> None:
+        async with loading(replaces=False) as (load, engine):
+            engine.send(LOADED)
+            assert await asyncio.to_thread(engine.recv) == UnloadModel(model="chat")
+            assert not load.done()
+            engine.send(ModelUnloaded(model="chat"))
+            await asyncio.wait([load])
+            assert load.cancelled()
+
+    asyncio.run(scenario())
+
+
+def test_replacement_that_was_done_before_its_cancellation_counts() -> None:
+    async def scenario() -> None:
+        async with loading(replaces=True) as (load, engine):
+            engine.send(LOADED)
+            assert await load == LOADED
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("replaces", [False, True])
+def test_cancelled_load_ends_with_the_engine(replaces: bool) -> None:
+    async def scenario() -> None:
+        async with loading(replaces=replaces) as (load, engine):
+            engine.close()
+            await asyncio.wait([load])
+            assert load.cancelled()
+
+    asyncio.run(scenario())

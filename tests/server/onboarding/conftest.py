@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from server.bridge.supervisor import SupervisionLimits
-from server.registry import store
+from server.registry import database
 from tests.server.live import LiveServer, live_server
 
 LIMITS = SupervisionLimits(poll_s=0.05, backoff_s=0.01)
@@ -15,8 +15,8 @@ LIMITS = SupervisionLimits(poll_s=0.05, backoff_s=0.01)
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """A locked registry is given up at once."""
-    pragmas = (*store._SQLITE_PRAGMAS, "PRAGMA busy_timeout=10")
-    monkeypatch.setattr(store, "_SQLITE_PRAGMAS", pragmas)
+    settings = (*database._SETTINGS["sqlite"], "PRAGMA busy_timeout=10")
+    monkeypatch.setattr(database, "_SETTINGS", {**database._SETTINGS, "sqlite": settings})
 
 
 @pytest.fixture
