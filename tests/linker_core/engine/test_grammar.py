@@ -256,7 +256,7 @@ def test_snapshots_count_a_sequence_that_waits_for_its_grammar(
     engine = served.driver.engine
     monkeypatch.setattr(engine._grammars, "finished", lambda _timeout_s: [])
     served.driver.submit("half", PROMPT, constrained(regex("a+")))
-    engine._snapshot_now()
+    engine._take_snapshot()
     served.driver.step()
     load = served.driver.snapshot().load
     assert (load["half"].running, load["half"].waiting) == (0, 1)
