@@ -7,8 +7,8 @@ import time
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
-from dataclasses import dataclass, field
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse, Response
 
 from linker_core.errors import InvalidRequestError
 from server.gateway.generation import Delta, SequenceSpec, generate
+from server.gateway.holding import hold
 from server.gateway.logprobs import prompt_logprobs
 from server.gateway.schemas import GenerationRequest, StreamOptions
 from server.gateway.services import Services
@@ -55,17 +56,21 @@ class Answer(ABC, Generic[_Request]):
     Args:
         services: Of the server.
         request: The checked body.
-        model: Who answers.
+        model: Who answers, resident until the answer has ended.
+        arrived_at: When the request came, monotonic seconds.
     """
 
     id_prefix: ClassVar[str]
     whole_object: ClassVar[str]
     chunk_object: ClassVar[str]
 
-    def __init__(self, services: Services, request: _Request, model: ServedModel) -> None:
+    def __init__(
+        self, services: Services, request: _Request, model: ServedModel, *, arrived_at: float
+    ) -> None:
         self._services = services
         self._request = request
         self._model = model
+        self._arrived_at = arrived_at
         # An id of our own making; clients' ids are never used inside.
         self._id = f"{self.id_prefix}-{uuid.uuid4().hex}"
         self._created = int(time.time())
@@ -96,15 +101,36 @@ class Answer(ABC, Generic[_Request]):
         """
         return {}
 
-    async def respond(self, http_request: Request) -> Response:
-        """Answers, streamed or whole as the client wishes.
+    @classmethod
+    async def respond(
+        cls, services: Services, request: _Request, http_request: Request
+    ) -> Response:
+        """Answers, streamed or whole as the client wishes, by a model that stays until then.
+
+        What cannot be answered anyhow brings no evicted model back.
 
         Raises:
             LinkerError: The request cannot be answered.
             ClientLeftError: Nobody waits for the answer any more.
         """
+        arrived_at = time.monotonic()
+        evicted = services.catalog.dormant(services.roster.named(request.model).name)
+        if evicted is not None:
+            await asyncio.to_thread(cls(services, request, evicted, arrived_at=arrived_at).prepare)
+        async with AsyncExitStack() as until_answered:
+            model = await hold(services, http_request, request.model, until_answered)
+            answer = cls(services, request, model, arrived_at=arrived_at)
+            return await answer.begin(http_request, until_answered)
+
+    async def begin(self, http_request: Request, until_answered: AsyncExitStack) -> Response:
+        """Answers; a stream takes over what is to be closed at its end.
+
+        Raises:
+            LinkerError: See `respond`, as `ClientLeftError`.
+        """
         services, request = self._services, self._request
         await asyncio.to_thread(self.prepare)
+        self._specs = [replace(spec, arrived_at=self._arrived_at) for spec in self._specs]
         if request.stream:
             if request.prompt_logprobs is not None:
                 raise InvalidRequestError(
@@ -112,7 +138,12 @@ class Answer(ABC, Generic[_Request]):
                     param="prompt_logprobs",
                 )
             timeout_s = services.settings.http.send_timeout_s
-            return EventStream(self.stream(), metrics=services.metrics, send_timeout_s=timeout_s)
+            return EventStream(
+                self.stream(),
+                metrics=services.metrics,
+                send_timeout_s=timeout_s,
+                until_sent=until_answered.pop_all(),
+            )
         if request.stream_options is not None:
             raise InvalidRequestError(
                 "stream_options is only for stream: true.", param="stream_options"

@@ -34,8 +34,7 @@ def chat_router(services: Services) -> APIRouter:
         request = parse_request(ChatRequest, body, neutral=CHAT_NEUTRAL)
         if request.top_logprobs and not request.logprobs:
             raise InvalidRequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
-        answer = ChatAnswer(services, request, services.served(request.model))
-        return await answer.respond(http_request)
+        return await ChatAnswer.respond(services, request, http_request)
 
     return router
 

@@ -38,8 +38,7 @@ def completions_router(services: Services) -> APIRouter:
         services.gate.check_open()
         body = await read_object(http_request)
         request = parse_request(CompletionRequest, body, neutral=COMPLETION_NEUTRAL)
-        answer = CompletionAnswer(services, request, services.served(request.model))
-        return await answer.respond(http_request)
+        return await CompletionAnswer.respond(services, request, http_request)
 
     return router
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
 
+from linker_core.engine.kv_size import kv_cache_bytes
 from linker_core.errors import NotReadyError
 from server.bridge.client import EngineClient
 from server.bridge.process import ENGINE_COMMAND
@@ -19,9 +20,11 @@ from server.gateway.errors import REJECTION_REASONS
 from server.gateway.gate import Gate
 from server.metrics.admission import AdmissionMetrics
 from server.metrics.collector import FleetCollector
+from server.metrics.evictions import EvictionMetrics
 from server.metrics.serving import ServingMetrics
 from server.metrics.sharing import SharingExposition
 from server.onboarding.admission import Admission
+from server.onboarding.bases import Bases
 from server.onboarding.deltas import Deltas
 from server.onboarding.encoder import ENCODE_COMMAND, Encoder
 from server.onboarding.imports import Imports
@@ -30,6 +33,7 @@ from server.onboarding.planner import Planner
 from server.onboarding.pricing import Pricing
 from server.onboarding.request import OnboardRequest
 from server.onboarding.restorer import Restorer
+from server.onboarding.returning import Returning
 from server.onboarding.roster import Roster
 from server.onboarding.scanner import SCAN_COMMAND, Scanner
 from server.onboarding.timing import STAGES
@@ -38,6 +42,10 @@ from server.registry.lock import StateLock
 from server.registry.records import ModelRecord, ModelState
 from server.registry.store import Registry
 from server.residency.catalog import Catalog, ServedModel
+from server.residency.evictions import Evictions
+from server.residency.keep_alive import KeepAlive
+from server.residency.on_demand import OnDemand
+from server.residency.room import Room
 from server.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -53,6 +61,10 @@ class Services:
     catalog: Catalog
     roster: Roster
     onboarder: Onboarder
+    evictions: Evictions
+    room: Room
+    on_demand: OnDemand
+    keep_alive: KeepAlive
     engine: EngineSupervisor
     metrics: ServingMetrics
     exposition: CollectorRegistry
@@ -63,11 +75,14 @@ class Services:
     async def start(self, startup: Sequence[OnboardRequest]) -> None:
         """Starts the engine and the jobs; returns at once, models come behind it."""
         await self.onboarder.open(startup)
-        for work in (self.engine.run(), self.onboarder.run(), self.onboarder.flush()):
+        onboarder = self.onboarder
+        for work in (self.engine.run(), onboarder.run(), onboarder.flush(), self.keep_alive.run()):
             self.tasks.append(asyncio.ensure_future(work))
 
     async def stop(self) -> None:
         """Stops jobs and engine. Interrupted jobs are finished by the next start."""
+        await self.on_demand.stop()
+        await self.evictions.stop()
         for task in reversed(self.tasks):
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -151,8 +166,23 @@ def build_services(
         return await restorer.engine()
 
     engine_config = settings.engine.to_engine_config()
+    roster = Roster(registry=registry, metrics=metrics)
+    evictions = Evictions(
+        catalog=catalog,
+        rows=roster,
+        engine=lambda: services.engine.client,
+        metrics=EvictionMetrics(exposition),
+    )
+    room = Room(
+        catalog=catalog,
+        rows=roster,
+        engine=lambda: services.engine.client,
+        evictions=evictions,
+        kv_bytes=lambda config: kv_cache_bytes(config, engine_config),
+    )
     tuner = Tuner(
         engine=loaded_engine,
+        room=room,
         device=settings.engine.device,
         busy=busy,
         command=tune_command,
@@ -161,11 +191,13 @@ def build_services(
     encoder = Encoder(
         encode_command,
         busy=busy,
-        engine=(lambda: services.engine.client) if on_host else None,
+        room=room if on_host else None,
     )
     deltas = Deltas(settings.deltas_directory(), encoder)
     admission = Admission(
         catalog=catalog,
+        rows=roster,
+        room=room,
         deltas=deltas,
         engine=lambda: services.engine.client,
         engine_config=engine_config,
@@ -183,8 +215,19 @@ def build_services(
         imports=Imports(encoder, deltas),
         snapshot=admission.snapshot,
     )
-    roster = Roster(registry=registry, metrics=metrics)
-    restorer = Restorer(roster=roster, catalog=catalog, planner=planner, admission=admission)
+    bases = Bases(registry=registry, planner=planner)
+    returning = Returning(
+        roster=roster, catalog=catalog, planner=planner, admission=admission, bases=bases
+    )
+    restorer = Restorer(roster=roster, catalog=catalog, admission=admission, returning=returning)
+    on_demand = OnDemand(
+        catalog=catalog,
+        rows=roster,
+        bring_back=returning.bring_back,
+        settled=restorer.engine,
+        max_waiting=settings.models.load_queue,
+        timeout_s=settings.models.load_timeout_s,
+    )
     onboarder = Onboarder(
         roster=roster,
         catalog=catalog,
@@ -209,6 +252,15 @@ def build_services(
         catalog=catalog,
         roster=roster,
         onboarder=onboarder,
+        evictions=evictions,
+        room=room,
+        on_demand=on_demand,
+        keep_alive=KeepAlive(
+            catalog=catalog,
+            rows=roster,
+            evictions=evictions,
+            default_s=settings.models.keep_alive,
+        ),
         engine=supervisor,
         metrics=metrics,
         exposition=exposition,

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from typing import Any, TypeVar
 
 from starlette.requests import Request
@@ -72,6 +72,7 @@ class EventStream(Response):
         events: Encoded events, `[DONE]` included.
         metrics: Counts refusals.
         send_timeout_s: How long one piece may wait for the client to take it.
+        until_sent: What is closed once the response has ended.
     """
 
     media_type = "text/event-stream"
@@ -82,6 +83,7 @@ class EventStream(Response):
         *,
         metrics: ServingMetrics,
         send_timeout_s: float,
+        until_sent: AsyncExitStack | None = None,
     ) -> None:
         super().__init__(status_code=200, media_type=self.media_type)
         del self.headers["content-length"]
@@ -90,8 +92,13 @@ class EventStream(Response):
         self._events = events
         self._metrics = metrics
         self._send_timeout_s = send_timeout_s
+        self._until_sent = until_sent or AsyncExitStack()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self._until_sent:
+            await self._respond(scope, receive, send)
+
+    async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
         stream = asyncio.ensure_future(self._stream(scope, receive, send))
         departure = asyncio.ensure_future(_departure(receive))
         try:

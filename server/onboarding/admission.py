@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from linker_core.config import EngineConfig
 from linker_core.engine.kv_size import kv_cache_bytes
-from linker_core.engine.messages import BaseFiles, LoadModel, Snapshot
+from linker_core.engine.messages import BaseFiles, LoadModel, ModelLoaded, Snapshot
 from linker_core.errors import EngineFailureError, NotReadyError
 from linker_core.sharing.plan import Policy, SharePlan
 from linker_core.weights.architecture import ModelConfig
 from server.bridge.client import EngineClient, OnProgress
 from server.onboarding.adapters import AdapterSide, Source
 from server.onboarding.deltas import Deltas, Weights
+from server.onboarding.prediction import missing_base_bytes
 from server.onboarding.request import OnboardRequest
 from server.registry.records import ModelRecord
 from server.residency.catalog import Base, Catalog, ServedModel, TextSide
+from server.residency.room import Room
+from server.residency.rows import Rows
 
 
 class Arrival(NamedTuple):
@@ -33,6 +36,8 @@ class Admission:
 
     Args:
         catalog: Where donors are found.
+        rows: Have the plans of what is resident.
+        room: Makes room for loads.
         deltas: Has what models with residuals are loaded from.
         engine: Returns the engine, or raises `NotReadyError`.
         engine_config: Says what a family's KV cache takes.
@@ -43,12 +48,16 @@ class Admission:
         self,
         *,
         catalog: Catalog,
+        rows: Rows,
+        room: Room,
         deltas: Deltas,
         engine: Callable[[], EngineClient],
         engine_config: EngineConfig,
         max_model_len: int | None,
     ) -> None:
         self.deltas = deltas
+        self.room = room
+        self._rows = rows
         self._catalog = catalog
         self._engine = engine
         self._engine_config = engine_config
@@ -63,9 +72,12 @@ class Admission:
         *,
         replaces: bool = False,
         base: Base | None = None,
+        may_evict: bool = True,
         on_progress: OnProgress | None = None,
     ) -> Arrival:
         """Makes a planned model resident; `record` carries name, donor and fingerprint.
+
+        Idle models are evicted for it. Its donor stays meanwhile.
 
         Args:
             record: The model.
@@ -74,31 +86,30 @@ class Admission:
             weights: Where the engine reads that.
             replaces: Whether the model is resident with another plan, which serves until then.
             base: What the plan was made against, of a model without a donor that is none itself.
+            may_evict: Whether idle models leave for it.
             on_progress: Hears of bytes moved and to be moved.
 
         Raises:
             NotReadyError: Its donor is not resident, or the engine is not there.
+            InsufficientCapacityError: There is no room for it; see `Room.taking`.
             LinkerError: The engine could not load it.
         """
-        lender = base
-        if record.donor is not None:
-            donor = self._catalog.get(record.donor)
-            if donor is None:
-                raise NotReadyError(f"Its donor {record.donor!r} is not resident.")
-            lender = Base.of(donor.lender)
         assert record.fingerprint is not None
-        command = LoadModel(
-            model=record.name,
-            path=str(weights.path),
-            identity=weights.identity,
-            config=text.config,
-            plan=plan,
-            donor=record.donor,
-            max_model_len=self._max_model_len,
-            replaces=replaces,
-            base=None if lender is None else _files(lender.text),
-        )
-        loaded = await self._engine().load(command, on_progress=on_progress)
+        with self._leaning(record.donor) as donor:
+            lender = base if donor is None else Base.of(donor.lender)
+            command = self._command(record, text, plan, weights, lender, replaces=replaces)
+            keep = [record.name] if donor is None else [record.name, donor.name]
+
+            async def load() -> ModelLoaded:
+                return await self._engine().load(command, on_progress=on_progress)
+
+            loaded = await self.room.fit(
+                self._needed_bytes(command, lender),
+                load,
+                what=f"The model {record.name!r}",
+                keep=frozenset(keep),
+                may_evict=may_evict,
+            )
         model = ServedModel(
             name=record.name,
             donor=record.donor,
@@ -110,6 +121,57 @@ class Admission:
             base=base,
         )
         return Arrival(model, loaded.alias_seconds, loaded.move_seconds)
+
+    @contextlib.contextmanager
+    def _leaning(self, donor: str | None) -> Iterator[ServedModel | None]:
+        """Keeps a donor resident."""
+        if donor is None:
+            yield None
+            return
+        if self._catalog.get(donor) is None:
+            raise NotReadyError(f"Its donor {donor!r} is not resident.")
+        with self._catalog.lease(donor) as served:
+            yield served
+
+    def _command(
+        self,
+        record: ModelRecord,
+        text: TextSide,
+        plan: SharePlan,
+        weights: Weights,
+        lender: Base | None,
+        *,
+        replaces: bool,
+    ) -> LoadModel:
+        return LoadModel(
+            model=record.name,
+            path=str(weights.path),
+            identity=weights.identity,
+            config=text.config,
+            plan=plan,
+            donor=record.donor,
+            max_model_len=self._max_model_len,
+            replaces=replaces,
+            base=None if lender is None else _files(lender.text),
+        )
+
+    def _needed_bytes(self, command: LoadModel, lender: Base | None) -> int:
+        """Predicts a load: unique bytes, a new family's cache, and what is missing of its base.
+
+        Args:
+            command: The load.
+            lender: What its plan was made against.
+        """
+        donor = None if command.donor is None else self._catalog.get(command.donor)
+        kv_bytes = self.kv_bytes(command.config) if donor is None else 0
+        if lender is None or (donor is not None and donor.base is None):
+            return command.plan.unique_bytes + kv_bytes  # all of the base is there
+        family = [] if donor is None else [donor.name, *self._catalog.dependants(donor.name)]
+        plans = [row.plan for name in family if (row := self._rows.find(name)) and row.plan]
+        missing = missing_base_bytes(
+            command.plan, lender.text.config, [plan["rungs"] for plan in plans]
+        )
+        return command.plan.unique_bytes + kv_bytes + missing
 
     async def unload(self, name: str) -> None:
         """Takes a model out of the engine, if there is one."""

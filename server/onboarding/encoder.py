@@ -7,7 +7,7 @@ import itertools
 import logging
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from linker_core.errors import EngineFailureError, InsufficientCapacityError, No
 from linker_core.residency.encoding_memory import encoding_bytes
 from linker_core.sharing.plan import SharePlan
 from linker_core.weights.checkpoint import Checkpoint, Identity
-from server.bridge.client import EngineClient
 from server.onboarding.processes import OnStageProgress, never_busy, run_worker
+from server.residency.room import Room
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,7 @@ class Encoder:
     Args:
         command: The worker's command line.
         busy: Whether sequences run now; the worker holds back while they do.
-        engine: Returns the engine that lends the encoder its memory, or raises `NotReadyError`;
-            None where host memory is not the engine's.
+        room: Lends the encoder its memory; None where host memory is not the engine's.
     """
 
     def __init__(
@@ -38,11 +37,11 @@ class Encoder:
         command: Sequence[str] = ENCODE_COMMAND,
         *,
         busy: Callable[[], bool] = never_busy,
-        engine: Callable[[], EngineClient] | None = None,
+        room: Room | None = None,
     ) -> None:
         self._command = command
         self._busy = busy
-        self._engine = engine
+        self._room = room
         self._numbers = itertools.count()
 
     async def encode(
@@ -113,32 +112,24 @@ class Encoder:
         Raises:
             InsufficientCapacityError: It has no room.
         """
-        if (lender := self._lender()) is None:
+        name, what = f"encoder-{next(self._numbers)}", "Encoding the delta"
+        lender = None if self._room is None else self._room.client()
+        async with AsyncExitStack() as stack:
+            if self._room is not None and lender is not None:
+                try:
+                    await stack.enter_async_context(
+                        self._room.reserving(lender, name, nbytes, what=what)
+                    )
+                except InsufficientCapacityError as error:
+                    raise InsufficientCapacityError(
+                        f"{error.message} Policies exact and thresholds need no encoding.",
+                        retry_after_s=error.retry_after_s,
+                    ) from error
+                except (EngineFailureError, NotReadyError):
+                    if not lender.closed.is_set():
+                        raise
+                    logger.info("the engine ended; the encoder runs beside the next one's start")
             yield
-            return
-        name = f"encoder-{next(self._numbers)}"
-        try:
-            await lender.reserve(name, nbytes)
-        except InsufficientCapacityError as error:
-            raise InsufficientCapacityError(
-                f"Encoding the delta takes {nbytes} bytes beside what is resident, and there is no "
-                "room for them. Unload a model, raise the memory budget, or use policy exact or "
-                f"thresholds. ({error.message})"
-            ) from error
-        except EngineFailureError:
-            if not lender.closed.is_set():
-                raise
-            logger.info("the engine ended; the encoder runs beside the start of the next one")
-        try:
-            yield
-        finally:
-            lender.release(name)
-
-    def _lender(self) -> EngineClient | None:
-        try:
-            return None if self._engine is None else self._engine()
-        except NotReadyError:
-            return None
 
     async def _run(
         self, request: Mapping[str, Any], on_progress: OnStageProgress

@@ -9,11 +9,11 @@ import json
 import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from linker_core.errors import EngineFailureError, InsufficientCapacityError
+from linker_core.errors import EngineFailureError, InsufficientCapacityError, NotReadyError
 from linker_core.tuning.calibration import MAX_PROMPT_TOKENS
 from linker_core.tuning.memory import (
     ANSWER_TOKENS,
@@ -29,6 +29,7 @@ from linker_core.weights.checkpoint import Identity
 from server.bridge.client import EngineClient
 from server.onboarding.processes import OnStageProgress, run_worker
 from server.residency.catalog import TextSide
+from server.residency.room import Room
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ class Tuner:
 
     Args:
         engine: Waits for an engine that holds the models; its memory is what a tuner shares.
+        room: Makes room for the tuner beside what is resident.
         device: The engine's.
         busy: Whether sequences run now.
         command: The worker's command line.
@@ -72,12 +74,14 @@ class Tuner:
         self,
         *,
         engine: Callable[[], Awaitable[EngineClient]],
+        room: Room,
         device: Device,
         busy: Callable[[], bool],
         command: Sequence[str] = TUNE_COMMAND,
     ) -> None:
         self.device: Device = device
         self._engine = engine
+        self._room = room
         self._busy = busy
         self._command = command
         self._numbers = itertools.count()
@@ -117,29 +121,28 @@ class Tuner:
     @asynccontextmanager
     async def _reserved(self, nbytes: int) -> AsyncIterator[_Place]:
         """Yields where to tune, its memory set aside as long as that engine lives."""
-        name = f"tuner-{next(self._numbers)}"
-        while True:
-            client = await self._engine()
-            try:
-                await client.reserve(name, nbytes)
-                break
-            except InsufficientCapacityError as error:
-                if self.device != "cpu":
+        name, what = f"tuner-{next(self._numbers)}", "Measuring what sharing costs"
+        async with AsyncExitStack() as stack:
+            while True:
+                client = await self._engine()
+                try:
+                    await stack.enter_async_context(
+                        self._room.reserving(client, name, nbytes, what=what)
+                    )
+                    break
+                except InsufficientCapacityError as error:
+                    if self.device == "cpu":
+                        raise InsufficientCapacityError(
+                            f"{error.message} Policies exact and thresholds need no measuring.",
+                            retry_after_s=error.retry_after_s,
+                        ) from error
                     logger.info("no room for a tuner on %s; it runs on the CPU", self.device)
                     yield _Place("cpu", None)  # host memory is not the engine's to give
                     return
-                raise InsufficientCapacityError(
-                    f"Measuring what sharing costs takes {nbytes} bytes beside what is resident, "
-                    "and there is no room for them. Unload a model, raise the memory budget, or "
-                    f"use policy exact or thresholds. ({error.message})"
-                ) from error
-            except EngineFailureError:
-                if not client.closed.is_set():
-                    raise
-        try:
+                except (EngineFailureError, NotReadyError):
+                    if not client.closed.is_set():
+                        raise
             yield _Place(self.device, None if self.device == "cpu" else client)
-        finally:
-            client.release(name)
 
 
 async def _unless_gone(

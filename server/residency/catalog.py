@@ -78,10 +78,14 @@ class Turn(asyncio.Lock):
 
     Nobody waits who takes one that is not wanted: whoever makes room takes only those, so that two
     who make room for each other's models never wait for each other.
+
+    Args:
+        on_release: Called whenever somebody gives it back.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, on_release: Callable[[], None]) -> None:
         super().__init__()
+        self._on_release = on_release
         self._num_wanting = 0
 
     @property
@@ -102,6 +106,7 @@ class Turn(asyncio.Lock):
         """Gives the lock to the next."""
         self._num_wanting -= 1
         super().release()
+        self._on_release()
 
 
 class Catalog:
@@ -156,11 +161,11 @@ class Catalog:
         """
         turn = self._turns.get(name)
         if turn is None:
-            turn = self._turns[name] = Turn()
+            turn = self._turns[name] = Turn(self.note_change)
         return turn
 
     async def until_changed(self) -> None:
-        """Waits until a model comes, leaves, or is not used any more."""
+        """Waits until a model comes or leaves, or something ends that kept one where it is."""
         await self._changed.wait()
 
     def note_change(self) -> None:

@@ -41,6 +41,7 @@ class Evictions:
         self._engine = engine
         self._metrics = metrics
         self._running: set[asyncio.Task[None]] = set()
+        self._unused: set[asyncio.Task[None]] = set()  # of those, what waits for no requests
 
     async def evict_idle(self, name: str, reason: EvictionReason) -> bool:
         """Evicts a model that nobody needs now; False if somebody does.
@@ -101,8 +102,8 @@ class Evictions:
 
     async def settled(self) -> None:
         """Waits until the evictions of models without requests that were begun have ended."""
-        while self._running:
-            await asyncio.wait(self._running)
+        while self._unused:
+            await asyncio.wait(self._unused)
 
     async def stop(self) -> None:
         """Ends what still waits for requests to end."""
@@ -135,9 +136,9 @@ class Evictions:
         assert served is not None
         self._catalog.park(name)
         task = asyncio.ensure_future(self._take_out(served, turn, reason))
-        if not self._catalog.num_leases(name):
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+        for tasks in (self._running, *([] if self._catalog.num_leases(name) else [self._unused])):
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
         task.add_done_callback(_note_failure)
         await asyncio.shield(task)
 

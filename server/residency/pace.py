@@ -21,12 +21,12 @@ class Pace:
         self._nbytes[name] = 0 if plan is None else int(plan["unique_bytes"])
 
     def forget(self, name: str) -> None:
-        """Notes that a model has come, or does not."""
+        """Notes that a model does not come."""
         self._nbytes.pop(name, None)
 
     def note(self, name: str, seconds: float) -> None:
-        """Notes how long the bytes of a model have taken."""
-        nbytes = self._nbytes.get(name, 0)
+        """Notes that a model has come, and how long its bytes have taken."""
+        nbytes = self._nbytes.pop(name, 0)
         if nbytes >= _MIN_BYTES and seconds > 0:
             self._bytes_per_second = nbytes / seconds
 

@@ -147,9 +147,16 @@ class Room:
 
     # --- asking -------------------------------------------------------------------------------
 
+    def client(self) -> EngineClient | None:
+        """Returns the engine that has the memory, or None while there is none."""
+        try:
+            return self._engine()
+        except NotReadyError:
+            return None
+
     def would_evict(self, nbytes: int, *, keep: Names = frozenset()) -> list[str] | None:
         """Returns who would leave now so that so many bytes are free; None: it does not fit."""
-        client = self._client()
+        client = self.client()
         if client is None or client.snapshot is None:
             return []
         holders, free = self._holders(client.snapshot, keep), self._free_bytes(client)
@@ -161,7 +168,7 @@ class Room:
         Raises:
             InsufficientCapacityError: It would not; see `taking`.
         """
-        client = self._client()
+        client = self.client()
         if client is None or client.snapshot is None or nbytes <= self._free_bytes(client):
             return
         error = self._refusal(nbytes, what, client, client.snapshot, keep)
@@ -195,12 +202,6 @@ class Room:
         if not leaving:
             return False
         return await self._evictions.evict_idle(leaving[0], EvictionReason.CAPACITY)
-
-    def _client(self) -> EngineClient | None:
-        try:
-            return self._engine()
-        except NotReadyError:
-            return None
 
     def _free_bytes(self, client: EngineClient) -> int:
         """Returns what is free; a reservation is from when it is given back."""
