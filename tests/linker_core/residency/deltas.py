@@ -36,7 +36,7 @@ def random_rungs(
         plain = [Rung.OWN]
         if donor.tensors[name].shape == info.shape:
             plain.append(Rung.ALIAS)
-        if name in (EMBED_NAME, LM_HEAD_NAME):
+        if name in (EMBED_NAME, LM_HEAD_NAME) and donor.tensors[name].dtype == info.dtype:
             plain.append(Rung.ROWS)
         drawn: list[AnyRung] = [chance.choice(plain)]
         if len(info.shape) == 2:
