@@ -22,14 +22,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from server.onboarding.hub.disk import check_room, disk_faults, sync_directory
+from server.onboarding.hub.disk import check_room, disk_faults, stored_bytes, sync_directory
 from server.onboarding.hub.listing import SourceKind, kind_of
 from server.onboarding.hub.source import HubSource
 
 logger = logging.getLogger(__name__)
 
 _COPY_BYTES = 1 << 26
-_BLOCK_BYTES = 512  # of st_blocks, whatever the file system's are
 _GONE = "gone-"
 
 
@@ -66,13 +65,13 @@ class HubCache:
         if not isinstance(tree, str) or not isinstance(digests, dict):
             return None
         path = self._trees / tree
-        if not all((path / name).is_file() for name in digests):
+        if not _is_whole(path, digests):
             return None
         return Snapshot(path=path.resolve(), digests=digests)
 
     def holds(self, digests: Mapping[str, str]) -> bool:
         """Whether a download of just these files is here."""
-        return (self._trees / _tree_name(digests)).is_dir()
+        return _is_whole(self._trees / _tree_name(digests), digests)
 
     def check_room(self, source: HubSource, nbytes: int, *, keep_free_bytes: int) -> None:
         """Refuses a download that would leave the disk with less than is to be kept free.
@@ -82,7 +81,7 @@ class HubCache:
         """
         # What has arrived, and the room that was set aside, is not asked for again.
         folder = self._unfinished / source.key
-        there = sum(path.stat().st_blocks * _BLOCK_BYTES for path in _entries(folder))
+        there = sum(map(stored_bytes, _entries(folder)))
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         check_room(existing, max(nbytes - there, 0), keep_free_bytes=keep_free_bytes)
 
@@ -110,13 +109,15 @@ class HubCache:
         """Makes a folder whose files are all there and on the disk a tree, and notes it down."""
         folder, tree = self._unfinished / source.key, self._trees / _tree_name(digests)
         with disk_faults():
-            if tree.is_dir():
+            if _is_whole(tree, digests):
                 shutil.rmtree(folder)
             else:
                 for path in folder.iterdir():
                     if path.name not in digests:
                         path.unlink()  # of a listing that the hub has changed since
                 sync_directory(folder)
+                if tree.exists():  # somebody has taken files out of it
+                    shutil.rmtree(tree)
                 folder.rename(tree)
                 sync_directory(self._trees)
             content = {"source": str(source), "tree": tree.name, "files": dict(digests)}
@@ -182,6 +183,10 @@ class HubCache:
 
 def _tree_name(digests: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(sorted(digests.items())).encode()).hexdigest()
+
+
+def _is_whole(tree: Path, names: Iterable[str]) -> bool:
+    return tree.is_dir() and all((tree / name).is_file() for name in names)
 
 
 def _entries(directory: Path) -> list[Path]:

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 import httpx2
@@ -179,7 +180,7 @@ def _refusal(error: HfHubHTTPError | httpx2.HTTPStatusError, source: HubSource) 
             "gated and HF_TOKEN is not set to a token that opens it.",
             param="source",
         )
-    if status == httpx2.codes.REQUESTED_RANGE_NOT_SATISFIABLE:
+    if status == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
         return BadCheckpointError("The hub has less of a file than it lists. Try again.")
     return InvalidRequestError(
         f"The hub refused a file or revision of {source.repo} with status {status}.",
@@ -189,7 +190,7 @@ def _refusal(error: HfHubHTTPError | httpx2.HTTPStatusError, source: HubSource) 
 
 def headers_start(response: httpx2.Response) -> int:
     """Returns where in its file a body begins, by its headers."""
-    if response.status_code != httpx2.codes.PARTIAL_CONTENT:
+    if response.status_code != HTTPStatus.PARTIAL_CONTENT:
         return 0
     said: Any = response.headers.get("content-range", "")
     unit, _, place = said.partition(" ")

@@ -86,8 +86,7 @@ class FakeHub:
         self.api_fault: Fault | None = None
         self.faults: dict[str, list[Fault]] = {}
         self.released = threading.Event()  # lets handlers that wait go on
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), HubHandler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), HubHandler)
         self._server.hub = self  # type: ignore[attr-defined]
 
     @property
@@ -116,6 +115,13 @@ class FakeHub:
             self._server.shutdown()
             self._server.server_close()
             thread.join()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_request: object) -> None:
+        """Clients that leave are what the faults are about."""
 
 
 class HubHandler(BaseHTTPRequestHandler):
