@@ -48,6 +48,24 @@ def plan_donor(checkpoint: Checkpoint, *, fingerprint: str) -> SharePlan:
     )
 
 
+def plan_of_base(plan: SharePlan) -> SharePlan:
+    """Returns what a family's first model stores once another is the donor: nothing of its own.
+
+    Args:
+        plan: Its plan of `plan_donor`.
+    """
+    assert plan.policy is Policy.DONOR
+    return replace(
+        plan,
+        policy=Policy.EXACT,
+        donor_fingerprint=plan.variant_fingerprint,
+        rungs=dict.fromkeys(plan.rungs, Rung.ALIAS),
+        unique_bytes=0,
+        rung_bytes={Rung.ALIAS.value: 0},
+        blocks=BlockCounts(alias=plan.blocks.total, residual=0, own=0),
+    )
+
+
 def plan_variant(
     report: ScanReport,
     donor: Checkpoint,

@@ -173,9 +173,10 @@ class Donors:
             raise ModelNotFoundError(
                 f"The donor {name!r} is not resident; onboard it first.", param="donor"
             )
-        if donor.donor is not None:
+        head = donor if donor.donor is None else self._catalog.get(donor.donor)
+        if head is None or donor.fingerprint not in (head.fingerprint, head.lender.fingerprint):
             raise ConflictError(
                 f"{donor.name!r} is a variant of {donor.donor!r}; name that as donor.",
                 param="donor",
             )
-        return donor.lender
+        return head.lender  # of a donor whose family another has taken over, the same weights

@@ -1,4 +1,4 @@
-"""Gives resident variants another plan while they serve.
+"""Gives variants another plan while they serve.
 
 Until the engine has the new plan the old one serves and is what is stored; a failure, or the end of
 the server, leaves it so.
@@ -29,7 +29,7 @@ from server.onboarding.request import OnboardRequest, check_sharing, resolve_sha
 from server.onboarding.restorer import Restorer
 from server.onboarding.roster import Roster
 from server.onboarding.timing import Stopwatch
-from server.registry.records import JobStage, ModelRecord, ModelState
+from server.registry.records import SERVABLE, JobStage, ModelRecord, ModelState
 from server.residency.catalog import Catalog
 from server.settings import SharingSettings
 
@@ -37,14 +37,14 @@ logger = logging.getLogger(__name__)
 
 
 class Replans:
-    """Plans resident variants anew. Event loop only.
+    """Plans variants anew. Event loop only.
 
     Args:
         roster: The known models and jobs.
         catalog: The resident models.
         planner: Decides what is stored.
         admission: Loads what was planned.
-        restorer: Says when models are resident.
+        restorer: Says when models are resident, and has who brings back their donors.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Replans:
         self._planner = planner
         self._admission = admission
         self._restorer = restorer
+        self._returning = restorer.returning
 
     def asked(
         self, name: str, said: Mapping[str, Any], defaults: SharingSettings
@@ -74,16 +75,16 @@ class Replans:
 
         Raises:
             ModelNotFoundError: There is none of that name.
-            ConflictError: It is not ready, or a donor.
+            ConflictError: It has no plan yet, or is a donor.
             NotReadyError: It is on its way back.
             InvalidRequestError: Nothing is said, the options contradict each other, or the model
                 came with a plan of its own.
         """
-        record = self._resident(name)
+        record = self._planned(name)
         if record.donor is None:
             raise ConflictError(
-                f"The model {name!r} is a donor, which holds all of its weights itself; only "
-                "variants have a plan to change."
+                f"The model {name!r} is a donor, whose weights others lean on; only variants have "
+                "a plan to change."
             )
         assert record.plan is not None
         if record.plan["policy"] in (Policy.DELTA, Policy.ADAPTER):
@@ -108,15 +109,12 @@ class Replans:
         job = self._roster.live_job(job_id)
         request, watch = OnboardRequest.from_json(job.request), Stopwatch()
         await self._restorer.done.wait()
-        record = self._resident(job.model)
+        record = self._planned(job.model)
         watch.enter("open")
         source = await asyncio.to_thread(read_again, Path(record.source), source=record.source)
         watch.stop()
-        async with self._planner.turn:
-            assert record.donor is not None
-            donor = self._catalog.get(record.donor)
-            if donor is None:
-                raise NotReadyError(f"Its donor {record.donor!r} is not resident.")
+        async with self._planner.turn, self._returning.leaning(job.model) as donor:
+            assert donor is not None
             planned = await self._planner.plan(
                 request, source, donor, watch=watch, on_stage=on_stage
             )
@@ -145,11 +143,12 @@ class Replans:
         watch: Stopwatch,
         on_stage: OnStage,
     ) -> None:
-        """Lets the engine change over, then stores that it has."""
+        """Lets the engine change over if it has the model, then stores that it has."""
         await self._restorer.engine()
-        async with self._restorer.rows:
-            record = self._resident(request.name)
-            if not _has_rungs(record, planned.plan):
+        async with self._catalog.turn(request.name):
+            record = self._planned(request.name)
+            resident = self._catalog.get(request.name) is not None
+            if resident and not _has_rungs(record, planned.plan):
                 arrival = await self._admission.load(
                     record,
                     planned.text,
@@ -170,8 +169,8 @@ class Replans:
             # Stored later if the registry is locked: the engine has the new plan already.
             await self._roster.settle(changed, job)
 
-    def _resident(self, name: str) -> ModelRecord:
-        """Returns a model that serves.
+    def _planned(self, name: str) -> ModelRecord:
+        """Returns a model that can be served.
 
         Raises:
             ModelNotFoundError: There is none of that name.
@@ -179,11 +178,12 @@ class Replans:
             NotReadyError: It is on its way back.
         """
         record = self._roster.model(name)
-        if record.state is not ModelState.READY:
+        if record.state not in SERVABLE:
             raise ConflictError(
-                f"The model {name!r} is {record.state.value}; only a ready one is planned anew."
+                f"The model {name!r} is {record.state.value}; only one that can be served is "
+                "planned anew."
             )
-        if self._catalog.get(name) is None:
+        if record.state is ModelState.READY and self._catalog.get(name) is None:
             raise NotReadyError(f"The model {name!r} is on its way back; try again then.")
         return record
 

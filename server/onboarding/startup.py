@@ -5,15 +5,15 @@ Event loop only.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from server.onboarding.jobs import JobRunner
 from server.onboarding.outcomes import interrupted_job
 from server.onboarding.planner import Planner
 from server.onboarding.request import OnboardRequest
+from server.onboarding.restorer import Restorer
 from server.onboarding.roster import Roster
-from server.registry.records import ModelRecord, ModelState
+from server.registry.records import SERVABLE, ModelRecord, ModelState
 from server.residency.catalog import Catalog
 
 
@@ -25,7 +25,7 @@ class Startup:
         catalog: The resident models.
         jobs: Takes what is to be onboarded.
         planner: Knows which prices still hold.
-        names: Guards checks of names and donors together with the changes that follow from them.
+        restorer: Told what has to be there after the start.
     """
 
     def __init__(
@@ -35,13 +35,13 @@ class Startup:
         catalog: Catalog,
         jobs: JobRunner,
         planner: Planner,
-        names: asyncio.Lock,
+        restorer: Restorer,
     ) -> None:
         self._roster = roster
         self._catalog = catalog
         self._jobs = jobs
         self._planner = planner
-        self._names = names
+        self._restorer = restorer
         self._requested: dict[str, OnboardRequest] = {}
         self._names_at_start: frozenset[str] = frozenset()
 
@@ -55,6 +55,7 @@ class Startup:
         """
         interrupted = await self._roster.open()
         self._requested = {request.name: request for request in startup}
+        self._restorer.at_start = frozenset(self._requested)
         stored, requests = self._roster.models(), dict(self._requested)
         again = {name for name, request in requests.items() if not self._is_stored(request)}
         again |= {r.name for r in stored if r.donor in again and r.name not in requests}
@@ -79,40 +80,51 @@ class Startup:
         self._names_at_start = frozenset(
             record.name
             for record in self._roster.models()
-            if record.state is not ModelState.FAILED and record.name not in resumed
+            if record.name not in resumed and self._is_to_come(record)
         )
 
     def failures(self) -> list[str] | None:
         """Returns the start-up models that failed; None while some are still on their way."""
+        if not self._restorer.done.is_set():
+            return None
         failed = []
         for record in self._roster.models():
             if record.name not in self._names_at_start:
                 continue
-            if record.state is ModelState.FAILED:
+            if record.state is ModelState.FAILED or record.error is not None:
                 failed.append(record.name)
-            elif self._catalog.get(record.name) is None:
+            elif record.state is not ModelState.UNLOADED and not self._is_there(record.name):
                 return None
         return failed
+
+    def _is_there(self, name: str) -> bool:
+        return self._catalog.get(name) is not None
+
+    def _is_to_come(self, record: ModelRecord) -> bool:
+        """Whether a start waits for a model; of those that are not resident for few."""
+        if record.state is ModelState.UNLOADED:
+            return record.pinned or record.name in self._requested
+        return record.state is not ModelState.FAILED
 
     def _is_stored(self, request: OnboardRequest) -> bool:
         stored = self._roster.find(request.name)
         return (
-            stored is not None
-            and stored.state is ModelState.READY
-            and stored.request == request.to_json()
+            stored is not None and stored.state in SERVABLE and stored.request == request.to_json()
         )
 
     def _is_priced_otherwise(self, record: ModelRecord) -> bool:
-        return record.state is ModelState.READY and not self._planner.price_holds(record.plan)
+        """Whether a price was measured otherwise; a donor's that was a variant stays as it was."""
+        priced = record.state in SERVABLE and record.donor is not None
+        return priced and not self._planner.price_holds(record.plan)
 
     async def plan_anew(self, record: ModelRecord) -> bool:
         """Queues a start-up model whose files changed, and the variants of such a donor."""
         if record.name not in self._requested:
             return False
-        async with self._names:
+        async with self._roster.names:
             names = [record.name, *self._roster.dependants(record.name)]
             for model in [found for name in names if (found := self._roster.find(name))]:
-                if model.state is ModelState.READY:
+                if model.state in SERVABLE:
                     request = self._requested.get(model.name)
                     await self._jobs.enqueue(request or OnboardRequest.from_json(model.request))
         return True

@@ -19,6 +19,9 @@ class ModelState(StrEnum):
     FAILED = "failed"
 
 
+SERVABLE = (ModelState.READY, ModelState.UNLOADED)  # those that a request may be for
+
+
 class JobStatus(StrEnum):
     """Where a job stands."""
 

@@ -73,14 +73,15 @@ def test_variant_of_a_missing_donor_comes_back_with_it(
     with live_server(state, root=tmp_path) as server:
         server.until(lambda: server.services.onboarder.startup_failures() == ["base", "near"])
         card = server.client.get("/models/near").json()
-        assert (card["state"], card["error"]["code"]) == ("failed", "not_ready")
+        assert (card["state"], card["error"]["code"]) == ("unloaded", "not_ready")
         row = server.services.registry.model("near")
         assert row is not None
-        assert row.state == "ready"
+        assert row.state == "unloaded"
         (models["base"] / "model.safetensors").write_bytes(before)
         assert server.onboard("base", models["base"]).status_code == 201
-        server.until(lambda: server.chat("near").status_code == 200)
-        assert server.client.get("/models/near").json()["state"] == "ready"
+        assert server.chat("near").status_code == 200
+        card = server.client.get("/models/near").json()
+        assert (card["state"], card["error"]) == ("ready", None)
 
 
 def test_engine_that_stood_still_for_a_while_keeps_its_models(
@@ -101,13 +102,13 @@ def test_engine_that_stood_still_for_a_while_keeps_its_models(
 
 
 def test_models_that_came_back_have_no_strikes(live: LiveServer) -> None:
-    restorer = live.services.onboarder._restorer
-    restorer._strikes["near"] = 1
+    returning = live.services.onboarder._restorer.returning
+    returning._strikes["near"] = 1
     first = live.services.engine.pid
     live.services.engine.kill()
     live.until(lambda: live.services.engine.pid not in (first, None))
     live.until_ready()
-    assert restorer._strikes == {}
+    assert returning._strikes == {}
 
 
 def test_start_up_model_whose_files_changed_is_planned_anew_with_its_variants(

@@ -1,0 +1,244 @@
+"""Brings a stored model back into the engine, with its stored plan, after what it leans on."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from linker_core.errors import (
+    BadCheckpointError,
+    EngineFailureError,
+    InsufficientCapacityError,
+    LinkerError,
+    ModelNotFoundError,
+    NotReadyError,
+    UnsupportedFormatError,
+)
+from linker_core.sharing.plan import SharePlan
+from server.onboarding.admission import Admission
+from server.onboarding.bases import Bases
+from server.onboarding.outcomes import failed_model
+from server.onboarding.planner import Planner, ignore_progress
+from server.onboarding.prepare import read_again
+from server.onboarding.roster import Roster
+from server.onboarding.timing import Stopwatch
+from server.registry.records import SERVABLE, ModelRecord, ModelState
+from server.residency.catalog import Base, Catalog, ServedModel, TextSide
+
+logger = logging.getLogger(__name__)
+
+_CRASHES_PER_MODEL = 2  # that many engine deaths while loading a stored model mark it failed
+
+OnChanged = Callable[[ModelRecord], Awaitable[bool]]
+
+
+class _Known(NamedTuple):
+    """What a model is loaded with besides its weights."""
+
+    text: TextSide
+    base: Base | None  # of a head that is not its family's base
+
+
+class Returning:
+    """Loads what has a plan and is not resident.
+
+    Args:
+        roster: The known models.
+        catalog: Filled with what is resident.
+        planner: Knows fingerprints.
+        admission: Loads models.
+        bases: Has what families share whose first donor has gone.
+
+    Attributes:
+        bases: As given.
+
+    `on_changed` is asked about a model whose files are others than it was onboarded from; it
+    returns whether the model is being onboarded anew.
+    """
+
+    def __init__(
+        self,
+        *,
+        roster: Roster,
+        catalog: Catalog,
+        planner: Planner,
+        admission: Admission,
+        bases: Bases,
+    ) -> None:
+        self._roster = roster
+        self._catalog = catalog
+        self._planner = planner
+        self._admission = admission
+        self.bases = bases
+        self._loading: list[str] = []  # what the engine may be loading for us
+        self._strikes: dict[str, int] = {}
+        self.on_changed: OnChanged = _leave_it
+
+    async def bring_back(self, name: str, *, may_evict: bool = True) -> ServedModel:
+        """Makes a model resident that was ready before. The caller holds the catalog's turn.
+
+        Its donor comes first. One whose files are damaged or others is marked failed; any other
+        error leaves it as it was.
+
+        Args:
+            name: The model.
+            may_evict: Whether idle models leave for it.
+
+        Raises:
+            ModelNotFoundError: There is none of that name any more.
+            NotReadyError: It is not servable, or its donor is not, or the engine is not there.
+            InsufficientCapacityError: There is no room for it.
+            LinkerError: Why it cannot be loaded.
+        """
+        assert self._catalog.turn(name).locked()
+        record = self._roster.model(name)
+        if (served := self._catalog.get(name)) is not None:
+            return served
+        if record.state not in SERVABLE:
+            raise NotReadyError(f"The model {name!r} is {record.state.value}.")
+        try:
+            async with self.leaning(name, may_evict=may_evict) as donor:
+                return await self._bring_back(self._roster.model(name), donor, may_evict=may_evict)
+        except (BadCheckpointError, UnsupportedFormatError) as error:
+            if self.is_wanted(record):
+                logger.error("model %s cannot come back: %s", name, error.message)
+                await self._roster.settle(failed_model(self._roster.model(name), error))
+            raise
+
+    @asynccontextmanager
+    async def leaning(
+        self, name: str, *, may_evict: bool = True
+    ) -> AsyncIterator[ServedModel | None]:
+        """Keeps a model's donor where it is, after bringing it back if need be.
+
+        The caller holds at most the model's own turn.
+
+        Yields:
+            What the model is planned against and loaded over; None if it has no donor.
+
+        Raises:
+            LinkerError: See `bring_back`, of the donor.
+        """
+        with ExitStack() as leases:
+            donor: ServedModel | None = None
+            while (needed := self._roster.model(name).donor) is not None and donor is None:
+                async with self._catalog.turn(needed):
+                    if self._roster.model(name).donor == needed:  # the family may have another now
+                        donor = (await self._donor(needed, may_evict=may_evict)).lender
+                        leases.enter_context(self._catalog.lease(needed))
+            yield donor
+
+    def is_wanted(self, record: ModelRecord) -> bool:
+        """Whether the model is still the one of this record: not deleted, not onboarded anew."""
+        now = self._roster.find(record.name)
+        return now is not None and now.state in SERVABLE and now.created_at == record.created_at
+
+    def engine_down(self) -> None:
+        """Counts the engine's death against what it was loading."""
+        for name in self._loading:
+            self._strikes[name] = self._strikes.get(name, 0) + 1
+
+    async def give_up_killers(self) -> None:
+        """Marks failed what the engine died of again and again."""
+        for name, strikes in list(self._strikes.items()):
+            record = self._roster.find(name)
+            if strikes >= _CRASHES_PER_MODEL and record is not None:
+                error = EngineFailureError("The engine died repeatedly while it loaded this model.")
+                await self._roster.settle(failed_model(record, error))
+                del self._strikes[name]
+
+    async def _donor(self, name: str, *, may_evict: bool) -> ServedModel:
+        try:
+            return await self.bring_back(name, may_evict=may_evict)
+        except InsufficientCapacityError:
+            raise
+        except LinkerError as error:
+            raise NotReadyError(f"Its donor {name!r} cannot be loaded. {error.message}") from error
+
+    async def _bring_back(
+        self, record: ModelRecord, donor: ServedModel | None, *, may_evict: bool
+    ) -> ServedModel:
+        assert record.plan is not None
+        plan = SharePlan.from_json(record.plan)
+        known = self._remembered(record) or await self._read(record, plan, donor)
+        lender = donor if known.base is None else _as_lender(known.base, record)
+        weights = await self._admission.deltas.weights(
+            plan, known.text, lender, watch=Stopwatch(), on_progress=ignore_progress
+        )
+        if not self.is_wanted(record):
+            raise _gone(record.name)
+        self._loading.append(record.name)
+        try:
+            arrival = await self._admission.load(
+                record, known.text, plan, weights, base=known.base, may_evict=may_evict
+            )
+        finally:
+            self._loading.remove(record.name)
+        self._strikes.pop(record.name, None)
+        if not self.is_wanted(record):
+            await self._admission.unload(record.name)
+            raise _gone(record.name)
+        self._catalog.publish(arrival.model)
+        logger.info("model %s is back", record.name)
+        self._note_ready(record.name)
+        return arrival.model
+
+    def _note_ready(self, name: str) -> None:
+        now = self._roster.model(name)
+        if now.state is not ModelState.READY or now.error is not None:
+            self._roster.amend(name, state=ModelState.READY, error=None)
+
+    def _remembered(self, record: ModelRecord) -> _Known | None:
+        """Returns what is known of a model since it was resident; the engine checks its files."""
+        dormant = self._catalog.dormant(record.name)
+        if dormant is None or dormant.fingerprint != record.fingerprint:
+            return None
+        return _Known(dormant.text, dormant.base)
+
+    async def _read(
+        self, record: ModelRecord, plan: SharePlan, donor: ServedModel | None
+    ) -> _Known:
+        """Reads a model's files, which have to be those that it was onboarded from.
+
+        Raises:
+            BadCheckpointError: They are others.
+            NotReadyError: They are others, and are being onboarded.
+        """
+        base: Base | None = None
+        if donor is None and plan.donor_fingerprint is not None:
+            base = await self.bases.find(plan.donor_fingerprint)
+            donor = _as_lender(base, record)
+        source = await asyncio.to_thread(read_again, Path(record.source), source=record.source)
+        if await self._planner.fingerprint(source, donor) != record.fingerprint:
+            if self.is_wanted(record) and await self.on_changed(record):
+                raise NotReadyError("The model's files have changed; it is being onboarded anew.")
+            raise BadCheckpointError(
+                "The model's files are not the ones it was onboarded from. Restore them, or "
+                "delete the model and onboard it again."
+            )
+        return _Known(await self._planner.text_side(source, donor), base)
+
+
+def _as_lender(base: Base, head: ModelRecord) -> ServedModel:
+    """Returns a base as what a head that is not resident yet leans on."""
+    return ServedModel(
+        name=head.name,
+        donor=None,
+        position=head.position,
+        created_at=head.created_at,
+        fingerprint=base.fingerprint,
+        max_model_len=base.text.config.max_position_embeddings,
+        text=base.text,
+    )
+
+
+def _gone(name: str) -> ModelNotFoundError:
+    return ModelNotFoundError(f"The model {name!r} was deleted meanwhile.", param="model")
+
+
+async def _leave_it(_record: ModelRecord) -> bool:
+    return False
