@@ -28,7 +28,6 @@ from linker_core.engine.messages import (
     LoadFailed,
     LoadModel,
     LoadProgress,
-    ModelBytes,
     ModelLoad,
     ModelLoaded,
     ModelUnloaded,
@@ -49,9 +48,12 @@ from linker_core.engine.messages import (
 from linker_core.errors import (
     ConflictError,
     InsufficientCapacityError,
+    LinkerError,
+    ModelNotFoundError,
     NotReadyError,
     NumericalError,
 )
+from tests.server.fake_memory import FakeMemory
 
 FAKE_ENGINE = (sys.executable, "-m", "tests.server.fake_engine")
 MUTE_ENGINE = (sys.executable, "-c", "import time; time.sleep(600)")  # never reads commands
@@ -59,7 +61,6 @@ TOO_BIG, KILLER = "too-big", "killer"  # model names that fail to load, or end t
 STUCK = "stuck"  # a model name whose loading takes until it is cancelled or unloaded
 REPLACING = "LINKER_TEST_REPLACING"  # "refuse" or "die": what happens to plans that replace others
 MAX_MODEL_LEN = 200
-FREE_BYTES = 1 << 30
 _PR_SET_PDEATHSIG = 1
 
 
@@ -124,21 +125,20 @@ class Running:
 @dataclass
 class FakeEngine:
     connection: Connection
-    budget_bytes: int
-    models: dict[str, ModelBytes] = field(default_factory=dict)
-    donors: dict[str, str | None] = field(default_factory=dict)
+    memory: FakeMemory
     running: dict[str, Running] = field(default_factory=dict)
-    reserved: dict[str, int] = field(default_factory=dict)
+    queued: list[LoadModel] = field(default_factory=list)  # until their names are free
     leaving: set[str] = field(default_factory=set)  # unloaded once their sequences have ended
 
     def handle(self, command: Command) -> None:
         match command:
             case LoadModel():
-                self.load(command)
+                self.queued.append(command)
+                self.load_queued()
             case CancelLoad():
                 self.cancel(command.model)
             case UnloadModel():
-                self.unload(command.model)
+                self.unload(command)
             case Submit():
                 self.submit(command)
             case Abort():
@@ -147,43 +147,41 @@ class FakeEngine:
             case Reserve():
                 self.reserve(command)
             case Release():
-                self.reserved.pop(command.name, None)
+                self.memory.reserved.pop(command.name, None)
                 self.report()
             case Shutdown():
                 sys.exit(0)
+
+    def load_queued(self) -> None:
+        while self.queued and self.queued[0].model not in self.leaving:
+            self.load(self.queued.pop(0))
 
     def load(self, command: LoadModel) -> None:
         # What was loaded, and in which order, for tests to read.
         with Path(command.path, "loads.log").open("a") as log:
             log.write(f"{command.model} {command.donor} {command.plan.policy.value}\n")
-        assert command.replaces == (command.model in self.models)
         if command.replaces and os.environ.get(REPLACING) == "die":
             os._exit(1)
-        refused = command.replaces and os.environ.get(REPLACING) == "refuse"
-        if command.model == TOO_BIG or refused:
-            error = InsufficientCapacityError("It needs 2 bytes and 1 is free.").to_record()
-            self.connection.send(LoadFailed(model=command.model, error=error))
-            return
         if command.model == KILLER:
             os._exit(1)
         if command.model == STUCK:
             return
-        assert command.donor is None or command.donor in self.models
-        plan = command.plan
-        self.connection.send(
-            LoadProgress(
-                model=command.model, done_bytes=plan.unique_bytes, total_bytes=plan.unique_bytes
-            )
-        )
-        self.donors[command.model] = command.donor
-        self.models[command.model] = ModelBytes(
-            logical=plan.logical_bytes, unique=plan.unique_bytes, shared=plan.shared_bytes
-        )
+        try:
+            if command.model == TOO_BIG or (
+                command.replaces and os.environ.get(REPLACING) == "refuse"
+            ):
+                raise InsufficientCapacityError("It needs 2 bytes and 1 is free.")
+            moved = self.memory.load(command, leaving=self.leaving)
+        except LinkerError as error:
+            self.report()
+            self.connection.send(LoadFailed(model=command.model, error=error.to_record()))
+            return
+        self.connection.send(LoadProgress(model=command.model, done_bytes=moved, total_bytes=moved))
         self.report()
         self.connection.send(
             ModelLoaded(
                 model=command.model,
-                bytes=self.models[command.model],
+                bytes=self.memory.bytes_of(command.model),
                 max_model_len=min(command.max_model_len or MAX_MODEL_LEN, MAX_MODEL_LEN),
                 alias_seconds=0.25,
                 move_seconds=0.5,
@@ -191,32 +189,36 @@ class FakeEngine:
         )
 
     def reserve(self, command: Reserve) -> None:
-        if command.nbytes > self.free_bytes():
+        if command.nbytes > self.memory.free_bytes():
             error = InsufficientCapacityError("There is no room.").to_record()
             self.connection.send(ReserveFailed(name=command.name, error=error))
             return
-        self.reserved[command.name] = command.nbytes
+        self.memory.reserved[command.name] = command.nbytes
         self.report()
         self.connection.send(Reserved(name=command.name))
 
-    def free_bytes(self) -> int:
-        held = sum(model.unique for model in self.models.values())
-        return self.budget_bytes - held - sum(self.reserved.values())
-
-    def unload(self, model: str) -> None:
-        """Like the engine: a donor in use is refused, running sequences end first."""
-        users = [name for name in self.models if self.donors[name] == model]
-        if users:
-            error = ConflictError(f"{model} is the donor of {', '.join(users)}.").to_record()
-            self.connection.send(UnloadFailed(model=model, error=error))
-            return
+    def unload(self, command: UnloadModel) -> None:
+        """Like the engine: a donor in use needs an heir, running sequences end first."""
+        model = command.model
         self.cancel(model)
+        if model in self.memory.models:
+            try:
+                if command.heir is not None:
+                    self.memory.rehome(model, command.heir, leaving=self.leaving)
+                    self.report()
+                if users := self.memory.dependants(model):
+                    raise ConflictError(f"{model} is the donor of {', '.join(users)}.")
+            except LinkerError as error:
+                self.connection.send(UnloadFailed(model=model, error=error.to_record()))
+                return
         self.leaving.add(model)
         self.finish_unloading()
 
     def cancel(self, model: str) -> None:
-        """Only what is stuck has not come yet."""
-        if model == STUCK:
+        """Forgets what has not come yet: what is stuck, or waits for its name."""
+        waiting = [command for command in self.queued if command.model == model]
+        self.queued = [command for command in self.queued if command.model != model]
+        for _ in range(len(waiting) + (model == STUCK)):
             error = NotReadyError("The loading was cancelled.").to_record()
             self.connection.send(LoadFailed(model=model, error=error))
 
@@ -224,12 +226,16 @@ class FakeEngine:
         busy = {sequence.submit.model for sequence in self.running.values()}
         for model in self.leaving - busy:
             self.leaving.remove(model)
-            self.models.pop(model, None)
+            self.memory.unload(model)
             self.report()
             self.connection.send(ModelUnloaded(model=model))
+        self.load_queued()
 
     def submit(self, command: Submit) -> None:
-        assert command.model in self.models
+        if command.model not in self.memory.models or command.model in self.leaving:
+            missing = ModelNotFoundError(f"Model '{command.model}' is not loaded.").to_record()
+            self.connection.send(RequestFailed(request_id=command.request_id, error=missing))
+            return
         first = command.prompt_ids[0]
         if first == Fault.FAIL:
             error = NumericalError("The logits of this request were not finite.").to_record()
@@ -263,17 +269,17 @@ class FakeEngine:
         self.finish_unloading()
 
     def report(self) -> None:
-        held = sum(model.unique for model in self.models.values())
+        memory = self.memory
         running = [sequence.submit.model for sequence in self.running.values()]
         self.connection.send(
             Snapshot(
-                models=dict(self.models),
-                load={m: ModelLoad(running=running.count(m), waiting=0) for m in self.models},
+                models={model: memory.bytes_of(model) for model in memory.models},
+                load={m: ModelLoad(running=running.count(m), waiting=0) for m in memory.models},
                 device="cpu",
-                device_weight_bytes=held,
-                device_kv_bytes=1024,
-                device_free_bytes=self.free_bytes(),
-                reserved_bytes=sum(self.reserved.values()),
+                device_weight_bytes=memory.weight_bytes(),
+                device_kv_bytes=memory.kv_bytes(),
+                device_free_bytes=memory.free_bytes(),
+                reserved_bytes=sum(memory.reserved.values()),
                 kv_usage_ratio=0.25,
                 num_preemptions=3,
                 prefix_queries=48,
@@ -293,8 +299,7 @@ def main() -> None:
     connection = Connection(arguments.socket_fd)
     heartbeat = mmap.mmap(arguments.heartbeat_fd, 8)
     connection.send(EngineReady(device=arguments.config.device))
-    config = arguments.config
-    engine, beat = FakeEngine(connection, config.memory_budget_bytes or FREE_BYTES), 0
+    engine, beat = FakeEngine(connection, FakeMemory(arguments.config)), 0
     engine.report()
     while True:
         beat += 1
