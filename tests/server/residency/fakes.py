@@ -184,7 +184,12 @@ class Device:
 
     def know(self, name: str, **row: Any) -> None:
         """Adds a row."""
-        values = {"source": name, "request": {}, "state": ModelState.UNLOADED, "position": 0}
+        values: dict[str, Any] = {
+            "source": name,
+            "request": {},
+            "state": ModelState.UNLOADED,
+            "position": 0,
+        }
         record = ModelRecord(name=name, created_at=0.0, **(values | row))
         self.rows.records[name] = record
 

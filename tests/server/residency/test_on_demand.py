@@ -411,7 +411,7 @@ async def test_what_does_not_serve_is_refused_by_its_state() -> None:
 @in_loop
 async def test_a_fault_of_ours_ends_the_wait_too() -> None:
     scene = Scene()
-    scene.on_demand._bring_back = _broken  # type: ignore[method-assign]
+    scene.on_demand._bring_back = _broken
     with pytest.raises(EngineFailureError):
         await scene.ask("a")
     assert not scene.on.catalog.turn("a").wanted
