@@ -19,6 +19,7 @@ from linker_core.errors import InvalidRequestError
 
 _SIZE = re.compile(r"(\d+)\s*(?:([KMGT])(iB|B)?|B)?", re.IGNORECASE)
 _DURATION = re.compile(r"(-?\d+(?:\.\d+)?)\s*([smhd]?)", re.IGNORECASE)
+HUB_SCHEME = "hub:"  # what sources begin with that are downloaded
 _HOST = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
 _ENDPOINT = r"^https?://[A-Za-z0-9.\[\]:-]+(/[A-Za-z0-9._~/-]*)?$"
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -89,7 +90,17 @@ class StartupModel(_Section):
     """A model to serve from the start."""
 
     name: str
-    path: Path
+    path: Path  # or hub:ORG/NAME@REVISION
+
+    @property
+    def is_on_hub(self) -> bool:
+        """Whether it is downloaded."""
+        return str(self.path).startswith(HUB_SCHEME)
+
+    @property
+    def source(self) -> str:
+        """The directory, or what is downloaded."""
+        return str(self.path if self.is_on_hub else self.path.resolve())
 
 
 class ModelSettings(_Section):

@@ -50,8 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--model",
         nargs="+",
         action="extend",
-        metavar="NAME=PATH",
-        help="serve these models from the start; the first is the donor of the others",
+        metavar="NAME=SOURCE",
+        help="serve these models from the start, each from a directory or from "
+        "hub:ORG/NAME@REVISION; the first is the donor of the others",
     )
     add(
         "--policy",
@@ -145,7 +146,7 @@ def startup_requests(settings: Settings) -> list[OnboardRequest]:
         requests.append(
             OnboardRequest(
                 name=model.name,
-                source=str(model.path.resolve()),
+                source=model.source,
                 donor=requests[0].name if requests else None,
             )
         )
@@ -175,7 +176,7 @@ def _named_paths(values: list[str] | None) -> list[dict[str, str]] | None:
     for name, _, path in pairs:
         if not name or not path:
             raise InvalidRequestError(
-                f"--model {name[:80]!r}: write NAME=PATH, with both parts.", param="model"
+                f"--model {name[:80]!r}: write NAME=SOURCE, with both parts.", param="model"
             )
     return [{"name": name, "path": path} for name, _, path in pairs]
 

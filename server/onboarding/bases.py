@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 from linker_core.errors import BadCheckpointError, NotReadyError, UnsupportedFormatError
 from server.onboarding.adapters import AdapterSide
 from server.onboarding.planner import Planner
-from server.onboarding.prepare import read_again
+from server.onboarding.sources import Sources
 from server.registry.records import BaseRecord, Json
 from server.registry.store import Registry
 from server.residency.catalog import Base
@@ -24,14 +23,16 @@ class Bases:
     Args:
         registry: Has the rows.
         planner: Knows fingerprints.
+        sources: Has the files.
 
     Attributes:
         rows: Held by whoever adds a base, until the plans that refer to it are known.
     """
 
-    def __init__(self, *, registry: Registry, planner: Planner) -> None:
+    def __init__(self, *, registry: Registry, planner: Planner, sources: Sources) -> None:
         self._registry = registry
         self._planner = planner
+        self._sources = sources
         self.rows = asyncio.Lock()
 
     async def find(self, fingerprint: str) -> Base:
@@ -49,6 +50,14 @@ class Bases:
             "this model shares. Onboard that checkpoint, and then the model anew."
         )
 
+    async def sources(self) -> list[str]:
+        """Returns where the bases are, as rows have it.
+
+        Raises:
+            NotReadyError: The registry cannot be read.
+        """
+        return [base.source for base in await asyncio.to_thread(self._registry.bases)]
+
     async def sweep(self, plans: Callable[[], Iterable[Json]]) -> None:
         """Forgets the bases that none of the stored plans refers to."""
         async with self.rows:
@@ -63,7 +72,7 @@ class Bases:
     async def _read(self, record: BaseRecord) -> Base:
         why = "its files are not the ones that the plans were made against."
         try:
-            text = await asyncio.to_thread(read_again, Path(record.source), source=record.source)
+            text = await self._sources.read(record.source)
             whole = not isinstance(text, AdapterSide) and text.delta is None
             if whole and await self._planner.fingerprint(text, None) == record.fingerprint:
                 assert not isinstance(text, AdapterSide)

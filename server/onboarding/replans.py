@@ -6,11 +6,9 @@ the server, leaves it so.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from linker_core.errors import (
@@ -24,7 +22,6 @@ from server.onboarding.admission import Admission
 from server.onboarding.deltas import Weights
 from server.onboarding.outcomes import succeeded_job
 from server.onboarding.planner import OnStage, Planned, Planner
-from server.onboarding.prepare import read_again
 from server.onboarding.request import OnboardRequest, check_sharing, resolve_sharing
 from server.onboarding.restorer import Restorer
 from server.onboarding.roster import Roster
@@ -111,7 +108,7 @@ class Replans:
         await self._restorer.done.wait()
         record = self._planned(job.model)
         watch.enter("open")
-        source = await asyncio.to_thread(read_again, Path(record.source), source=record.source)
+        source = await self._returning.sources.read(record.source)
         watch.stop()
         async with self._planner.turn, self._returning.leaning(job.model) as donor:
             assert donor is not None

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager
-from pathlib import Path
 from typing import NamedTuple
 
 from linker_core.errors import (
@@ -23,8 +21,8 @@ from server.onboarding.admission import Admission
 from server.onboarding.bases import Bases
 from server.onboarding.outcomes import failed_model
 from server.onboarding.planner import Planner, ignore_progress
-from server.onboarding.prepare import read_again
 from server.onboarding.roster import Roster
+from server.onboarding.sources import Sources
 from server.onboarding.timing import Stopwatch
 from server.registry.records import SERVABLE, ModelRecord, ModelState
 from server.residency.catalog import Base, Catalog, ServedModel, TextSide
@@ -52,9 +50,11 @@ class Returning:
         planner: Knows fingerprints.
         admission: Loads models.
         bases: Has what families share whose first donor has gone.
+        sources: Has the models' files.
 
     Attributes:
         bases: As given.
+        sources: As given.
 
     `on_changed` is asked about a model whose files are others than it was onboarded from; it
     returns whether the model is being onboarded anew.
@@ -68,12 +68,14 @@ class Returning:
         planner: Planner,
         admission: Admission,
         bases: Bases,
+        sources: Sources,
     ) -> None:
         self._roster = roster
         self._catalog = catalog
         self._planner = planner
         self._admission = admission
         self.bases = bases
+        self.sources = sources
         self._loading: list[str] = []  # what the engine may be loading for us
         self._strikes: dict[str, int] = {}
         self.on_changed: OnChanged = _leave_it
@@ -212,7 +214,7 @@ class Returning:
         if donor is None and plan.donor_fingerprint is not None:
             base = await self.bases.find(plan.donor_fingerprint)
             donor = _as_lender(base, record)
-        source = await asyncio.to_thread(read_again, Path(record.source), source=record.source)
+        source = await self.sources.read(record.source)
         if await self._planner.fingerprint(source, donor) != record.fingerprint:
             if self.is_wanted(record) and await self.on_changed(record):
                 raise NotReadyError("The model's files have changed; it is being onboarded anew.")

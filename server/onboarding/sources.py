@@ -45,12 +45,14 @@ class Sources:
         hub: Has the others.
 
     Attributes:
+        roots: As given.
+        hub: As given.
         on_arrived: Called when a download that was missing for a stored model is here again.
     """
 
     def __init__(self, roots: Sequence[Path], hub: Hub) -> None:
-        self._roots = tuple(roots)
-        self._hub = hub
+        self.roots = tuple(roots)
+        self.hub = hub
         self._missing: dict[HubSource, asyncio.Task[None]] = {}
         self.on_arrived: Callable[[], None] = _do_nothing
 
@@ -63,9 +65,9 @@ class Sources:
             LinkerError: See `Hub.look`.
         """
         if is_hub_source(source):
-            offer = await self._hub.look(HubSource.parse(source))
+            offer = await self.hub.look(HubSource.parse(source))
             return Found(str(offer.source), offer.kind, offer.path)
-        path = await asyncio.to_thread(resolve_source, source, self._roots)
+        path = await asyncio.to_thread(resolve_source, source, self.roots)
         return Found(str(path), await asyncio.to_thread(_kind_of, path), path)
 
     async def path(self, source: str, *, on_progress: OnProgress) -> Path:
@@ -77,9 +79,16 @@ class Sources:
         Raises:
             LinkerError: See `Hub.fetch`.
         """
-        if is_hub_source(source):
-            return await self._hub.fetch(HubSource.parse(source), on_progress=on_progress)
-        return Path(source)
+        if not is_hub_source(source):
+            return Path(source)
+        on_hub = HubSource.parse(source)
+        if not on_hub.is_pinned:  # of a start whose hub could not be asked then
+            await self.hub.look(on_hub)  # says why, most likely
+            raise NotReadyError(
+                f"The hub could not be asked which commit {on_hub.revision} is when the server "
+                "started. Start it again, or name a commit."
+            )
+        return await self.hub.fetch(on_hub, on_progress=on_progress)
 
     async def read(self, source: str, *, identity: Identity | None = None) -> Source:
         """Validates a source that was accepted earlier; see `read_again`.
@@ -98,7 +107,7 @@ class Sources:
                 read_again, Path(source), source=source, identity=identity
             )
         on_hub = HubSource.parse(source)
-        path = await self._hub.locate(on_hub)
+        path = await self.hub.locate(on_hub)
         if path is None:
             self._download_again(on_hub)
             raise NotReadyError("The model's files are being downloaded again; try again later.")
@@ -108,7 +117,7 @@ class Sources:
         """Returns a source as rows have it where that can be said without asking the hub."""
         if not is_hub_source(source):
             return source
-        pinned = await self._hub.remembered(HubSource.parse(source))
+        pinned = await self.hub.remembered(HubSource.parse(source))
         return None if pinned is None else str(pinned)
 
     @contextmanager
@@ -117,12 +126,12 @@ class Sources:
         if not is_hub_source(source):
             yield
             return
-        with self._hub.held(HubSource.parse(source)):
+        with self.hub.held(HubSource.parse(source)):
             yield
 
     async def sweep(self, sources: Iterable[str]) -> None:
         """Removes the downloads that none of the sources of rows needs; see `Hub.sweep`."""
-        await self._hub.sweep(sources)
+        await self.hub.sweep(sources)
 
     async def close(self) -> None:
         """Ends the downloads that were begun again."""
@@ -137,7 +146,7 @@ class Sources:
 
     async def _until_here(self, source: HubSource) -> None:
         try:
-            await self._hub.fetch(source, on_progress=_ignore_progress)
+            await self.hub.fetch(source, on_progress=_ignore_progress)
         except LinkerError as error:
             logger.warning("%s cannot be downloaded again: %s", source, error.message)
         else:
@@ -175,8 +184,8 @@ def resolve_source(source: str, roots: Sequence[Path]) -> Path:
 
 def _kind_of(path: Path) -> SourceKind:
     if is_adapter(path):
-        return "adapter"
-    return "delta" if is_delta(path) else "checkpoint"
+        return SourceKind.ADAPTER
+    return SourceKind.DELTA if is_delta(path) else SourceKind.CHECKPOINT
 
 
 def _do_nothing() -> None:

@@ -5,16 +5,24 @@ Event loop only.
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
+from linker_core.errors import LinkerError
+from server.onboarding.hub.source import is_hub_source
 from server.onboarding.jobs import JobRunner
 from server.onboarding.outcomes import interrupted_job
 from server.onboarding.planner import Planner
 from server.onboarding.request import OnboardRequest
 from server.onboarding.restorer import Restorer
 from server.onboarding.roster import Roster
+from server.onboarding.sources import Sources
 from server.registry.records import SERVABLE, ModelRecord, ModelState
 from server.residency.catalog import Catalog
+
+logger = logging.getLogger(__name__)
 
 
 class Startup:
@@ -26,6 +34,7 @@ class Startup:
         jobs: Takes what is to be onboarded.
         planner: Knows which prices still hold.
         restorer: Told what has to be there after the start.
+        sources: Knows which commits revisions on the hub are.
     """
 
     def __init__(
@@ -36,12 +45,14 @@ class Startup:
         jobs: JobRunner,
         planner: Planner,
         restorer: Restorer,
+        sources: Sources,
     ) -> None:
         self._roster = roster
         self._catalog = catalog
         self._jobs = jobs
         self._planner = planner
         self._restorer = restorer
+        self._sources = sources
         self._requested: dict[str, OnboardRequest] = {}
         self._names_at_start: frozenset[str] = frozenset()
 
@@ -54,7 +65,8 @@ class Startup:
         otherwise.
         """
         interrupted = await self._roster.open()
-        self._requested = {request.name: request for request in startup}
+        pinned = await asyncio.gather(*map(self._pinned, startup))
+        self._requested = {request.name: request for request in pinned}
         self._restorer.at_start = frozenset(self._requested)
         stored, requests = self._roster.models(), dict(self._requested)
         again = {name for name, request in requests.items() if not self._is_stored(request)}
@@ -96,6 +108,25 @@ class Startup:
             elif record.state is not ModelState.UNLOADED and not self._is_there(record.name):
                 return None
         return failed
+
+    async def _pinned(self, request: OnboardRequest) -> OnboardRequest:
+        """Returns a request that names the commit of a source on the hub.
+
+        A branch that led to the stored model stays where it was, so that a start changes no model
+        and needs no hub. Where a commit cannot be found out, the model's job will say why.
+        """
+        if not is_hub_source(request.source):
+            return request
+        kept = await self._sources.kept_commit(request.source)
+        stored = self._roster.find(request.name)
+        if kept is not None and stored is not None and stored.request["source"] == kept:
+            return replace(request, source=kept)
+        try:
+            found = await self._sources.find(request.source)
+        except LinkerError as error:
+            logger.warning("start-up model %s: %s", request.name, error.message)
+            return request
+        return replace(request, source=found.source)
 
     def _is_there(self, name: str) -> bool:
         return self._catalog.get(name) is not None

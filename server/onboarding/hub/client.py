@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import ModelInfo
 
 from linker_core.errors import BadCheckpointError, InvalidRequestError, LinkerError, NotReadyError
-from server.onboarding.hub.limits import HubLimits
+from server.onboarding.hub.limits import LEAST_BYTES_PER_S, HubLimits
 from server.onboarding.hub.listing import HubFile
 from server.onboarding.hub.source import HubSource
 from server.onboarding.hub.stall import StallWatch
@@ -32,7 +32,7 @@ from server.onboarding.hub.transport import MAX_BYTES, GuardedTransport
 _log = logging.getLogger(__name__)
 
 _AGENT = "linker-llm"
-_MAX_TRIES = 5  # without anything having arrived
+_MAX_TRIES = 5  # that together bring less than a stall would have to
 _HURRIED_TRIES = 2
 _MAX_REDIRECTS = 5
 _LONGEST_WAIT_S = 60.0  # between two tries; who asks for more is asked again by the user
@@ -53,6 +53,7 @@ class HubClient:
         self._max_tries = _HURRIED_TRIES if is_hurried else _MAX_TRIES
         self._limits = limits
         self._token = token or False  # False: huggingface_hub looks for none in its own places
+        self._least_gain_bytes = limits.stall_timeout_s * LEAST_BYTES_PER_S
         self._watch = StallWatch(limits.stall_timeout_s)
         self._endpoint = limits.endpoint.rstrip("/")
         set_client_factory(lambda: self._session(follows_to_stores=False))
@@ -107,12 +108,12 @@ class HubClient:
     def persistently(
         self, attempt: Callable[[], _T], source: HubSource, *, gained: Callable[[], int] = int
     ) -> _T:
-        """Tries until it works, the hub refuses, or several tries in a row brought nothing.
+        """Tries until it works, the hub refuses, or several tries brought next to nothing.
 
         Args:
             attempt: What to try.
             source: What it is about.
-            gained: Bytes that are there by now; a try that brought some was not in vain.
+            gained: Bytes that are there by now; tries that brought many were not in vain.
 
         Raises:
             LinkerError: Why it does not work.
@@ -131,7 +132,8 @@ class HubClient:
                 wait_s = None
             if not isinstance(failure, NotReadyError):
                 raise failure
-            tries, had = (0, gained()) if gained() > had else (tries + 1, had)
+            is_progress = gained() - had >= self._least_gain_bytes
+            tries, had = (0, gained()) if is_progress else (tries + 1, had)
             wait_s = self._limits.retry_wait_s * 2**tries if wait_s is None else wait_s
             if tries >= self._max_tries or wait_s > _LONGEST_WAIT_S:
                 raise failure

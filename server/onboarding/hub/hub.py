@@ -102,7 +102,7 @@ class Hub:
         if not source.is_pinned:
             async with self._sweeping:
                 await asyncio.to_thread(self._cache.remember, source, pinned)
-        return await self._find(pinned) or Offer(pinned, result["kind"], None)
+        return await self._find(pinned) or Offer(pinned, SourceKind(result["kind"]), None)
 
     async def fetch(self, source: HubSource, *, on_progress: OnProgress) -> Path:
         """Returns the directory of a source at a commit, downloaded where it is not here.

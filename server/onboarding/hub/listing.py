@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from enum import StrEnum
 
 from huggingface_hub.hf_api import RepoSibling
 
@@ -20,7 +20,14 @@ from linker_core.weights.lora import ADAPTER_FILE
 from linker_core.weights.lora_config import ADAPTER_CONFIG
 from linker_core.weights.shards import INDEX_FILE
 
-SourceKind = Literal["checkpoint", "delta", "adapter"]
+
+class SourceKind(StrEnum):
+    """What a directory is taken for, by the names in it."""
+
+    CHECKPOINT = "checkpoint"
+    DELTA = "delta"
+    ADAPTER = "adapter"
+
 
 # Read before anything larger is asked for.
 FIRST_FILES = (CONFIG_FILE, ADAPTER_CONFIG, INDEX_FILE)
@@ -61,8 +68,8 @@ def kind_of(names: Iterable[str]) -> SourceKind:
     """Returns what a directory of these names is taken for."""
     present = set(names)
     if ADAPTER_CONFIG in present:
-        return "adapter"
-    return "delta" if DELTA_FILE in present else "checkpoint"
+        return SourceKind.ADAPTER
+    return SourceKind.DELTA if DELTA_FILE in present else SourceKind.CHECKPOINT
 
 
 def wanted_files(siblings: Iterable[RepoSibling]) -> list[HubFile]:
@@ -76,7 +83,7 @@ def wanted_files(siblings: Iterable[RepoSibling]) -> list[HubFile]:
     """
     top = {s.rfilename: s for s in siblings if "/" not in s.rfilename}
     kind = kind_of(top)
-    weights = {"adapter": {ADAPTER_FILE}, "delta": {DELTA_FILE}}.get(kind)
+    weights = {SourceKind.ADAPTER: {ADAPTER_FILE}, SourceKind.DELTA: {DELTA_FILE}}.get(kind)
     if weights is None:
         weights = {name for name in top if _WEIGHTS.fullmatch(name)}
     if not weights & top.keys():

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from linker_core.errors import InvalidRequestError
+from server.settings import HUB_SCHEME
 
-SCHEME = "hub:"
 DEFAULT_REVISION = "main"
 _PART = r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _REPO = re.compile(rf"{_PART}/{_PART}", re.ASCII)
@@ -31,7 +31,7 @@ class HubSource:
         Raises:
             InvalidRequestError: It is neither.
         """
-        repo, at, revision = source.removeprefix(SCHEME).partition("@")
+        repo, at, revision = source.removeprefix(HUB_SCHEME).partition("@")
         odd = _REPO.fullmatch(repo) is None or ".." in repo or "--" in repo or repo.endswith(".git")
         revision = revision if at else DEFAULT_REVISION
         if odd or _REVISION.fullmatch(revision) is None or ".." in revision:
@@ -53,9 +53,9 @@ class HubSource:
         return hashlib.sha256(str(self).encode()).hexdigest()
 
     def __str__(self) -> str:
-        return f"{SCHEME}{self.repo}@{self.revision}"
+        return f"{HUB_SCHEME}{self.repo}@{self.revision}"
 
 
 def is_hub_source(source: str) -> bool:
     """Returns whether a source is one on the hub, well written or not."""
-    return source.startswith(SCHEME)
+    return source.startswith(HUB_SCHEME)

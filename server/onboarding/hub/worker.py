@@ -26,7 +26,7 @@ from server.onboarding.hub.cache import HubCache
 from server.onboarding.hub.client import HubClient
 from server.onboarding.hub.download import PART, download, read_small
 from server.onboarding.hub.limits import HubLimits
-from server.onboarding.hub.listing import HubFile, kind_of, wanted_files
+from server.onboarding.hub.listing import HubFile, SourceKind, kind_of, wanted_files
 from server.onboarding.hub.source import HubSource
 
 TOKEN_VARIABLE = "HF_TOKEN"
@@ -63,7 +63,7 @@ def perform(task: Mapping[str, Any], *, token: str | None) -> dict[str, Any]:
         visit.check()
         if not is_look:
             visit.fetch(progress_of("downloading"))
-    return {"source": str(visit.source), "kind": visit.kind}
+    return {"source": str(visit.source), "kind": visit.kind.value}
 
 
 class Visit:
@@ -112,7 +112,7 @@ class Visit:
         )
         if CONFIG_FILE in self._files:
             parse_config(self._read(CONFIG_FILE, max_bytes=_MAX_CONFIG_BYTES))
-        if self.kind == "checkpoint":
+        if self.kind is SourceKind.CHECKPOINT:
             index = None
             if INDEX_FILE in self._files:
                 index = self._read(INDEX_FILE, max_bytes=_MAX_INDEX_BYTES)

@@ -18,6 +18,7 @@ from linker_core.errors import (
     QueueFullError,
 )
 from server.onboarding.hub.hub import Hub
+from server.onboarding.hub.listing import SourceKind
 from server.onboarding.hub.source import HubSource
 from server.onboarding.sources import Sources
 from server.settings import HubSettings
@@ -77,7 +78,7 @@ def test_source_is_looked_up_downloaded_and_found_again(there: Site) -> None:
         hub = hub_of(there)
         progress = list[tuple[int, int]]()
         offer = await hub.look(HubSource.parse(f"hub:{REPO}"))
-        assert (offer.source, offer.kind, offer.path) == (there.source, "checkpoint", None)
+        assert (offer.source, offer.kind, offer.path) == (there.source, SourceKind.CHECKPOINT, None)
         assert await hub.locate(offer.source) is None
         path = await hub.fetch(offer.source, on_progress=lambda *said: progress.append(said))
         total = sum(map(len, FILES.values()))
@@ -337,12 +338,20 @@ def test_sources_are_found_as_rows_have_them(there: Site, tmp_path: Path) -> Non
         (tmp_path / "delta").mkdir()
         (tmp_path / "delta" / "delta.safetensors").touch()
         assert await sources.find("adapter") == (
-            str(tmp_path / "adapter"), "adapter", tmp_path / "adapter"
+            str(tmp_path / "adapter"), SourceKind.ADAPTER, tmp_path / "adapter"
         )  # fmt: skip
-        assert (await sources.find(str(tmp_path / "delta"))).kind == "delta"
-        assert await sources.find(f"hub:{REPO}@main") == (str(there.source), "checkpoint", None)
+        assert (await sources.find(str(tmp_path / "delta"))).kind is SourceKind.DELTA
+        assert await sources.find(f"hub:{REPO}@main") == (
+            str(there.source),
+            SourceKind.CHECKPOINT,
+            None,
+        )
         path = await sources.path(str(there.source), on_progress=ignore)
-        assert await sources.find(f"hub:{REPO}@main") == (str(there.source), "checkpoint", path)
+        assert await sources.find(f"hub:{REPO}@main") == (
+            str(there.source),
+            SourceKind.CHECKPOINT,
+            path,
+        )
         assert await sources.kept_commit(f"hub:{REPO}@main") == str(there.source)
         assert await sources.kept_commit("/models/x") == "/models/x"
 

@@ -163,9 +163,16 @@ def test_broken_connection_is_resumed_where_it_broke(
     assert 0 < begin <= 40_000 if not reset else begin <= 40_000
 
 
-def test_every_try_that_brings_something_counts_as_none(there: Site) -> None:
+def test_tries_that_bring_much_are_not_counted(there: Site) -> None:
     there.hub.faults[MODEL] = [fake_hub.truncated(4_000)] * 12
-    assert (there.fetch() / MODEL).read_bytes() == WEIGHTS
+    assert (there.fetch(stall_timeout_s=3) / MODEL).read_bytes() == WEIGHTS
+
+
+def test_tries_that_bring_little_end(there: Site) -> None:
+    there.hub.faults[MODEL] = [fake_hub.truncated(10)] * 50
+    with pytest.raises(NotReadyError, match="reached"):
+        there.fetch()
+    assert len(there.hub.asked_for(MODEL)) < 10
 
 
 def test_tries_that_bring_nothing_end(there: Site) -> None:
