@@ -1,4 +1,4 @@
-"""Brings a registry's tables to what this version knows, or refuses a newer registry.
+"""Brings a registry's tables to what this version knows, or refuses those it cannot use.
 
 All steps are one transaction: a kill at any moment leaves the old tables or the new ones.
 """
@@ -13,9 +13,11 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy import inspect
 from sqlalchemy.engine import Connection, Engine
 
 from server.registry.refusal import unusable
+from server.registry.tables import Base
 
 logger = logging.getLogger(__name__)
 
@@ -32,16 +34,28 @@ def migrate(engine: Engine) -> None:
         SQLAlchemyError: The database refuses a step; nothing has changed.
     """
     scripts = ScriptDirectory(str(_SCRIPTS))
-    with engine.connect() as connection:
-        found = _revision(connection)
-    if found == scripts.get_current_head():
-        return
-    if found not in {None, *(step.revision for step in scripts.walk_revisions())}:
+    head = scripts.get_current_head()
+    found = _revision(engine)
+    if found is not None and found not in {step.revision for step in scripts.walk_revisions()}:
         raise unusable(
             engine.url,
             f"a newer version of this program has made it (tables {found})",
             remedy="Install that version again, or restore the copy from before its first start.",
         )
+    if found != head:
+        _run_steps(engine)
+        logger.info("migrated the registry from %s to %s", found or "nothing", head)
+    _check_columns(engine)
+
+
+def _revision(engine: Engine) -> str | None:
+    options = {"version_table": VERSION_TABLE}
+    with engine.connect() as connection:
+        heads = MigrationContext.configure(connection, opts=options).get_current_heads()
+    return ", ".join(heads) or None
+
+
+def _run_steps(engine: Engine) -> None:
     with engine.connect() as connection:
         # Closed at the end, since it has forgotten how to check references.
         connection.detach()
@@ -52,12 +66,15 @@ def migrate(engine: Engine) -> None:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
         _upgrade(connection)
         connection.commit()
-    logger.info("migrated the registry from %s to %s", found, scripts.get_current_head())
 
 
-def _revision(connection: Connection) -> str | None:
-    options = {"version_table": VERSION_TABLE}
-    return MigrationContext.configure(connection, opts=options).get_current_revision()
+def _check_columns(engine: Engine) -> None:
+    found = inspect(engine)
+    for table in Base.metadata.sorted_tables:
+        there = found.get_columns(table.name) if found.has_table(table.name) else []
+        missing = set(table.columns.keys()) - {column["name"] for column in there}
+        if missing:
+            raise unusable(engine.url, f"its table {table.name} lacks {', '.join(sorted(missing))}")
 
 
 def _upgrade(connection: Connection) -> None:

@@ -74,6 +74,22 @@ def test_locked_registry_is_not_ready_and_says_no_more(url: URL) -> None:
     registry.close()
 
 
+def test_full_registry_is_not_ready_until_there_is_room(sqlite: URL) -> None:
+    registry = Registry.open(sqlite)
+    registry.save(MODEL)
+    with registry._engine.connect() as connection:
+        pages = connection.exec_driver_sql("PRAGMA max_page_count=1").scalar_one()  # as many as now
+    big = replace(MODEL, name="big", position=2, plan={"filler": "x" * 4096 * 8})
+    with pytest.raises(NotReadyError):
+        registry.save(big)
+    assert registry.models() == [MODEL]
+    with registry._engine.connect() as connection:
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages + 99}")
+    registry.save(big)
+    assert registry.models() == [MODEL, big]
+    registry.close()
+
+
 def test_postgresql_that_crashed_is_used_again_once_it_is_back(cluster: Cluster) -> None:
     registry = Registry.open(cluster.new_database())
     registry.save(MODEL)

@@ -66,6 +66,22 @@ def test_newer_registry_is_refused_with_what_to_do(url: URL) -> None:
         Registry.open(url)
 
 
+def test_registry_that_lost_a_table_is_refused(url: URL) -> None:
+    Registry.open(url).close()
+    with connected(url) as connection:
+        connection.exec_driver_sql("DROP TABLE bases")
+    with pytest.raises(InvalidRequestError, match="table bases lacks fingerprint, source"):
+        Registry.open(url)
+
+
+def test_registry_of_two_versions_is_refused(url: URL) -> None:
+    Registry.open(url).close()
+    with connected(url) as connection:
+        connection.execute(text(f"INSERT INTO {migration.VERSION_TABLE} VALUES ('0001')"))
+    with pytest.raises(InvalidRequestError, match="cannot be used"):
+        Registry.open(url)
+
+
 def test_tables_of_another_program_are_refused_and_left_alone(url: URL) -> None:
     with connected(url) as connection:
         connection.exec_driver_sql("CREATE TABLE scans (id INTEGER PRIMARY KEY)")
