@@ -87,6 +87,11 @@ class Cluster:
         with _connect(database) as connection:
             connection.execute(statement.encode())
 
+    def rows(self, database: URL, query: str) -> list[tuple[object, ...]]:
+        """Returns what a database answers."""
+        with _connect(database) as connection:
+            return connection.execute(query.encode()).fetchall()
+
     def disconnect_all(self, database: URL) -> None:
         """Cuts every connection to a database, as a network would."""
         others = "datname = current_database() AND pid <> pg_backend_pid()"

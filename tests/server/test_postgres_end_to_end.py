@@ -60,6 +60,22 @@ def test_models_live_through_restarts_and_deletions(
         assert server.onboard("near", models["near"]).status_code == 201
 
 
+def test_rehomed_family_comes_back(
+    cluster: Cluster, url: URL, tmp_path: Path, models: dict[str, Path]
+) -> None:
+    with over(url, tmp_path) as server:
+        for name, source in models.items():
+            assert server.onboard(name, source).status_code == 201
+        deleted = server.client.delete("/models/base", params={"rehome": True})
+        assert deleted.status_code == 200, deleted.text
+        assert cluster.rows(url, "SELECT source FROM bases") == [(str(models["base"]),)]
+    with over(url, tmp_path) as server:
+        server.until(lambda: states(server) == {"near": "ready"})
+        assert server.chat("near").status_code == 200
+        assert server.client.delete("/models/near").status_code == 200
+        server.until(lambda: cluster.rows(url, "SELECT source FROM bases") == [])
+
+
 def test_server_answers_while_the_database_is_away(
     cluster: Cluster, url: URL, tmp_path: Path, models: dict[str, Path]
 ) -> None:
