@@ -16,6 +16,7 @@ from server.onboarding.roster import Roster
 from server.onboarding.unbroken import unbroken
 from server.registry.records import ModelRecord, ModelState
 from server.residency.catalog import Catalog
+from server.residency.evictions import Evictions
 from server.residency.rehoming import best_heir, rows_after
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ class Departures:
         roster: The known models.
         catalog: The resident models.
         admission: Has the engine.
+        evictions: Takes out what stays servable.
         bases: Keeps what families share whose donor goes.
         is_replanning: Whether a ready model waits for another plan.
     """
@@ -38,12 +40,14 @@ class Departures:
         roster: Roster,
         catalog: Catalog,
         admission: Admission,
+        evictions: Evictions,
         bases: Bases,
         is_replanning: Callable[[str], bool],
     ) -> None:
         self._roster = roster
         self._catalog = catalog
         self._admission = admission
+        self._evictions = evictions
         self._bases = bases
         self._is_replanning = is_replanning
         # Deleted, but not yet out of the engine, each with its donor, which it still reads from.
@@ -68,13 +72,28 @@ class Departures:
         else:
             await unbroken(self._delete(name))
 
-    async def hand_over(self, name: str) -> None:
-        """Takes a donor off the device and makes the best of its variants their donor.
+    async def unload(self, name: str, *, rehome: bool = False) -> None:
+        """Takes a model off the device; requests bring it back.
 
-        It stays servable, as a variant that holds nothing of its own. Arguments and errors are
-        those of `delete` with `rehome`.
+        Args:
+            name: The model.
+            rehome: Whether the best of the variants that lean on it now becomes their donor. It
+                comes back as a variant of that one, which holds nothing of its own.
+
+        Raises:
+            ModelNotFoundError: There is none of that name.
+            ConflictError: Resident variants lean on it and none takes its place, or one of the
+                family is being onboarded or planned anew.
+            NotReadyError: It is on its way back, the engine is, or the registry cannot be written.
         """
-        await unbroken(self._rehome(name, stays=True))
+        if rehome and self._catalog.dependants(name):
+            await unbroken(self._rehome(name, stays=True))
+            self._evictions.note_request(name)
+            return
+        self._check_settled(self._roster.model(name))
+        for variant in self._roster.dependants(name):
+            self._check_settled(self._roster.model(variant))
+        await self._evictions.unload(name)
 
     def check_gone(self, name: str) -> None:
         """Refuses a name whose last holder is still in the engine.

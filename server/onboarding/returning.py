@@ -108,6 +108,7 @@ class Returning:
         except (BadCheckpointError, UnsupportedFormatError) as error:
             if self.is_wanted(record):
                 logger.error("model %s cannot come back: %s", name, error.message)
+                self._catalog.retract(name)  # what was known of it is no more
                 await self._roster.settle(failed_model(self._roster.model(name), error))
             raise
 

@@ -88,6 +88,11 @@ class Evictions:
         except NotReadyError as error:
             logger.warning("that %s is unloaded is not stored yet: %s", name, error.message)
 
+    def note_request(self, name: str) -> None:
+        """Counts a model that has left on request, though not through here."""
+        self._metrics.evicted(EvictionReason.REQUEST)
+        logger.info("model %s is unloaded (%s)", name, EvictionReason.REQUEST.value)
+
     def is_idle(self, name: str) -> bool:
         """Whether nothing but models that lean on it keeps a resident model from being evicted."""
         record = self._rows.find(name)
