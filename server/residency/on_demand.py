@@ -100,6 +100,11 @@ class OnDemand:
         self._returns: dict[str, _Return] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for models now."""
+        return self._num_waiting
+
     @asynccontextmanager
     async def acquire(self, name: str) -> AsyncIterator[ServedModel]:
         """Yields a model that stays resident until the block ends.
