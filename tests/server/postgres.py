@@ -69,12 +69,21 @@ class Cluster:
             assert time.monotonic() < give_up_at, self._log.read_text()
             time.sleep(0.02)
 
-    def stop(self, *, crash: bool = False) -> None:
-        """Ends the server and every connection; a crash leaves it to recover at the next start."""
+    def stop(self, *, how: signal.Signals = signal.SIGINT) -> None:
+        """Ends the server and every connection."""
         if self._process is not None:
-            self._process.send_signal(signal.SIGQUIT if crash else signal.SIGINT)
+            self._process.send_signal(how)
             self._process.wait(DEADLINE_S)
             self._process = None
+
+    @contextmanager
+    def crashed(self) -> Iterator[None]:
+        """Ends the server without any care; it recovers after the block."""
+        self.stop(how=signal.SIGQUIT)
+        try:
+            yield
+        finally:
+            self.start()
 
     def new_database(self) -> URL:
         """Returns the URL of an empty database that nobody else uses."""

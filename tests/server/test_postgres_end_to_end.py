@@ -82,15 +82,12 @@ def test_server_answers_while_the_database_is_away(
     make_variant(tmp_path / "late", models["base"], scale=0.01, seed=5)
     with over(url, tmp_path, models=models) as server:
         server.until_ready()
-        cluster.stop(crash=True)
-        try:
+        with cluster.crashed():
             assert server.chat("near").status_code == 200
             refused = server.onboard("late", tmp_path / "late")
             assert refused.status_code == 503
             assert "registry" in refused.json()["error"]["message"]
             assert "Retry-After" in refused.headers
-        finally:
-            cluster.start()
         assert server.onboard("late", tmp_path / "late").status_code == 201
         assert server.chat("late").status_code == 200
 

@@ -93,10 +93,8 @@ def test_full_registry_is_not_ready_until_there_is_room(sqlite: URL) -> None:
 def test_postgresql_that_crashed_is_used_again_once_it_is_back(cluster: Cluster) -> None:
     registry = Registry.open(cluster.new_database())
     registry.save(MODEL)
-    cluster.stop(crash=True)
-    with pytest.raises(NotReadyError):
+    with cluster.crashed(), pytest.raises(NotReadyError):
         registry.save(replace(MODEL, name="near", position=2))
-    cluster.start()
     assert registry.models() == [MODEL]
     registry.close()
 
