@@ -8,14 +8,23 @@ from fastapi import FastAPI, Request, Response
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from server.gateway.body import RefuseBodies
+from server.gateway.changes import changes_router
 from server.gateway.chat import chat_router
 from server.gateway.completions import completions_router
 from server.gateway.errors import install_error_handlers
+from server.gateway.events import events_router
+from server.gateway.listing import listing_router
 from server.gateway.management import management_router
 from server.gateway.openapi import describe_bodies
 from server.gateway.probes import probes_router
 from server.gateway.services import Services
 from server.gateway.streaming import ClientLeftError
+
+# In this order: a path of many parts takes what the ones before it do not.
+_ROUTERS = (
+    chat_router, completions_router, listing_router, events_router, management_router,
+    changes_router, probes_router,
+)  # fmt: skip
 
 
 def create_app(services: Services) -> FastAPI:
@@ -28,7 +37,7 @@ def create_app(services: Services) -> FastAPI:
         redirect_slashes=False,
     )
     routes = list(app.routes)
-    for parts in (chat_router, completions_router, management_router, probes_router):
+    for parts in _ROUTERS:
         router = parts(services)
         app.include_router(router)
         routes += router.routes

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from linker_core.engine.messages import Snapshot
 from linker_core.sharing.plan import Policy
+from server.gateway.schemas import FOR_EVER_S
 from server.onboarding.fitting import JointPlan
 from server.onboarding.rehearsal import DryRun
 from server.registry.records import JobRecord, Json, ModelRecord
-from server.residency.catalog import ServedModel
 
 _PLAN_FIELDS = (
     "policy", "tau_cos", "tau_frob", "mean_cos", "mean_epsilon", "region", "price", "budget_kl",
@@ -39,20 +39,30 @@ def model_card(record: ModelRecord, snapshot: Snapshot | None) -> dict[str, Any]
         "error": record.error,
         "created_at": record.created_at,
         "last_used_at": record.last_used_at,
+        "alias": record.alias,
+        "pinned": record.pinned,
+        "keep_alive": -1 if record.keep_alive_s == FOR_EVER_S else record.keep_alive_s,
+        # Whose tensors its family shares, where that is no model any more.
+        "base": None if plan is None or record.donor is not None else plan["donor_fingerprint"],
     }
 
 
-def openai_card(model: ServedModel) -> dict[str, Any]:
-    """Returns a servable model as OpenAI's clients read it."""
+def openai_card(record: ModelRecord, *, name: str) -> dict[str, Any]:
+    """Returns a servable model as OpenAI's clients read it.
+
+    Args:
+        record: As clients see it now.
+        name: Its name or its alias.
+    """
     return {
-        "id": model.name,
+        "id": name,
         "object": "model",
-        "created": int(model.created_at),
+        "created": int(record.created_at),
         "owned_by": "linker",
-        "root": model.donor or model.name,
-        "parent": model.donor,
-        "max_model_len": model.max_model_len,
-        "status": "ready",
+        "root": record.donor or record.name if name == record.name else record.name,
+        "parent": record.donor,
+        "max_model_len": record.max_model_len,
+        "status": record.state.value,
     }
 
 
@@ -80,8 +90,13 @@ def job_card(job: JobRecord, *, bytes_per_second: float | None) -> dict[str, Any
     }
 
 
-def dry_run_card(dry_run: DryRun) -> dict[str, Any]:
-    """Returns what a dry run found."""
+def dry_run_card(dry_run: DryRun, *, would_evict: Sequence[str] | None) -> dict[str, Any]:
+    """Returns what a dry run found.
+
+    Args:
+        dry_run: What it found.
+        would_evict: Who would leave for the model; None: it does not fit even so.
+    """
     return {
         "object": "model.plan",
         "donor": dry_run.donor,
@@ -99,9 +114,9 @@ def dry_run_card(dry_run: DryRun) -> dict[str, Any]:
         "budget_kl": dry_run.budget_kl,
         "within_budget": _is_within_budget(dry_run),
         "frontier": dry_run.frontier,
-        "fits": dry_run.needed_bytes <= dry_run.free_bytes,
+        "fits": would_evict is not None,
         "free_bytes": dry_run.free_bytes,
-        "would_evict": [],  # nothing is evicted to make room
+        "would_evict": list(would_evict or ()),
         "seconds": dry_run.seconds,
     }
 

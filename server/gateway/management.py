@@ -1,4 +1,4 @@
-"""Which models there are: OpenAI's listing, onboarding, deletion, jobs."""
+"""Models for operators: onboarding, dry runs, jobs, records."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from fastapi.responses import JSONResponse
 
 from linker_core.errors import InvalidRequestError, ModelNotFoundError, NotReadyError, from_record
 from server.gateway.body import read_object
-from server.gateway.cards import dry_run_card, job_card, joint_card, model_card, openai_card
+from server.gateway.cards import dry_run_card, job_card, joint_card, model_card
+from server.gateway.idempotency import once_of
 from server.gateway.openapi import answers, takes
 from server.gateway.schemas import (
-    ONBOARD_NEUTRAL,
     FitBody,
     OnboardBody,
     PlanBody,
@@ -23,6 +23,7 @@ from server.gateway.schemas import (
 from server.gateway.services import Services
 from server.gateway.streaming import unless, unless_disconnected
 from server.onboarding.fitting import FitRequest
+from server.onboarding.hub.source import is_hub_source
 from server.onboarding.request import AUTO_DONOR, OnboardRequest, resolve_sharing
 from server.registry.records import JobRecord, JobStatus
 from server.settings import SharingSettings
@@ -31,19 +32,28 @@ from server.settings import SharingSettings
 def management_router(services: Services) -> APIRouter:
     """Returns the routes."""
     router = APIRouter()
-    _add_openai_routes(router, services)
     _add_job_routes(router, services)
     _add_dry_run_route(router, services)
     _add_model_routes(router, services)
-    _add_change_routes(router, services)
     return router
 
 
 def onboard_request(body: SharingBody, defaults: SharingSettings, *, name: str) -> OnboardRequest:
-    """Returns the request with what the body leaves open filled in from the settings."""
+    """Returns the request with what the body leaves open filled in from the settings.
+
+    Raises:
+        InvalidRequestError: A revision of what has none, or two of them.
+    """
+    source = body.source
+    if body.revision is not None:
+        if not is_hub_source(source) or "@" in source:
+            raise InvalidRequestError(
+                "A revision is of a source hub:ORG/NAME that names none itself.", param="revision"
+            )
+        source = f"{source}@{body.revision}"
     return OnboardRequest(
         name=name,
-        source=body.source,
+        source=source,
         donor=body.donor or AUTO_DONOR,
         **resolve_sharing(body.model_dump(), defaults),
     )
@@ -54,37 +64,63 @@ def said(body: ReplanBody) -> dict[str, Any]:
     return body.model_dump(include=set(ReplanBody.model_fields))
 
 
-def _add_openai_routes(router: APIRouter, services: Services) -> None:
-    @router.get("/v1/models")
-    async def list_served() -> dict[str, Any]:
-        models = services.catalog.models()
-        return {"object": "list", "data": [openai_card(model) for model in models]}
-
-    @router.get("/v1/models/{name:path}")
-    async def get_served(name: str) -> dict[str, Any]:
-        return openai_card(services.served(name))
-
-
-def _job_card(services: Services, job: JobRecord) -> dict[str, Any]:
+def shown_job(services: Services, job: JobRecord) -> dict[str, Any]:
+    """Returns a job as clients see it."""
     return job_card(job, bytes_per_second=services.roster.bytes_per_second(job))
+
+
+def shown_model(services: Services, name: str) -> dict[str, Any]:
+    """Returns a model as operators see it.
+
+    Raises:
+        ModelNotFoundError: There is none of that name or alias.
+    """
+    record = services.shown(services.roster.named(name))
+    return model_card(record, services.engine.snapshot)
+
+
+async def until_succeeded(
+    services: Services, http_request: Request, job: JobRecord, *, rest: str
+) -> None:
+    """Waits for a job for as long as the client does.
+
+    Args:
+        services: The server's parts.
+        http_request: Whose client waits.
+        job: What is under way, or has ended.
+        rest: What a stop of the server means for it.
+
+    Raises:
+        LinkerError: Why the job failed, or that it was cancelled.
+        NotReadyError: The server shuts down.
+    """
+    ended = unless(
+        services.gate.closing.wait(),
+        services.onboarder.wait(job.id),
+        error=NotReadyError(f"The server is shutting down; {rest}."),
+    )
+    done = await unless_disconnected(http_request, ended)
+    if done.status is not JobStatus.SUCCEEDED:
+        assert done.error is not None
+        raise from_record(dict(done.error))
 
 
 def _add_job_routes(router: APIRouter, services: Services) -> None:
     @router.get("/models/jobs")
     async def list_jobs() -> dict[str, Any]:
         jobs = await services.roster.jobs()
-        return {"object": "list", "data": [_job_card(services, job) for job in jobs]}
+        return {"object": "list", "data": [shown_job(services, job) for job in jobs]}
 
     @router.get("/models/jobs/{job_id}")
     async def get_job(job_id: str) -> dict[str, Any]:
         job = await services.roster.job(job_id)
         if job is None:
             raise ModelNotFoundError("There is no such job.", param="id")
-        return _job_card(services, job)
+        return shown_job(services, job)
 
     @router.post("/models/jobs/{job_id}/cancel", responses=answers(200, "The cancelled job."))
     async def cancel_job(job_id: str) -> dict[str, Any]:
-        return _job_card(services, await services.onboarder.cancel(job_id))
+        return shown_job(services, await services.onboarder.cancel(job_id))
 
 
 def _add_dry_run_route(router: APIRouter, services: Services) -> None:
@@ -106,13 +142,18 @@ def _add_dry_run_route(router: APIRouter, services: Services) -> None:
 
 
 async def _rehearse(services: Services, parsed: dict[str, Any]) -> dict[str, Any]:
-    body = parse_request(PlanBody, parsed, neutral=ONBOARD_NEUTRAL)
+    body = parse_request(PlanBody, parsed)
     request = onboard_request(body, services.settings.sharing, name=body.name or "")
-    return dry_run_card(await services.onboarder.rehearse(request, said=said(body)))
+    found = await services.onboarder.rehearse(request, said=said(body))
+    leaving: list[str] | None = []
+    if found.needed_bytes > found.free_bytes:
+        keep = frozenset() if found.donor is None else frozenset({found.donor})
+        leaving = services.room.would_evict(found.needed_bytes, keep=keep)
+    return dry_run_card(found, would_evict=leaving)
 
 
 async def _fit(services: Services, parsed: dict[str, Any]) -> dict[str, Any]:
-    body = parse_request(FitBody, parsed, neutral={})
+    body = parse_request(FitBody, parsed)
     sources = {model.name or model.source: model.source for model in body.models}
     if len(sources) < len(body.models):
         raise InvalidRequestError("Every model needs a name of its own.", param="models")
@@ -122,35 +163,12 @@ async def _fit(services: Services, parsed: dict[str, Any]) -> dict[str, Any]:
     return joint_card(await services.onboarder.fit(request))
 
 
-def _model_card(services: Services, name: str) -> dict[str, Any]:
-    record = services.shown(services.roster.model(name))
-    return model_card(record, services.engine.snapshot)
-
-
-async def _until_succeeded(
-    services: Services, http_request: Request, job: JobRecord, *, rest: str
-) -> None:
-    """Waits for a job for as long as the client does.
-
-    Args:
-        services: The server's parts.
-        http_request: Whose client waits.
-        job: What is under way.
-        rest: What a stop of the server means for it.
-
-    Raises:
-        LinkerError: Why the job failed.
-        NotReadyError: The server shuts down.
-    """
-    ended = unless(
-        services.gate.closing.wait(),
-        services.onboarder.wait(job.id),
-        error=NotReadyError(f"The server is shutting down; {rest}."),
-    )
-    done = await unless_disconnected(http_request, ended)
-    if done.status is not JobStatus.SUCCEEDED:
-        assert done.error is not None
-        raise from_record(dict(done.error))
+def _options(body: OnboardBody) -> dict[str, Any]:
+    """Returns what a body says of the model's options, as its row has it."""
+    options: dict[str, Any] = {} if body.pin is None else {"pinned": body.pin}
+    if "keep_alive" in body.model_fields_set:
+        options["keep_alive_s"] = body.keep_alive
+    return options
 
 
 def _add_model_routes(router: APIRouter, services: Services) -> None:
@@ -165,54 +183,25 @@ def _add_model_routes(router: APIRouter, services: Services) -> None:
     async def onboard(http_request: Request, *, wait: bool = False) -> JSONResponse:
         services.gate.check_open()
         parsed = await read_object(http_request)
-        body = parse_request(OnboardBody, parsed, neutral=ONBOARD_NEUTRAL)
+        body = parse_request(OnboardBody, parsed)
         request = onboard_request(body, services.settings.sharing, name=body.name)
-        job = await onboarder.submit(request, said=said(body))
+        once = once_of(http_request, parsed)
+        async with services.replays.turn(once) as known:
+            job = None if known is None else await roster.job(known)
+            if job is None:
+                options = _options(body)
+                job = await onboarder.submit(request, said=said(body), options=options, once=once)
         if wait:
             rest = "its next start does the rest"
-            await _until_succeeded(services, http_request, job, rest=rest)
-            return JSONResponse(_model_card(services, body.name), status_code=201)
+            await until_succeeded(services, http_request, job, rest=rest)
+            return JSONResponse(shown_model(services, body.name), status_code=201)
         headers = {"Location": f"/models/jobs/{job.id}", "Retry-After": "1"}
-        return JSONResponse(_job_card(services, job), status_code=202, headers=headers)
+        return JSONResponse(shown_job(services, job), status_code=202, headers=headers)
 
     @router.get("/models")
     async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [_model_card(services, m.name) for m in roster.models()]}
+        return {"object": "list", "data": [shown_model(services, m.name) for m in roster.models()]}
 
     @router.get("/models/{name:path}")
     async def get_model(name: str) -> dict[str, Any]:
-        return _model_card(services, name)
-
-
-def _add_change_routes(router: APIRouter, services: Services) -> None:
-    onboarder = services.onboarder
-
-    @router.patch(
-        "/models/{name:path}",
-        status_code=202,
-        openapi_extra=takes(ReplanBody),
-        responses=answers(202, "The job.")
-        | answers(200, "The job that made that plan, or where `wait` is true the model."),
-    )
-    async def replan(http_request: Request, name: str, *, wait: bool = False) -> JSONResponse:
-        services.gate.check_open()
-        parsed = await read_object(http_request)
-        body = parse_request(ReplanBody, parsed, neutral=ONBOARD_NEUTRAL)
-        job = await onboarder.replan(name, said(body), services.settings.sharing)
-        if wait:
-            if job.finished_at is None:
-                rest = "the model keeps its plan"
-                await _until_succeeded(services, http_request, job, rest=rest)
-            return JSONResponse(_model_card(services, name))
-        headers = {"Location": f"/models/jobs/{job.id}"}
-        if job.finished_at is not None:
-            return JSONResponse(_job_card(services, job), headers=headers)
-        return JSONResponse(
-            _job_card(services, job), status_code=202, headers={**headers, "Retry-After": "1"}
-        )
-
-    @router.delete("/models/{name:path}")
-    @router.delete("/v1/models/{name:path}")
-    async def delete_model(name: str, *, rehome: bool = False) -> dict[str, Any]:
-        await onboarder.delete(name, rehome=rehome)
-        return {"id": name, "object": "model", "deleted": True}
+        return shown_model(services, name)

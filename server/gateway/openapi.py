@@ -12,21 +12,25 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from server.gateway.schemas import (
+    ChangeBody,
     ChatRequest,
     CompletionRequest,
     FitBody,
+    LoadBody,
     OnboardBody,
     PlanBody,
-    ReplanBody,
+    UnloadBody,
 )
 
 _BODIES: tuple[type[BaseModel], ...] = (
+    ChangeBody,
     ChatRequest,
     CompletionRequest,
     FitBody,
+    LoadBody,
     OnboardBody,
     PlanBody,
-    ReplanBody,
+    UnloadBody,
 )
 _REF = "#/components/schemas/{model}"
 _ERROR_SCHEMA = {

@@ -8,18 +8,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+)
 
 from linker_core.errors import InvalidRequestError
 from server.gateway.formats import ResponseFormat, StructuredOutputs
-from server.settings import SharingPolicy
+from server.settings import Seconds, SharingPolicy, parse_duration
 
 logger = logging.getLogger(__name__)
 
 _MAX_PROMPTS = 256
 _MAX_WARNED = 8
+FOR_EVER_S = 1e9  # the longest that a model may be told to stay
 _MAX_FITTED = 16  # variants of one joint plan; each is scanned and priced
 
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
@@ -29,6 +38,11 @@ Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 _Request = TypeVar("_Request", bound=BaseModel)
 
 
+def _stay(value: object) -> object:
+    found = parse_duration(value)
+    return FOR_EVER_S if found is None and value is not None else found
+
+
 def _printable(text: str) -> str:
     if not text.isprintable():
         raise ValueError("only printable characters are taken")
@@ -36,6 +50,8 @@ def _printable(text: str) -> str:
 
 
 CacheSalt = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_printable)]
+# How long a model stays unused: seconds, or a text such as "5m"; negative: for ever.
+Stay = Annotated[Seconds | None, BeforeValidator(_stay)]
 BadWord = Annotated[str, Field(min_length=1, max_length=256)]
 
 
@@ -152,10 +168,19 @@ class ReplanBody(BaseModel):
     tier: str | None = None
 
 
+class ChangeBody(ReplanBody):
+    """PATCH /models/{name}. What is left out stays as it is."""
+
+    pin: bool | None = None
+    alias: str | None = None  # null takes it away
+    keep_alive: Stay = None  # null: the settings'
+
+
 class SharingBody(ReplanBody):
     """What onboarding and its dry run share."""
 
     source: str
+    revision: str | None = None  # of a source on the hub
     donor: str | None = None  # None: auto
 
 
@@ -163,12 +188,34 @@ class OnboardBody(SharingBody):
     """POST /models."""
 
     name: str
+    pin: bool | None = None
+    keep_alive: Stay = None  # null: the settings'
 
 
 class PlanBody(SharingBody):
-    """POST /models/plan. The name decides nothing; it may come along."""
+    """POST /models/plan. Name and options decide nothing; they may come along."""
 
     name: str | None = None
+    pin: bool | None = None
+    keep_alive: Stay = None
+
+
+class LoadBody(BaseModel):
+    """POST /models/load."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    model: str
+    wait: bool | None = None  # null: true
+
+
+class UnloadBody(BaseModel):
+    """POST /models/unload."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+    model: str
+    rehome: bool | None = None  # null: false
 
 
 class FittedModel(BaseModel):
@@ -210,15 +257,13 @@ COMPLETION_NEUTRAL: dict[str, tuple[object, ...]] = {
     "best_of": (None, 1),
     "suffix": (None, ""),
 }
-ONBOARD_NEUTRAL: dict[str, tuple[object, ...]] = {
-    "keep_alive": (None,),
-    "pin": (None, False),
-    "revision": (None,),
-}
 
 
 def parse_request(
-    kind: type[_Request], body: Mapping[str, Any], *, neutral: Mapping[str, tuple[object, ...]]
+    kind: type[_Request],
+    body: Mapping[str, Any],
+    *,
+    neutral: Mapping[str, tuple[object, ...]] = MappingProxyType({}),
 ) -> _Request:
     """Builds a request record from a parsed body.
 

@@ -27,15 +27,18 @@ from server.onboarding.admission import Admission
 from server.onboarding.bases import Bases
 from server.onboarding.deltas import Deltas
 from server.onboarding.encoder import ENCODE_COMMAND, Encoder
+from server.onboarding.hub.hub import Hub
 from server.onboarding.imports import Imports
 from server.onboarding.onboarder import Onboarder
 from server.onboarding.planner import Planner
 from server.onboarding.pricing import Pricing
+from server.onboarding.replays import Replays
 from server.onboarding.request import OnboardRequest
 from server.onboarding.restorer import Restorer
 from server.onboarding.returning import Returning
 from server.onboarding.roster import Roster
 from server.onboarding.scanner import SCAN_COMMAND, Scanner
+from server.onboarding.sources import Sources
 from server.onboarding.timing import STAGES
 from server.onboarding.tuner import TUNE_COMMAND, Tuner
 from server.registry.lock import StateLock
@@ -70,6 +73,7 @@ class Services:
     exposition: CollectorRegistry
     sharing: SharingExposition
     gate: Gate
+    replays: Replays
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def start(self, startup: Sequence[OnboardRequest]) -> None:
@@ -215,9 +219,15 @@ def build_services(
         imports=Imports(encoder, deltas),
         snapshot=admission.snapshot,
     )
-    bases = Bases(registry=registry, planner=planner)
+    sources = Sources(_roots(settings), Hub(settings.hub_directory(), settings.hub))
+    bases = Bases(registry=registry, planner=planner, sources=sources)
     returning = Returning(
-        roster=roster, catalog=catalog, planner=planner, admission=admission, bases=bases
+        roster=roster,
+        catalog=catalog,
+        planner=planner,
+        admission=admission,
+        bases=bases,
+        sources=sources,
     )
     restorer = Restorer(roster=roster, catalog=catalog, admission=admission, returning=returning)
     on_demand = OnDemand(
@@ -234,8 +244,8 @@ def build_services(
         planner=planner,
         admission=admission,
         restorer=restorer,
+        evictions=evictions,
         metrics=AdmissionMetrics(exposition, stages=STAGES),
-        roots=_roots(settings),
         queue_limit=settings.models.onboarding_queue,
     )
     supervisor = EngineSupervisor(
@@ -266,7 +276,9 @@ def build_services(
         exposition=exposition,
         sharing=SharingExposition(models=roster.models, registry=registry),
         gate=Gate(settings.http.max_inflight),
+        replays=Replays(registry),
     )
+    catalog.on_moved = roster.feed.note_model
     exposition.register(
         FleetCollector(
             models=lambda: [services.shown(record) for record in roster.models()],
@@ -278,4 +290,4 @@ def build_services(
 
 def _roots(settings: Settings) -> list[Path]:
     root = () if settings.models.root is None else (settings.models.root,)
-    return [*root, *(model.path for model in settings.models.serve)]
+    return [*root, *(model.path for model in settings.models.serve if not model.is_on_hub)]

@@ -5,12 +5,10 @@ The event loop owns all state here.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from linker_core.errors import NotReadyError
 from linker_core.weights.checkpoint import Identity
@@ -20,11 +18,9 @@ from server.onboarding.admission import Admission, Arrival
 from server.onboarding.donors import Donors
 from server.onboarding.outcomes import retimed_job, succeeded_job
 from server.onboarding.planner import OnStage, Planned, Planner, as_progress
-from server.onboarding.prepare import read_again
 from server.onboarding.request import OnboardRequest
 from server.onboarding.restorer import Restorer
 from server.onboarding.roster import Roster
-from server.onboarding.sources import resolve_source
 from server.onboarding.timing import Stopwatch
 from server.onboarding.unbroken import unbroken
 from server.registry.records import JobRecord, JobStage, ModelRecord, ModelState
@@ -52,7 +48,6 @@ class Arrivals:
         admission: Loads what was planned.
         restorer: Says when donors are resident, and has who brings them back.
         metrics: Told what admissions spent.
-        roots: Directories that sources must lie in.
     """
 
     def __init__(
@@ -65,7 +60,6 @@ class Arrivals:
         admission: Admission,
         restorer: Restorer,
         metrics: AdmissionMetrics,
-        roots: Sequence[Path],
     ) -> None:
         self._roster = roster
         self._catalog = catalog
@@ -73,9 +67,9 @@ class Arrivals:
         self._planner = planner
         self._admission = admission
         self._restorer = restorer
+        self._sources = restorer.returning.sources
         self._returning = restorer.returning
         self._metrics = metrics
-        self._roots = tuple(roots)
 
     async def run(self, job: JobRecord, checked: Checked | None, *, on_stage: OnStage) -> None:
         """Does what a job asks for; the model's row and the job's say so in the end.
@@ -138,11 +132,15 @@ class Arrivals:
     async def _open(
         self, request: OnboardRequest, checked: Checked | None, watch: Stopwatch
     ) -> Source:
+        """Reads what the request was checked against, or refuses what has taken its place."""
         if checked is not None:
             watch.add("open", checked.seconds)
         watch.enter("open")
-        identity = None if checked is None else checked.identity
-        source = await asyncio.to_thread(self._read_checked, request.source, identity)
+        if checked is None:  # of the hub, or accepted in an earlier life, maybe under other roots
+            source = await self._sources.read(request.source)
+        else:
+            await self._sources.find(request.source)
+            source = await self._sources.read(request.source, identity=checked.identity)
         watch.stop()
         return source
 
@@ -174,13 +172,6 @@ class Arrivals:
         await self._roster.settle(retimed_job(job, watch.to_json()))
         self._metrics.succeeded(watch.spent)
         logger.info("model %s is ready", record.name)
-
-    def _read_checked(self, source: str, identity: Identity | None) -> Source:
-        """Reads what the request was checked against, or refuses what has taken its place."""
-        if identity is None:  # accepted in an earlier life of the server, maybe under other roots
-            return read_again(Path(source), source=source)
-        path = resolve_source(source, self._roots)
-        return read_again(path, source=source, identity=identity)
 
     async def _choose_donor(
         self, request: OnboardRequest, source: Source, watch: Stopwatch, on_stage: OnStage

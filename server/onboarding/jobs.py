@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from linker_core.errors import (
@@ -16,14 +17,16 @@ from linker_core.errors import (
     EngineFailureError,
     LinkerError,
     ModelNotFoundError,
+    NotReadyError,
 )
 from server.metrics.admission import AdmissionMetrics
 from server.onboarding.admission import Admission
 from server.onboarding.arrivals import Arrivals, Checked
-from server.onboarding.bases import Bases
+from server.onboarding.hub.source import is_hub_source
 from server.onboarding.outcomes import failed_job, failed_model
 from server.onboarding.planner import OnStage, Planner
 from server.onboarding.replans import Replans
+from server.onboarding.replays import Once
 from server.onboarding.request import OnboardRequest
 from server.onboarding.restorer import Restorer
 from server.onboarding.roster import Roster
@@ -52,7 +55,6 @@ class JobRunner:
         planner: Has the turn of whoever plans.
         admission: Takes a withdrawn model out of the engine.
         restorer: Brings back what had no room.
-        bases: Forgets what no plan refers to any more.
         arrivals: Onboards.
         replans: Plans anew.
         metrics: Told how admissions end.
@@ -65,7 +67,6 @@ class JobRunner:
         planner: Planner,
         admission: Admission,
         restorer: Restorer,
-        bases: Bases,
         arrivals: Arrivals,
         replans: Replans,
         metrics: AdmissionMetrics,
@@ -74,11 +75,14 @@ class JobRunner:
         self._planner = planner
         self._admission = admission
         self._restorer = restorer
-        self._bases = bases
+        self._bases = restorer.returning.bases
+        self._sources = restorer.returning.sources
         self._arrivals = arrivals
         self._replans = replans
         self._metrics = metrics
         self._live: dict[str, _Live] = {}  # by id
+        self._prepared: dict[str, _Live] = {}  # models that are not ready to wait for their turn
+        self._preparing: set[asyncio.Task[None]] = set()
         self._replanned: dict[str, str] = {}  # ready models that get another plan -> job
         self._queue: asyncio.Queue[str | None] = asyncio.Queue()  # None: room may have come free
 
@@ -93,15 +97,47 @@ class JobRunner:
         *,
         job: JobRecord | None = None,
         checked: Checked | None = None,
+        options: Mapping[str, Any] = MappingProxyType({}),
+        once: Once | None = None,
     ) -> JobRecord:
-        """Stores a job, a new one or an interrupted one, and lets it wait for its turn."""
-        queued = await self._roster.queue(request, job=job)
-        self._live[queued.id] = _Live(checked=checked)
-        self._queue.put_nowait(queued.id)
+        """Stores a job, a new one or an interrupted one, and lets it wait for its turn.
+
+        What is on the hub is downloaded before, several at once, and whoever names a donor that is
+        being downloaded waits for that.
+        """
+        queued = await self._roster.queue(request, job=job, options=options, once=once)
+        live = self._live[queued.id] = _Live(checked=checked)
+        donor = self._prepared.get(request.donor or "")
+        if is_hub_source(request.source) or donor is not None:
+            self._prepared[request.name] = live
+            task = asyncio.ensure_future(self._prepare(queued.id, live, request, donor))
+            self._preparing.add(task)
+            task.add_done_callback(self._preparing.discard)
+        else:
+            self._queue.put_nowait(queued.id)
         return queued
 
-    async def replan(
+    def check_replan(
         self, name: str, said: Mapping[str, Any], defaults: SharingSettings
+    ) -> OnboardRequest:
+        """Returns what `replan` would do.
+
+        Raises:
+            LinkerError: See `Replans.asked`; or another re-plan of it is under way.
+        """
+        request = self._replans.asked(name, said, defaults)
+        running = self._replanned.get(name)
+        if running is not None and self._roster.live_job(running).request != request.to_json():
+            raise ConflictError(f"The model {name!r} is being planned anew; try again then.")
+        return request
+
+    async def replan(
+        self,
+        name: str,
+        said: Mapping[str, Any],
+        defaults: SharingSettings,
+        *,
+        once: Once | None = None,
     ) -> JobRecord:
         """Queues another plan for a resident model.
 
@@ -109,17 +145,14 @@ class JobRunner:
             The job; where the model has just that plan, or is getting it, the one that did or does.
 
         Raises:
-            LinkerError: See `Replans.asked`; or another re-plan of it is under way.
+            LinkerError: See `check_replan`.
         """
-        request = self._replans.asked(name, said, defaults)
+        request = self.check_replan(name, said, defaults)
         if (running := self._replanned.get(name)) is not None:
-            job = self._roster.live_job(running)
-            if job.request != request.to_json():
-                raise ConflictError(f"The model {name!r} is being planned anew; try again then.")
-            return job
+            return self._roster.live_job(running)
         if request.to_json() == self._roster.model(name).request:
             return await self._roster.newest_job(name)
-        job = await self._roster.queue_replan(request)
+        job = await self._roster.queue_replan(request, once=once)
         self._live[job.id] = _Live(replans=True)
         self._replanned[name] = job.id
         self._queue.put_nowait(job.id)
@@ -180,32 +213,74 @@ class JobRunner:
 
         A job that is cancelled here stays in the registry as it is; the next start finishes it.
         """
-        while True:
-            job_id = await self._queue.get()
-            live = None if job_id is None else self._live.get(job_id)
-            if job_id is not None and live is not None and not live.unwanted:
-                await self._run_job(job_id, live)
-            await self._restorer.catch_up()
-            if job_id is None:
-                await self.sweep()  # a dry run may have left something
+        try:
+            while True:
+                job_id = await self._queue.get()
+                live = None if job_id is None else self._live.get(job_id)
+                if job_id is not None and live is not None and not live.unwanted:
+                    await self._run_job(job_id, live)
+                await self._restorer.catch_up()
+                if job_id is None:
+                    await self.sweep()  # a dry run may have left something
+        finally:
+            for task in (preparing := list(self._preparing)):
+                task.cancel()
+            await asyncio.gather(*preparing, return_exceptions=True)
 
     async def sweep(self) -> None:
-        """Removes stored deltas, and bases, that no model needs."""
+        """Removes stored deltas, bases and downloads that no model needs."""
         idle = not self._planner.turn.locked()
         await self._admission.deltas.sweep(self._roster.plans(), settled=idle)
         await self._bases.sweep(self._roster.plans)
+        try:
+            bases = await self._bases.sources()
+        except NotReadyError as error:
+            logger.warning("downloads that nothing needs stay for now: %s", error.message)
+            return
+        models = [model.source for model in self._roster.models()]
+        await self._sources.sweep([*bases, *models])
+
+    async def _prepare(
+        self, job_id: str, live: _Live, request: OnboardRequest, donor: _Live | None
+    ) -> None:
+        """Downloads a job's source, waits for its donor's job, and lets it wait for its turn."""
+        error = await self._until_done(live, self._fetch(job_id, request, donor))
+        if self._prepared.get(request.name) is live:
+            del self._prepared[request.name]
+        if live.unwanted or error is not None:
+            await self._conclude(job_id, live, error)
+        else:
+            live.work = None
+            self._queue.put_nowait(job_id)
+
+    async def _fetch(self, job_id: str, request: OnboardRequest, donor: _Live | None) -> None:
+        if is_hub_source(request.source):
+            await self._begin(job_id)
+            note = self._note_stage(job_id)
+            await self._sources.path(
+                request.source,
+                on_progress=lambda done, total: note(JobStage.VALIDATING, done, total),
+            )
+        if donor is not None:
+            await donor.ended.wait()
 
     async def _run_job(self, job_id: str, live: _Live) -> None:
-        """Does a job's work in a task of its own, so that it can end alone."""
-        work = live.work = asyncio.ensure_future(self._do(job_id, live))
-        try:
-            await asyncio.wait({work})
-        except asyncio.CancelledError:  # the server stops
-            work.cancel()
-            await asyncio.wait({work})
-            raise
-        error = None if work.cancelled() else work.exception()
+        """Does a job's work, and ends it."""
+        error = await self._until_done(live, self._do(job_id, live))
         await self._conclude(job_id, live, error)
+
+    async def _until_done(
+        self, live: _Live, work: Coroutine[Any, Any, None]
+    ) -> BaseException | None:
+        """Returns how work has ended, in a task of its own so that a job can end alone."""
+        task = live.work = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:  # the server stops
+            task.cancel()
+            await asyncio.wait({task})
+            raise
+        return None if task.cancelled() else task.exception()
 
     async def _conclude(self, job_id: str, live: _Live, error: BaseException | None = None) -> None:
         """Ends a job whose work has stopped, and lets those who wait for it go on."""
@@ -224,9 +299,13 @@ class JobRunner:
             del self._replanned[name]
         self._live.pop(job_id).ended.set()
 
-    async def _do(self, job_id: str, live: _Live) -> None:
+    async def _begin(self, job_id: str) -> JobRecord:
         job = replace(self._roster.live_job(job_id), status=JobStatus.RUNNING)
         await self._roster.save(job)
+        return job
+
+    async def _do(self, job_id: str, live: _Live) -> None:
+        job = await self._begin(job_id)
         on_stage = self._note_stage(job_id)
         if live.replans:
             await self._replans.run(job_id, on_stage=on_stage)

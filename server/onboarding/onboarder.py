@@ -9,17 +9,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 from linker_core.errors import ConflictError, InvalidRequestError, NotReadyError, QueueFullError
-from linker_core.sharing.delta import is_delta
 from linker_core.sharing.plan import Policy
 from linker_core.weights.architecture import ModelConfig
-from linker_core.weights.lora import is_adapter
 from server.metrics.admission import AdmissionMetrics
 from server.onboarding.adapters import Source
 from server.onboarding.admission import Admission
@@ -29,10 +26,12 @@ from server.onboarding.donor_choice import DonorChoice
 from server.onboarding.donors import Donors
 from server.onboarding.fitting import FitRequest, Fitting, JointPlan
 from server.onboarding.jobs import JobRunner
+from server.onboarding.options import Options
 from server.onboarding.planner import OnStage, Planner, as_progress
-from server.onboarding.prepare import check_capacity, read_source
+from server.onboarding.prepare import read_source
 from server.onboarding.rehearsal import DryRun, Rehearsal
 from server.onboarding.replans import Replans
+from server.onboarding.replays import Once
 from server.onboarding.request import (
     AUTO_DONOR,
     OnboardRequest,
@@ -42,11 +41,12 @@ from server.onboarding.request import (
 )
 from server.onboarding.restorer import Restorer
 from server.onboarding.roster import Roster
-from server.onboarding.sources import resolve_source
+from server.onboarding.sources import Found
 from server.onboarding.startup import Startup
 from server.onboarding.timing import Stopwatch
 from server.registry.records import JobRecord, ModelState
 from server.residency.catalog import Catalog
+from server.residency.evictions import Evictions
 from server.settings import SharingSettings
 
 logger = logging.getLogger(__name__)
@@ -63,8 +63,8 @@ class Onboarder:
         planner: Decides what is stored.
         admission: Loads what was planned.
         restorer: Says when donors are resident.
+        evictions: Takes models off the device.
         metrics: Told how admissions end and what they spent.
-        roots: Directories that sources must lie in.
         queue_limit: Jobs and dry runs, waiting or running.
     """
 
@@ -76,15 +76,16 @@ class Onboarder:
         planner: Planner,
         admission: Admission,
         restorer: Restorer,
+        evictions: Evictions,
         metrics: AdmissionMetrics,
-        roots: Sequence[Path],
         queue_limit: int,
     ) -> None:
         self._roster = roster
         self._catalog = catalog
         self._admission = admission
         self._restorer = restorer
-        self._roots = tuple(roots)
+        self._sources = restorer.returning.sources
+        self._options = Options(roster)
         self._queue_limit = queue_limit
         self._donors = Donors(catalog=catalog, comparisons=planner.comparisons)
         self._jobs = JobRunner(
@@ -92,7 +93,6 @@ class Onboarder:
             planner=planner,
             admission=admission,
             restorer=restorer,
-            bases=restorer.returning.bases,
             arrivals=Arrivals(
                 roster=roster,
                 catalog=catalog,
@@ -101,7 +101,6 @@ class Onboarder:
                 admission=admission,
                 restorer=restorer,
                 metrics=metrics,
-                roots=roots,
             ),
             replans=Replans(
                 roster=roster,
@@ -122,12 +121,19 @@ class Onboarder:
             catalog=catalog,
             admission=admission,
             bases=restorer.returning.bases,
+            evictions=evictions,
             is_replanning=self._jobs.is_replanning,
         )
         self._startup = Startup(
-            roster=roster, catalog=catalog, jobs=self._jobs, planner=planner, restorer=restorer
+            roster=roster,
+            catalog=catalog,
+            jobs=self._jobs,
+            planner=planner,
+            restorer=restorer,
+            sources=self._sources,
         )
         restorer.returning.on_changed = self._startup.plan_anew
+        self._sources.on_arrived = self._jobs.catch_up_soon
 
     async def open(self, startup: Sequence[OnboardRequest]) -> None:
         """Reads the registry and queues what is to be done; see `Startup.open`."""
@@ -142,13 +148,21 @@ class Onboarder:
     # --- requests -----------------------------------------------------------------------------
 
     async def submit(
-        self, request: OnboardRequest, *, said: Mapping[str, Any] = MappingProxyType({})
+        self,
+        request: OnboardRequest,
+        *,
+        said: Mapping[str, Any] = MappingProxyType({}),
+        options: Mapping[str, Any] = MappingProxyType({}),
+        once: Once | None = None,
     ) -> JobRecord:
         """Checks what can be checked at once and queues the rest.
 
         Args:
             request: What to onboard.
             said: Policy and options that were asked for; the request's others are defaults.
+            options: See `Roster.set_options`. They are no part of the request: one that is
+                otherwise the same sets them.
+            once: The idempotency key that the job answers from now on.
 
         Returns:
             The job; of an identical request that is under way or done, the same one.
@@ -159,36 +173,63 @@ class Onboarder:
         """
         check_name(request.name)
         check_sharing(request)
-        path = await asyncio.to_thread(resolve_source, request.source, self._roots)
-        request = await self._resolved(request, path, said)
+        found = await self._sources.find(request.source)
+        request = _resolved(request, found, said)
         async with self._roster.names:
-            same = await self._check_free(request)
+            same = await self._check_free(request, options, once)
         if same is not None:
             return same
-        # Nobody else waits for these files, whatever they are.
-        begun = time.monotonic()
-        source = await asyncio.to_thread(read_source, path)
-        checked = Checked(identity=source.identity, seconds=time.monotonic() - begun)
-        async with self._roster.names:
-            same = await self._check_free(request)
-            if same is not None:
-                return same
-            self._check_admissible(request, source)
-            return await self._jobs.enqueue(request, checked=checked)
+        with self._sources.held(found.source):
+            checked = source = None
+            if found.path is not None:
+                # Nobody else waits for these files, whatever they are.
+                begun = time.monotonic()
+                source = await asyncio.to_thread(read_source, found.path)
+                checked = Checked(identity=source.identity, seconds=time.monotonic() - begun)
+            async with self._roster.names:
+                same = await self._check_free(request, options, once)
+                if same is not None:
+                    return same
+                if source is not None:
+                    self._check_admissible(request, source)
+                return await self._jobs.enqueue(
+                    request, checked=checked, options=options, once=once
+                )
 
-    async def replan(
-        self, name: str, said: Mapping[str, Any], defaults: SharingSettings
-    ) -> JobRecord:
-        """Queues another plan for a resident variant; see `JobRunner.replan`.
+    async def change(
+        self,
+        name: str,
+        *,
+        options: Mapping[str, Any],
+        said: Mapping[str, Any],
+        defaults: SharingSettings,
+        once: Once | None = None,
+    ) -> JobRecord | None:
+        """Changes what an operator wants of a model; queues another plan of a resident variant.
+
+        Args:
+            name: The model, or its alias.
+            options: See `Roster.set_options`.
+            said: Policy and options of another plan; with none of them the plan stays.
+            defaults: What they leave open.
+            once: The idempotency key that the job answers from now on.
+
+        Returns:
+            The job of the plan; None if the plan stays.
 
         Raises:
             LinkerError: The model or the options rule it out, or too many jobs wait.
         """
         async with self._roster.names:
+            name = self._roster.named(name).name
             self._departures.check_gone(name)
-            if not self._jobs.is_replanning(name):
-                self._check_queue()
-            return await self._jobs.replan(name, said, defaults)
+            replans = not options or any(value is not None for value in said.values())
+            if replans:
+                self._jobs.check_replan(name, said, defaults)
+                if not self._jobs.is_replanning(name):
+                    self._check_queue()
+            await self._options.set(name, options)
+            return await self._jobs.replan(name, said, defaults, once=once) if replans else None
 
     async def rehearse(
         self, request: OnboardRequest, *, said: Mapping[str, Any] = MappingProxyType({})
@@ -203,9 +244,10 @@ class Onboarder:
         if request.name:
             check_name(request.name)
         check_sharing(request)
-        path = await asyncio.to_thread(resolve_source, request.source, self._roots)
-        request = await self._resolved(request, path, said)
-        with self._rehearsing(request.donor):
+        found = await self._sources.find(request.source)
+        request = _resolved(request, found, said)
+        with self._rehearsing(request.donor), self._sources.held(found.source):
+            path = await self._sources.path(found.source, on_progress=_ignore_progress)
             return await self._rehearsal.run(request, path)
 
     async def fit(self, request: FitRequest) -> JointPlan:
@@ -214,11 +256,13 @@ class Onboarder:
         Raises:
             LinkerError: A source, a checkpoint or the donor rule it out, or too many wait.
         """
-        paths = [
-            await asyncio.to_thread(resolve_source, source, self._roots)
-            for source in request.sources.values()
-        ]
-        with self._rehearsing(request.donor):
+        found = [(await self._sources.find(source)).source for source in request.sources.values()]
+        with self._rehearsing(request.donor), ExitStack() as held:
+            for source in found:
+                held.enter_context(self._sources.held(source))
+            paths = [
+                await self._sources.path(source, on_progress=_ignore_progress) for source in found
+            ]
             return await self._fitting.run(request, paths)
 
     @contextmanager
@@ -239,22 +283,17 @@ class Onboarder:
             self._num_rehearsing -= 1
             self._jobs.catch_up_soon()  # its tuner may have been in the way of a model
 
-    async def _resolved(
-        self, request: OnboardRequest, path: Path, said: Mapping[str, Any]
-    ) -> OnboardRequest:
-        """Returns a request with its directory, and without a policy where that brings a plan."""
-        request = replace(request, source=str(path))
-        if await asyncio.to_thread(is_adapter, path):
-            return own_plan_request(request, said, Policy.ADAPTER)
-        if await asyncio.to_thread(is_delta, path):
-            return own_plan_request(request, said, Policy.DELTA)
-        return request
-
-    async def _check_free(self, request: OnboardRequest) -> JobRecord | None:
+    async def _check_free(
+        self, request: OnboardRequest, options: Mapping[str, Any], once: Once | None
+    ) -> JobRecord | None:
         """Returns the job of an identical request; refuses a taken name and a full queue."""
         same = await self._identical(request)
         if same is None:
             self._check_queue()
+            return None
+        await self._options.set(request.name, options)
+        if once is not None:
+            await self._roster.save(once.used_for(same.id))
         return same
 
     def _check_queue(self) -> None:
@@ -264,6 +303,7 @@ class Onboarder:
     async def _identical(self, request: OnboardRequest) -> JobRecord | None:
         """Returns the job of an identical request; refuses other content of the same name."""
         self._departures.check_gone(request.name)
+        self._options.check_no_alias(request.name)
         record = self._roster.find(request.name)
         if record is None or record.state is ModelState.FAILED:
             return None
@@ -284,12 +324,13 @@ class Onboarder:
             if not self._may_find_donor(request):
                 raise
             return  # that of a delta, or an adapter's base, may be among those
-        snapshot = self._admission.snapshot()
-        if snapshot is None or (donor is None and self._may_find_donor(request)):
+        if donor is None and self._may_find_donor(request):
             return
-        needed_bytes = self._admission.least_bytes(request, source, donor)
-        # A tuner's share is free again before this model is loaded.
-        check_capacity(needed_bytes, snapshot.unreserved_bytes)
+        self._admission.room.check(
+            self._admission.least_bytes(request, source, donor),
+            what=f"The model {request.name!r}",
+            keep=frozenset() if donor is None else frozenset({donor.name}),
+        )
 
     async def _choose_donor_now(
         self,
@@ -330,7 +371,10 @@ class Onboarder:
 
     async def run(self) -> None:
         """Runs the jobs until cancelled; see `JobRunner.run`."""
-        await self._jobs.run()
+        try:
+            await self._jobs.run()
+        finally:
+            await self._sources.close()
 
     async def wait(self, job_id: str) -> JobRecord:
         """Waits for the end of a job."""
@@ -339,6 +383,10 @@ class Onboarder:
     async def cancel(self, job_id: str) -> JobRecord:
         """Ends a job and undoes what it has begun; see `JobRunner.cancel`."""
         return await self._jobs.cancel(job_id)
+
+    async def unload(self, name: str, *, rehome: bool = False) -> None:
+        """Takes a model off the device until somebody asks for it; see `Departures.unload`."""
+        await self._departures.unload(name, rehome=rehome)
 
     async def delete(self, name: str, *, rehome: bool = False) -> None:
         """Deletes a model; see `Departures.delete`."""
@@ -360,3 +408,15 @@ class Onboarder:
         except NotReadyError as error:
             logger.warning("the registry cannot be written: %s", error.message)
             self._catalog.give_back(used_at)
+
+
+def _resolved(request: OnboardRequest, found: Found, said: Mapping[str, Any]) -> OnboardRequest:
+    """Returns a request with what its source means, and without a policy where that has a plan."""
+    request = replace(request, source=found.source)
+    if found.kind == "checkpoint":
+        return request
+    return own_plan_request(request, said, Policy(found.kind))
+
+
+def _ignore_progress(_done_bytes: int, _total_bytes: int) -> None:
+    """Nobody follows the download of a dry run."""

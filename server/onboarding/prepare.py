@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from linker_core.errors import BadCheckpointError, InsufficientCapacityError
+from linker_core.errors import BadCheckpointError
 from linker_core.sharing.delta import DeltaFile, open_weights
 from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer
@@ -97,19 +97,6 @@ def read_shape(path: Path) -> ModelConfig | None:
         return parse_config(read_json(directory, CONFIG_FILE, max_bytes=_MAX_CONFIG_BYTES))
     finally:
         os.close(directory)
-
-
-def check_capacity(needed_bytes: int, free_bytes: int) -> None:
-    """Refuses what cannot fit.
-
-    Raises:
-        InsufficientCapacityError: With what it needs and what there is.
-    """
-    if needed_bytes > free_bytes:
-        raise InsufficientCapacityError(
-            f"The model needs {needed_bytes} bytes of device memory and {free_bytes} are free. "
-            "Unload a model, raise the memory budget, or onboard it as a variant of a donor."
-        )
 
 
 def _outside_blocks_bytes(checkpoint: Checkpoint) -> int:

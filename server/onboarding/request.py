@@ -62,8 +62,12 @@ class OnboardRequest:
         return cls(**record)
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, *, param: str = "name") -> None:
     """Refuses what cannot be a model's name.
+
+    Args:
+        name: What a model is to be called.
+        param: The field of a request that said so.
 
     Raises:
         InvalidRequestError: Not one or two plain parts, or a name that the HTTP interface uses.
@@ -72,11 +76,11 @@ def check_name(name: str) -> None:
         raise InvalidRequestError(
             "A model name is letters, digits, '.', '_' and '-', beginning with a letter or digit, "
             "at most 96 characters, with at most one '/' between two such parts.",
-            param="name",
+            param=param,
         )
     if name.partition("/")[0] in RESERVED:
         raise InvalidRequestError(
-            f"The names {', '.join(sorted(RESERVED))} are reserved; choose another.", param="name"
+            f"The names {', '.join(sorted(RESERVED))} are reserved; choose another.", param=param
         )
 
 

@@ -9,8 +9,9 @@ import asyncio
 import logging
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 from linker_core.errors import ModelNotFoundError, NotReadyError
@@ -19,6 +20,7 @@ from server.metrics.serving import ServingMetrics
 from server.onboarding.feed import Feed
 from server.onboarding.outcomes import cancelled_job, unwanted_job, without_plan
 from server.onboarding.rates import Rates
+from server.onboarding.replays import Once
 from server.onboarding.request import AUTO_DONOR, OnboardRequest
 from server.onboarding.stored import restored
 from server.onboarding.unbroken import unbroken
@@ -28,6 +30,7 @@ from server.registry.store import Registry
 logger = logging.getLogger(__name__)
 
 _MAX_LISTED_JOBS = 100
+_OPTIONS = ("alias", "pinned", "keep_alive_s")  # the operator's alone to change
 
 
 class Roster:
@@ -117,6 +120,13 @@ class Roster:
         """Returns a job that waits or runs."""
         return self._jobs[job_id]
 
+    def live_jobs(self) -> list[JobRecord]:
+        """Returns the jobs that wait or run, in order of arrival."""
+        return sorted(
+            (job for job in self._jobs.values() if job.finished_at is None),
+            key=lambda job: job.created_at,
+        )
+
     def is_open(self, job_id: str) -> bool:
         """Whether a job waits or runs."""
         job = self._jobs.get(job_id)
@@ -167,7 +177,7 @@ class Roster:
             waiting = dict(self._unwritten)
             if not waiting:
                 return
-            records = [record for record in waiting.values() if record is not None]
+            records = [self._merged(record) for record in waiting.values() if record is not None]
             deleted = [name for (_, name), record in waiting.items() if record is None]
             await asyncio.to_thread(self._registry.replace, delete=deleted, save=records)
             self._unwritten = {
@@ -192,8 +202,12 @@ class Roster:
     def _merged(self, record: Record) -> Record:
         """Returns a record with what others may have changed since it was made."""
         if isinstance(record, JobRecord) and record.finished_at is None:
-            known = self._jobs.get(record.id)
-            return record if known is None else replace(record, error=known.error)
+            job = self._jobs.get(record.id)
+            return record if job is None else replace(record, error=job.error)
+        if isinstance(record, ModelRecord):
+            model = self._models.get(record.name)
+            if model is not None and model.created_at == record.created_at:
+                return replace(record, **_options_of(model))
         return record
 
     async def _settle(
@@ -252,6 +266,28 @@ class Roster:
         """
         await self.replace(delete=(name,))
 
+    async def set_options(self, name: str, options: Mapping[str, Any]) -> None:
+        """Stores what the operator wants of a model's residency.
+
+        Nothing else changes these fields of a known model, whatever records are saved.
+
+        Args:
+            name: The model.
+            options: `alias`, `pinned`, `keep_alive_s`, or some of them.
+
+        Raises:
+            ModelNotFoundError: There is none of that name.
+            NotReadyError: The registry cannot be written; nothing has changed.
+        """
+        assert options.keys() <= set(_OPTIONS)
+        await unbroken(self._set_options(name, options))
+
+    async def _set_options(self, name: str, options: Mapping[str, Any]) -> None:
+        async with self._writing:
+            record = replace(self.model(name), **options)
+            await asyncio.to_thread(self._registry.save, record)
+            self.show(replace(self.model(name), **options))  # the rest may have changed
+
     async def mark_unwanted(self, job_id: str) -> bool:
         """Stores that a job is being cancelled, so that no start takes it up again.
 
@@ -284,10 +320,25 @@ class Roster:
         waiting = [replace(self._models[name], donor=None) for name in self.dependants(job.model)]
         await self.settle(cancelled_job(job), *waiting, delete=(job.model,))
 
-    async def queue(self, request: OnboardRequest, *, job: JobRecord | None = None) -> JobRecord:
-        """Stores a model that is to be onboarded with its job: a new one, or one to do again."""
+    async def queue(
+        self,
+        request: OnboardRequest,
+        *,
+        job: JobRecord | None = None,
+        options: Mapping[str, Any] = MappingProxyType({}),
+        once: Once | None = None,
+    ) -> JobRecord:
+        """Stores a model that is to be onboarded with its job: a new one, or one to do again.
+
+        Args:
+            request: What is asked for.
+            job: One that was interrupted; None: a new one.
+            options: See `set_options`; what is left out stays as it was of a known model.
+            once: The idempotency key that the job answers from now on.
+        """
         now, stored = time.time(), self._models.get(request.name)
         job = job or _new_job(request)
+        kept = {} if stored is None else _options_of(stored)
         job = replace(job, request=request.to_json(), status=JobStatus.QUEUED)
         record = ModelRecord(
             name=request.name,
@@ -297,14 +348,15 @@ class Roster:
             position=self._next_position() if stored is None else stored.position,
             created_at=now,
             donor=self._named_donor(request, stored),
+            **{**kept, **options},
         )
-        await self.save(record, job)
+        await self.save(record, job, *([] if once is None else [once.used_for(job.id)]))
         return job
 
-    async def queue_replan(self, request: OnboardRequest) -> JobRecord:
+    async def queue_replan(self, request: OnboardRequest, *, once: Once | None = None) -> JobRecord:
         """Stores the job of a ready model that is to get another plan; the model stays as it is."""
         job = _new_job(request)
-        await self.save(job)
+        await self.save(job, *([] if once is None else [once.used_for(job.id)]))
         return job
 
     def _named_donor(self, request: OnboardRequest, stored: ModelRecord | None) -> str | None:
@@ -334,6 +386,10 @@ class Roster:
 
     def _next_position(self) -> int:
         return max((model.position + 1 for model in self._models.values()), default=0)
+
+
+def _options_of(record: ModelRecord) -> dict[str, Any]:
+    return {option: getattr(record, option) for option in _OPTIONS}
 
 
 def _new_job(request: OnboardRequest) -> JobRecord:

@@ -114,9 +114,12 @@ class Catalog:
 
     Args:
         clock: Monotonic seconds.
+
+    `on_moved` is called with the name of a model that was opened or closed to requests.
     """
 
     def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self.on_moved: Callable[[str], None] = _ignore
         self._clock = clock
         self._models: dict[str, ServedModel] = {}
         self._dormant: dict[str, ServedModel] = {}
@@ -181,6 +184,7 @@ class Catalog:
         self._models[model.name] = model
         self._idle_since[model.name] = self._clock()
         self.note_change()
+        self.on_moved(model.name)
 
     def retract(self, name: str) -> None:
         """Closes a model to new requests and forgets it; running ones keep what they hold."""
@@ -195,6 +199,7 @@ class Catalog:
         if model is not None:
             self._dormant[name] = model
             self.note_change()
+            self.on_moved(name)
 
     def rehome(self, name: str, heir: str) -> None:
         """Makes a variant the donor of its family in its donor's place, who becomes its variant."""
@@ -265,3 +270,7 @@ class Catalog:
     def give_back(self, used_at: Mapping[str, float]) -> None:
         """Remembers again what `take_used` returned, where nothing newer is known."""
         self._used_at = {**used_at, **self._used_at}
+
+
+def _ignore(_name: str) -> None:
+    """Nobody follows."""

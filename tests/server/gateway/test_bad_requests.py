@@ -240,6 +240,7 @@ def test_compressed_body_is_415(server: LiveServer) -> None:
         ("GET", CHAT, 405, "method_not_allowed"),
         ("PUT", "/models", 405, "method_not_allowed"),
         ("GET", "/models/jobs/nothing", 404, "model_not_found"),
+        ("POST", "/models/jobs/nothing/cancel", 404, "model_not_found"),
         ("GET", "/models/nobody", 404, "model_not_found"),
         ("GET", "/v1/models/no/body", 404, "model_not_found"),
         ("DELETE", "/models/nobody", 404, "model_not_found"),
@@ -260,6 +261,10 @@ def test_path_and_method_errors_have_the_same_shape(
         ("DELETE", "/models", "GET, POST"),
         # A model may not have the name, the path may.
         ("POST", "/models/jobs", "DELETE, GET, PATCH"),
+        ("POST", "/models/events", "DELETE, GET, PATCH"),
+        ("PUT", "/models/load", "DELETE, GET, PATCH, POST"),
+        ("PUT", "/models/unload", "DELETE, GET, PATCH, POST"),
+        ("PUT", "/models/jobs/x/cancel", "DELETE, GET, PATCH, POST"),
         ("OPTIONS", "/v1/chat/completions", "POST"),
         ("POST", "/health", "GET, HEAD"),
     ],

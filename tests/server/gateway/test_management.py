@@ -3,7 +3,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from server.onboarding.adapters import Source
 from server.onboarding.prepare import read_source
 from tests.server.fake_engine import MUTE_ENGINE, TOO_BIG
 from tests.server.live import LiveServer, live_server
+from tests.server.onboarding.family import held_up_scans
 from tests.tiny import make_checkpoint, make_variant
 
 
@@ -188,7 +189,8 @@ def test_source_outside_the_roots_is_403_without_its_path(
     "more",
     [
         {"policy": "auto"}, {"policy": "guess"}, {"tau_cos": 0.9}, {"tau_frob": 0.1},
-        {"tau_cos": 2, "tau_frob": 0.1}, {"surprise": 1}, {"pin": True}, {"name": 3},
+        {"tau_cos": 2, "tau_frob": 0.1}, {"surprise": 1}, {"pin": "yes"}, {"name": 3},
+        {"keep_alive": "soon"}, {"keep_alive": True}, {"revision": "main"},
         {"policy": "exact", "tier": "conservative"}, {"policy": "exact", "budget_kl": 0.1},
         {"policy": "budget", "tau_cos": 0.9, "tau_frob": 0.1}, {"policy": "bytes"},
         {"policy": "budget", "max_bytes": 1}, {"policy": "bytes", "max_bytes": -1},
@@ -296,33 +298,35 @@ def test_weights_that_are_not_finite_fail_the_job(live: LiveServer, family: Path
     assert (card["state"], card["error"]["code"]) == ("failed", "bad_checkpoint")
 
 
-def test_too_little_memory_is_507_before_a_job_exists(
-    live: LiveServer, family: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    snapshot = live.services.engine.snapshot
-    assert snapshot is not None
-    full = replace(snapshot, device_free_bytes=1000)
-    monkeypatch.setattr(live.services.onboarder._admission, "snapshot", lambda: full)
-    error = failure(live.onboard("large", family / "tall", wait=False), 507)
+@contextmanager
+def memory_left(server: LiveServer, nbytes: int) -> Iterator[None]:
+    """Has the server find so many free bytes, and nobody who could leave."""
+    room = server.services.room
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "_free_bytes", lambda _client: nbytes)
+        patch.setattr(room, "_holders", lambda _snapshot, _keep: [])
+        patch.setattr(room, "_later_bytes", lambda *_: 0)
+        yield
+
+
+def test_too_little_memory_is_507_before_a_job_exists(live: LiveServer, family: Path) -> None:
+    with memory_left(live, 1000):
+        error = failure(live.onboard("large", family / "tall", wait=False), 507)
     assert "1000 are free" in error["message"]
     assert error["code"] == "insufficient_capacity"
 
 
 def test_capacity_counts_the_kv_cache_of_a_donor_and_the_head_of_a_variant(
-    live: LiveServer, family: Path, monkeypatch: pytest.MonkeyPatch
+    live: LiveServer, family: Path
 ) -> None:
-    snapshot = live.services.engine.snapshot
-    assert snapshot is not None
     with Checkpoint.open(family / "tall") as checkpoint:
         model, weights = checkpoint.config, checkpoint.nbytes
     kv = 2 * model.num_layers * model.num_kv_heads * model.head_dim * 16_384 * 4
     outside = (model.vocab_size + 1) * model.hidden_size * 2  # a tied embedding, a norm; bfloat16
-    admission = live.services.onboarder._admission
 
     def answer(free_bytes: int, name: str, **more: Any) -> httpx.Response:
-        free = replace(snapshot, device_free_bytes=free_bytes)
-        monkeypatch.setattr(admission, "snapshot", lambda: free)
-        return live.onboard(f"{name}-{free_bytes}", family / name, wait=False, **more)
+        with held_up_scans(live), memory_left(live, free_bytes):  # the job finds all of it again
+            return live.onboard(f"{name}-{free_bytes}", family / name, wait=False, **more)
 
     assert f"{weights + kv} bytes" in failure(answer(weights + kv - 1, "tall"), 507)["message"]
     assert f"{outside} bytes" in failure(answer(outside - 1, "near"), 507)["message"]

@@ -242,7 +242,7 @@ def test_registry_that_cannot_be_written_hears_of_the_new_plan_later(
         ("near", {"policy": "delta"}, 400, "policy"),
         ("near", {"tau_cos": 0.9}, 400, "tau_frob"),
         ("near", {"source": "/x"}, 400, "source"),
-        ("near", {"pin": True}, 400, "pin"),
+        ("near", {"pin": "yes"}, 400, "pin"),
         ("near", {"budget_kl": -1}, 400, "budget_kl"),
         ("near", {"max_bytes": "many"}, 400, "max_bytes"),
         ("base", {"budget_kl": 0.1}, 409, None),

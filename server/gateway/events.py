@@ -1,0 +1,75 @@
+"""GET /models/events: what happens to models and jobs, as it happens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import suppress
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+from server.gateway.management import shown_job, shown_model
+from server.gateway.openapi import answers
+from server.gateway.services import Services
+from server.gateway.streaming import DONE, EventStream, event, unless
+from server.onboarding.feed import Changes
+
+_PAUSE_S = 0.25  # between two looks; what happens meanwhile comes as one
+
+
+class _DrainingError(Exception):
+    """The server takes no more work, so nothing more will happen."""
+
+
+def events_router(services: Services) -> APIRouter:
+    """Returns the route."""
+    router = APIRouter()
+
+    @router.get(
+        "/models/events",
+        response_class=Response,
+        responses=answers(200, "Changes of models and jobs as events.", stream=True),
+    )
+    async def follow() -> EventStream:
+        services.gate.check_open()
+        return EventStream(
+            _events(services),
+            metrics=services.metrics,
+            send_timeout_s=services.settings.http.send_timeout_s,
+        )
+
+    return router
+
+
+async def _events(services: Services) -> AsyncGenerator[bytes, None]:
+    """Yields everything there is, and then whatever changes, until the server drains."""
+    closing = services.gate.closing
+    with services.roster.feed.listen() as listener:
+        yield event(
+            {
+                "type": "snapshot",
+                "models": [shown_model(services, m.name) for m in services.roster.models()],
+                "jobs": [shown_job(services, job) for job in services.roster.live_jobs()],
+            }
+        )
+        with suppress(_DrainingError):
+            while True:
+                changes = await unless(closing.wait(), listener.take(), error=_DrainingError())
+                for chunk in _tell(services, changes):
+                    yield chunk
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_PAUSE_S):
+                        await closing.wait()
+    yield DONE
+
+
+def _tell(services: Services, changes: Changes) -> list[bytes]:
+    """Returns changes as events; a model is shown as it is now."""
+    told = [event({"type": "job", "job": shown_job(services, job)}) for job in changes.jobs]
+    for name in changes.models:
+        if services.roster.find(name) is None:
+            told.append(event({"type": "model.deleted", "id": name}))
+        else:
+            told.append(event({"type": "model", "model": shown_model(services, name)}))
+    return told
