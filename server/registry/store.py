@@ -90,7 +90,8 @@ class Registry:
 
     def save(self, *records: Record) -> None:
         """Inserts or replaces rows, all of them in one transaction."""
-        self.replace(delete=(), save=records)
+        with self._transaction() as session:
+            _merge(session, records)
 
     def replace(self, *, delete: Sequence[str], save: Sequence[Record]) -> None:
         """Deletes models and saves records, all of it in one transaction.
@@ -98,12 +99,10 @@ class Registry:
         Raises:
             ConflictError: One of the models to be deleted would still be the donor of another.
         """
-        stranded = select(ModelRow.name).where(ModelRow.donor.in_(delete))
         with self._transaction() as session:
             session.execute(remove(ModelRow).where(ModelRow.name.in_(delete)))
-            for record in save:
-                session.merge(_to_row(record))
-            session.flush()
+            _merge(session, save)
+            stranded = select(ModelRow.name).where(ModelRow.donor.in_(delete))
             dependants = session.scalars(stranded.order_by(ModelRow.position)).all()
             if dependants:
                 raise ConflictError(
@@ -243,5 +242,7 @@ def _columns(source: object, record: type[Record]) -> dict[str, Any]:
     return {field.name: getattr(source, field.name) for field in fields(record)}
 
 
-def _to_row(record: Record) -> Base:
-    return _ROWS[type(record)](**_columns(record, type(record)))
+def _merge(session: Session, records: Sequence[Record]) -> None:
+    for record in records:
+        session.merge(_ROWS[type(record)](**_columns(record, type(record))))
+    session.flush()
