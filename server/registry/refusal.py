@@ -20,6 +20,6 @@ def unusable(url: URL, reason: str, *, remedy: str = _REMEDY) -> InvalidRequestE
 
 
 def reason_of(error: SQLAlchemyError) -> str:
-    """Returns what the database said, without the statement and its values."""
+    """Returns the first line of what the database said: no statement, no values."""
     said = str(error.orig if isinstance(error, DBAPIError) else error)
-    return said.strip().rstrip(".")
+    return said.strip().partition("\n")[0].rstrip(".")

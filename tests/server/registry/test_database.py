@@ -148,3 +148,11 @@ def test_missing_driver_is_named_as_the_reason(monkeypatch: pytest.MonkeyPatch) 
 def test_unknown_postgresql_database_is_refused(cluster: Cluster) -> None:
     with pytest.raises(InvalidRequestError, match='database "nosuch" does not exist'):
         Registry.open(cluster.new_database().set(database="nosuch"))
+
+
+def test_postgresql_without_the_right_to_make_tables_is_refused(cluster: Cluster) -> None:
+    url = cluster.new_database()
+    cluster.execute(url, "CREATE ROLE reader LOGIN")
+    with pytest.raises(InvalidRequestError, match=r"denied for schema public\. Mend it") as e:
+        Registry.open(url.set(username="reader"))
+    assert "\n" not in e.value.message
