@@ -85,11 +85,11 @@ class Services:
 
     async def stop(self) -> None:
         """Stops jobs and engine. Interrupted jobs are finished by the next start."""
-        await self.on_demand.stop()
-        await self.evictions.stop()
         for task in reversed(self.tasks):
             task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        # Together: what waits for the engine ends with it.
+        parts = (self.on_demand.stop(), self.evictions.stop())
+        await asyncio.gather(*self.tasks, *parts, return_exceptions=True)
         with contextlib.suppress(OSError):
             await self.onboarder.flush_once()
         self.registry.close()
@@ -234,6 +234,7 @@ def build_services(
         catalog=catalog,
         rows=roster,
         bring_back=returning.bring_back,
+        close_one=room.close_one,
         settled=restorer.engine,
         max_waiting=settings.models.load_queue,
         timeout_s=settings.models.load_timeout_s,

@@ -126,6 +126,7 @@ class Catalog:
         self._leases: Counter[str] = Counter()
         self._unused: dict[str, asyncio.Event] = {}
         self._idle_since: dict[str, float] = {}
+        self._since: dict[str, float] = {}
         self._used_at: dict[str, float] = {}
         self._turns: WeakValueDictionary[str, Turn] = WeakValueDictionary()
         self._changed = asyncio.Event()
@@ -182,7 +183,7 @@ class Catalog:
         """Opens a model to requests."""
         self._dormant.pop(model.name, None)
         self._models[model.name] = model
-        self._idle_since[model.name] = self._clock()
+        self._idle_since[model.name] = self._since[model.name] = self._clock()
         self.note_change()
         self.on_moved(model.name)
 
@@ -191,6 +192,7 @@ class Catalog:
         self._models.pop(name, None)
         self._dormant.pop(name, None)
         self._idle_since.pop(name, None)
+        self._since.pop(name, None)
         self.note_change()
 
     def park(self, name: str) -> None:
@@ -257,6 +259,10 @@ class Catalog:
         if self._leases[name]:
             return 0.0
         return self._clock() - self._idle_since[name]
+
+    def resident_s(self, name: str) -> float:
+        """Returns for how long a resident model has been open to requests."""
+        return self._clock() - self._since[name]
 
     def touch(self, name: str) -> None:
         """Notes that a model was used now."""

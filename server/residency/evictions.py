@@ -47,7 +47,8 @@ class Evictions:
         """Evicts a model that nobody needs now; False if somebody does.
 
         Nothing is waited for before the model is closed to requests, so that what was true when the
-        caller looked is true then.
+        caller looked is true then. The engine may know better: a variant that is still on its way
+        out needs its donor.
 
         Raises:
             EngineFailureError: The engine ended meanwhile; its row says as before what is wanted.
@@ -56,8 +57,27 @@ class Evictions:
             return False
         turn = self._catalog.turn(name)
         await turn.acquire()  # at once: nobody wants it
-        await self._evict(name, turn, reason)
+        try:
+            await self._evict(name, turn, reason)
+        except ConflictError:
+            return False
         return True
+
+    async def evict_used(self, name: str) -> None:
+        """Evicts a resident model for others' sake, once its running requests have ended.
+
+        Requests that come meanwhile wait, and bring it back. A cancelled wait cancels nothing.
+
+        Args:
+            name: Of a model that is not pinned, that nobody leans on, and whose turn is not wanted.
+
+        Raises:
+            LinkerError: It stays: the engine ended, or it needs the model.
+        """
+        turn = self._catalog.turn(name)
+        assert not turn.wanted
+        await turn.acquire()
+        await self._evict(name, turn, EvictionReason.CAPACITY)
 
     async def unload(self, name: str) -> None:
         """Evicts a model on request, pinned or not, once its running requests have ended.

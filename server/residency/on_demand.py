@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
+from typing import Any, Protocol
 
 from linker_core.errors import (
     EngineFailureError,
@@ -27,8 +28,15 @@ from server.residency.rows import Rows
 logger = logging.getLogger(__name__)
 
 _LOOK_AGAIN_S = 0.5  # for room, if nothing is heard before
+_PATIENCE_S = 1.0  # beside models whose requests never cease, until one of them is closed
 # What a request for the model is answered with as it is; the rest is the model's fault, not its.
 _PASSED_ON = (NotReadyError, InsufficientCapacityError, EngineFailureError, ModelNotFoundError)
+
+
+class CloseOne(Protocol):
+    """`Room.close_one`."""
+
+    async def __call__(self, *, keep: frozenset[str]) -> None: ...
 
 
 class _Return:
@@ -71,6 +79,7 @@ class OnDemand:
         rows: The known models.
         bring_back: Loads an unloaded model after its donor, and publishes it; the model's turn is
             held. After a capacity error with `retry_after_s` it is called again.
+        close_one: Takes a model that is in use away from later requests; see `Room.close_one`.
         settled: Waits until the engine holds what it is to hold from its start.
         max_waiting: Requests that wait at once.
         timeout_s: How long each waits at most.
@@ -83,6 +92,7 @@ class OnDemand:
         catalog: Catalog,
         rows: Rows,
         bring_back: Callable[[str], Awaitable[object]],
+        close_one: CloseOne,
         settled: Callable[[], Awaitable[object]],
         max_waiting: int,
         timeout_s: float,
@@ -91,6 +101,7 @@ class OnDemand:
         self._catalog = catalog
         self._rows = rows
         self._bring_back = bring_back
+        self._close_one = close_one
         self._settled = settled
         self._max_waiting = max_waiting
         self._timeout_s = timeout_s
@@ -98,6 +109,7 @@ class OnDemand:
         self._pace = Pace()
         self._num_waiting = 0
         self._returns: dict[str, _Return] = {}
+        self._line: list[str] = []  # who waits for room, the longest first
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -169,9 +181,7 @@ class OnDemand:
         if known is None:
             known = self._returns[record.name] = _Return()
             self._pace.plan(record.name, record.plan)
-            task = asyncio.ensure_future(self._return(record.name, known))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._spawn(self._return(record.name, known))
         return known
 
     def _check_wanted(self, record: ModelRecord) -> None:
@@ -220,23 +230,59 @@ class OnDemand:
             self._pace.forget(name)
 
     async def _bring(self, name: str, coming: _Return) -> None:
-        """Loads a model; waits for room as long as somebody waits for the model."""
-        while self._catalog.get(name) is None:
-            record = self._rows.named(name)  # as it is by now
-            if record.state is not ModelState.UNLOADED:
-                raise NotReadyError(f"The model {name!r} is {record.state.value} by now.")
-            try:
-                begun = self._clock()
-                await self._bring_back(name)
-            except InsufficientCapacityError as error:
-                if error.retry_after_s is None or not coming.num_waiting:
-                    raise
+        """Loads a model; waits for room as long as somebody waits for the model.
+
+        Once one model waits for room others come after it: whoever had to leave for it does not
+        come back before it.
+        """
+        waiting_since = self._clock()
+        try:
+            while self._catalog.get(name) is None:
+                record = self._rows.named(name)  # as it is by now
+                if record.state is not ModelState.UNLOADED:
+                    raise NotReadyError(f"The model {name!r} is {record.state.value} by now.")
+                if not self._line or self._line[0] == name:
+                    refusal = await self._try_to_load(name)
+                    if refusal is None:
+                        return
+                    if refusal.retry_after_s is None or not coming.num_waiting:
+                        raise refusal
+                    if self._clock() - waiting_since >= _PATIENCE_S:
+                        self._begin_closing(record)
+                        waiting_since = self._clock()
+                if name not in self._line:
+                    self._line.append(name)
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_LOOK_AGAIN_S):
                         await self._catalog.until_changed()
-            else:
-                self._pace.note(name, self._clock() - begun)
-                return
+        finally:
+            if name in self._line:
+                self._line.remove(name)
+                self._catalog.note_change()
+
+    async def _try_to_load(self, name: str) -> InsufficientCapacityError | None:
+        """Loads a model; returns why there is no room for it, if that is so."""
+        begun = self._clock()
+        try:
+            await self._bring_back(name)
+        except InsufficientCapacityError as error:
+            return error
+        self._pace.note(name, self._clock() - begun)
+        return None
+
+    def _begin_closing(self, record: ModelRecord) -> None:
+        """Lets one of those in use leave for a model that has waited for long."""
+        keep = frozenset({record.name} | ({record.donor} if record.donor else set()))
+        self._spawn(self._close(keep))
+
+    async def _close(self, keep: frozenset[str]) -> None:
+        with suppress(LinkerError):  # it stays; the wait for room goes on
+            await self._close_one(keep=keep)
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 def _for_requests(name: str, error: LinkerError) -> LinkerError:

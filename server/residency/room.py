@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TypeVar
 
 from linker_core.engine.messages import Snapshot
@@ -145,6 +146,32 @@ class Room:
             client.release(name)
             self._catalog.note_change()
 
+    async def close_one(self, *, keep: Names) -> None:
+        """Takes one of the models that are in use away from those who come later.
+
+        For whoever has waited long enough beside models whose requests never cease: one of them is
+        closed to new requests, which wait until it is back, and leaves with its last. It is the one
+        that the policy asks first by how long each has been there. None may be closed, and none is
+        while one is already leaving.
+
+        Raises:
+            LinkerError: It stays; see `Evictions.evict_used`.
+        """
+        client = self._engine()
+        if client.snapshot is None or self._leaving(client.snapshot):
+            return
+        holders = self._holders(client.snapshot, keep)
+        donors = {holder.donor for holder in holders}
+        used = [
+            replace(holder, idle=True, idle_s=self._catalog.resident_s(holder.name))
+            for holder in holders
+            if holder.passing
+            and holder.name not in donors
+            and not self._catalog.turn(holder.name).wanted
+        ]
+        if chosen := who_leaves(used, 1, 0, self._policy):
+            await self._evictions.evict_used(chosen[0])
+
     # --- asking -------------------------------------------------------------------------------
 
     def client(self) -> EngineClient | None:
@@ -189,7 +216,8 @@ class Room:
                 leaving = who_leaves(holders, nbytes, self._free_bytes(client), self._policy)
             if leaving is None:
                 raise self._refusal(nbytes, what, client, client.snapshot, keep)
-            await self._evictions.evict_idle(leaving[0], EvictionReason.CAPACITY)
+            if not await self._evictions.evict_idle(leaving[0], EvictionReason.CAPACITY):
+                keep |= {leaving[0]}
 
     async def _evict_next(self, enough_bytes: int, keep: Names) -> bool:
         """Evicts whoever the policy asks first; False if nobody may, or there is enough."""
@@ -269,8 +297,10 @@ class Room:
 
     def _later_bytes(self, client: EngineClient, snapshot: Snapshot, holders: list[Holder]) -> int:
         """Returns what comes free by itself: reservations, models in use, and leaving ones."""
-        gone = [
-            held.unique for name, held in snapshot.models.items() if self._catalog.get(name) is None
-        ]
+        gone = sum(snapshot.models[name].unique for name in self._leaving(snapshot))
         reserved = self._reserved_bytes(client)
-        return passing_bytes(holders) + reserved + snapshot.leaving_bytes + sum(gone)
+        return passing_bytes(holders) + reserved + snapshot.leaving_bytes + gone
+
+    def _leaving(self, snapshot: Snapshot) -> list[str]:
+        """Returns what takes no requests any more but is still in the engine."""
+        return [name for name in snapshot.models if self._catalog.get(name) is None]

@@ -68,6 +68,7 @@ class Scene:
             catalog=self.on.catalog,
             rows=self.on.rows,
             bring_back=self.loader.bring_back,
+            close_one=self.on.room.close_one,
             settled=self.settled.wait,
             max_waiting=max_waiting,
             timeout_s=timeout_s,
@@ -279,6 +280,30 @@ async def test_a_tuner_that_does_not_end_is_503_not_a_final_507() -> None:
         scene.on.catalog.note_change()
         await settle()
         assert not scene.on.catalog.turn("b").wanted  # nobody waits: it is given up
+
+
+@in_loop
+async def test_requests_that_never_cease_keep_no_room_for_ever() -> None:
+    scene = Scene()
+    await scene.ask("d")
+    scene.on.rows.amend("d", pinned=True)  # room for one more
+    done = asyncio.Event()
+
+    async def insist(name: str) -> None:
+        """Two overlapping requests at any time."""
+        while not done.is_set():
+            async with scene.on_demand.acquire(name):
+                scene.on.now += 0.01
+                await asyncio.sleep(0)
+
+    insisting = [asyncio.ensure_future(insist("a")) for _ in range(2)]
+    await settle()
+    assert scene.on.catalog.num_leases("a")
+    await scene.ask("b")
+    await scene.ask("c")
+    done.set()
+    await gathered(insisting)
+    assert scene.on.catalog.dormant("b") is not None
 
 
 @in_loop

@@ -274,3 +274,38 @@ async def test_models_that_come_to_be_used_while_others_leave_stay() -> None:
             await taker
     assert refusal.value.retry_after_s is not None
     assert on.catalog.get("big") is not None
+
+
+@in_loop
+async def test_who_is_closed_is_in_use_longest_and_one_at_a_time() -> None:
+    on = device()
+    with on.catalog.lease("big"), on.catalog.lease("new"):
+        on.now += 10
+        closing = asyncio.ensure_future(on.room.close_one(keep=frozenset({"base"})))
+        await settle()
+        assert on.catalog.get("big") is None  # 400 bytes for 110 s against 200 for 11
+        await on.room.close_one(keep=frozenset())
+        assert on.catalog.get("new") is not None
+        assert not closing.done()
+    await closing
+    assert on.client.unloaded == ["big"]
+
+
+@in_loop
+async def test_nobody_is_closed_who_is_pinned_idle_or_leaned_on() -> None:
+    on = device()
+    on.rows.amend("big", pinned=True)
+    with on.catalog.lease("big"), on.catalog.lease("base"):
+        await on.room.close_one(keep=frozenset())
+    assert on.client.unloaded == []
+
+
+@in_loop
+async def test_a_donor_that_the_engine_still_needs_is_passed_over() -> None:
+    on = device()
+    on.rows.amend("base", pinned=False)
+    on.catalog.retract("new")  # deleted, and still in the engine for its last requests
+    with pytest.raises(InsufficientCapacityError) as refusal:
+        await take(on, 700)
+    assert refusal.value.retry_after_s is not None
+    assert on.catalog.get("base") is not None
