@@ -207,7 +207,8 @@ class Roster:
         if isinstance(record, ModelRecord):
             model = self._models.get(record.name)
             if model is not None and model.created_at == record.created_at:
-                return replace(record, **_options_of(model))
+                used_at = model.last_used_at  # stored by `note_use`
+                return replace(record, **_options_of(model), last_used_at=used_at)
         return record
 
     async def _settle(
