@@ -112,11 +112,14 @@ class Services:
     def shown(self, record: ModelRecord) -> ModelRecord:
         """Returns a model as clients see it now.
 
-        One that is coming back is not ready; the context length is that of today's settings.
+        One that is coming back is not ready, and one that is leaving as good as unloaded; the
+        context length is that of today's settings.
         """
         served = self.catalog.get(record.name)
         if served is not None:
             return replace(record, max_model_len=served.max_model_len)
+        if self.evictions.is_leaving(record.name):
+            return replace(record, state=ModelState.UNLOADED)
         if record.state is ModelState.READY:
             return replace(record, state=ModelState.ONBOARDING)
         return record

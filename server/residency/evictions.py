@@ -40,6 +40,7 @@ class Evictions:
         self._rows = rows
         self._engine = engine
         self._metrics = metrics
+        self._leaving: set[str] = set()
         self._running: set[asyncio.Task[None]] = set()
         self._unused: set[asyncio.Task[None]] = set()  # of those, what waits for no requests
 
@@ -113,6 +114,10 @@ class Evictions:
         self._metrics.evicted(EvictionReason.REQUEST)
         logger.info("model %s is unloaded (%s)", name, EvictionReason.REQUEST.value)
 
+    def is_leaving(self, name: str) -> bool:
+        """Whether a model is closed to requests on its way out; asked for, it comes back."""
+        return name in self._leaving
+
     def is_idle(self, name: str) -> bool:
         """Whether nothing but models that lean on it keeps a resident model from being evicted."""
         record = self._rows.find(name)
@@ -160,6 +165,7 @@ class Evictions:
         served = self._catalog.get(name)
         assert served is not None
         self._catalog.park(name)
+        self._leaving.add(name)
         task = asyncio.ensure_future(self._take_out(served, turn, reason))
         for tasks in (self._running, *([] if self._catalog.num_leases(name) else [self._unused])):
             tasks.add(task)
@@ -179,11 +185,13 @@ class Evictions:
                 self._catalog.publish(served)  # somebody leans on it: it stays
             raise
         else:
-            if self._rows.find(name) is not None:
+            record = self._rows.find(name)
+            if record is not None and record.state is ModelState.READY:  # not deleted meanwhile
                 self._rows.amend(name, state=ModelState.UNLOADED)
             self._metrics.evicted(reason)
             logger.info("model %s is unloaded (%s)", name, reason.value)
         finally:
+            self._leaving.discard(name)
             turn.release()
 
 

@@ -86,8 +86,10 @@ async def test_unload_lets_running_requests_end_and_closes_the_model_to_others()
         await settle()
         assert on.catalog.get("near") is None
         assert on.client.unloaded == []
+        assert on.evictions.is_leaving("near")
     await unloading
     assert on.client.unloaded == ["near"]
+    assert not on.evictions.is_leaving("near")
 
 
 @in_loop
