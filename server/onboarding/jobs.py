@@ -200,7 +200,8 @@ class JobRunner:
         """Has a job end, and waits for that."""
         async with self._roster.names:
             if not live.unwanted and self._roster.is_open(job_id):
-                self._check_unneeded(self._roster.live_job(job_id).model)
+                if not live.replans:
+                    self._check_unneeded(self._roster.live_job(job_id).model)
                 live.unwanted = await self._roster.mark_unwanted(job_id)
                 if live.unwanted and live.work is not None:
                     live.work.cancel()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
 from tests.server.fake_engine import MUTE_ENGINE
 from tests.server.live import LiveServer, live_server
+from tests.server.onboarding.fake_hub import FakeHub, held_after
 from tests.server.onboarding.family import held_up_scans, locked_registry, until_job
 from tests.tiny import make_checkpoint, make_variant
 
@@ -106,3 +108,25 @@ def test_finished_jobs_leave_the_memory(live: LiveServer) -> None:
     jobs = live.client.get("/models/jobs").json()["data"]
     assert [job["status"] for job in jobs] == ["succeeded"] * 2
     assert live.services.roster._jobs == {}
+
+
+def test_variant_of_a_donor_that_is_being_downloaded_waits_for_it(
+    tmp_path: Path, models: dict[str, Path]
+) -> None:
+    reached = threading.Event()
+    with FakeHub().running() as hub:
+        hub.add("acme/base", models["base"])
+        hub.faults["model.safetensors"] = [held_after(5_000, reached)]
+        settings: dict[str, dict[str, object]] = {
+            "hub": {"endpoint": hub.endpoint, "keep_free_bytes": 0}
+        }
+        with live_server(tmp_path / "state", root=tmp_path, settings=settings) as server:
+            server.onboard("base", Path("hub:acme/base@main"), wait=False)
+            assert reached.wait(60)
+            job = server.onboard("near", models["near"], donor="base", wait=False).json()
+            alone = server.onboard("alone", models["near"], donor="alone")
+            assert alone.json()["error"]["code"] == "model_not_found"  # ran meanwhile
+            assert server.client.get(f"/models/jobs/{job['id']}").json()["status"] == "queued"
+            hub.released.set()
+            until_job(server, job["id"], "succeeded")
+            assert server.client.get("/models/near").json()["donor"] == "base"
