@@ -101,8 +101,7 @@ class HubCache:
             for known_name, digest in known.items():
                 origin = self._trees / str(record.get("tree")) / known_name
                 if digest == sha256 and origin.is_file():
-                    with disk_faults():
-                        _copy(origin, target)
+                    _copy(origin, target)
                     return
 
     def finish(self, source: HubSource, digests: Mapping[str, str]) -> Snapshot:
@@ -123,6 +122,10 @@ class HubCache:
             content = {"source": str(source), "tree": tree.name, "files": dict(digests)}
             self._write(self._record(source), content)
         return Snapshot(path=tree.resolve(), digests=digests)
+
+    def give_up(self, source: HubSource) -> None:
+        """Removes what has arrived of a source."""
+        _remove(self._unfinished / source.key)
 
     def remember(self, named: HubSource, pinned: HubSource) -> None:
         """Notes which commit a branch or a tag was."""
@@ -210,10 +213,17 @@ def _remove(path: Path) -> None:
 
 
 def _copy(origin: Path, target: Path) -> None:
-    """Copies inside the kernel, which file systems that can do as one more reference."""
-    with origin.open("rb") as source, target.open("wb") as sink:
-        while os.copy_file_range(source.fileno(), sink.fileno(), _COPY_BYTES):
-            pass
+    """Copies inside the kernel, which file systems that can do as one more reference.
+
+    What cannot be copied is left to the download.
+    """
+    try:
+        with origin.open("rb") as source, target.open("wb") as sink:
+            while os.copy_file_range(source.fileno(), sink.fileno(), _COPY_BYTES):
+                pass
+    except OSError as error:
+        logger.warning("a download cannot be copied: %s", os.strerror(error.errno or 0))
+        _remove(target)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -58,15 +58,8 @@ class GuardedTransport(httpx2.BaseTransport):
         request.headers["accept-encoding"] = "identity"
         limits = self._limits
         must_be_public = limits.is_public if is_endpoint else limits.are_stores_public
-        address = resolve(url.host, _port(url), must_be_public=must_be_public)
-        sent = httpx2.Request(
-            request.method,
-            url.copy_with(host=address),
-            headers=request.headers,
-            stream=request.stream,
-            extensions={**request.extensions, "sni_hostname": url.host},
-        )
-        response = self._transport(url.host).handle_request(sent)
+        addresses = resolve(url.host, _port(url), must_be_public=must_be_public)
+        response = self._send(request, addresses)
         if response.headers.get("content-encoding", "identity").lower() != "identity":
             response.close()
             raise BadCheckpointError(
@@ -81,6 +74,23 @@ class GuardedTransport(httpx2.BaseTransport):
         """Closes all connections."""
         for transport in self._transports.values():
             transport.close()
+
+    def _send(self, request: httpx2.Request, addresses: list[str]) -> httpx2.Response:
+        """Sends a request to the first address that can be reached."""
+        transport = self._transport(request.url.host)
+        while True:
+            sent = httpx2.Request(
+                request.method,
+                request.url.copy_with(host=addresses.pop(0)),
+                headers=request.headers,
+                stream=request.stream,
+                extensions={**request.extensions, "sni_hostname": request.url.host},
+            )
+            try:
+                return transport.handle_request(sent)
+            except (httpx2.ConnectError, httpx2.ConnectTimeout):
+                if not addresses:
+                    raise
 
     def _check_store(self, url: httpx2.URL) -> None:
         host = url.host.lower()
@@ -128,8 +138,8 @@ def _trusted() -> ssl.SSLContext:
     return httpx2.create_ssl_context()
 
 
-def resolve(host: str, port: int, *, must_be_public: bool) -> str:
-    """Returns one address of a host.
+def resolve(host: str, port: int, *, must_be_public: bool) -> list[str]:
+    """Returns the addresses of a host, the best first.
 
     Raises:
         NotReadyError: It has none, or one that is not public and must be. All have to be: what a
@@ -147,7 +157,7 @@ def resolve(host: str, port: int, *, must_be_public: bool) -> str:
             "The hub's name leads into a private network, where nothing is asked for. Set "
             "hub.endpoint if that is meant."
         )
-    return addresses[0]
+    return addresses
 
 
 def _is_public(address: str) -> bool:

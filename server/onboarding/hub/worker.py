@@ -119,11 +119,18 @@ class Visit:
             shard_names(list(self._files), index)
 
     def fetch(self, progress: Callable[[int, int], None]) -> None:
-        """Downloads all of it.
+        """Downloads all of it. What has arrived stays for the next time, save on a full disk.
 
         Raises:
             LinkerError: See `download`.
         """
+        try:
+            self._fetch(progress)
+        except InsufficientCapacityError:
+            self._cache.give_up(self.source)
+            raise
+
+    def _fetch(self, progress: Callable[[int, int], None]) -> None:
         folder = self._cache.open_unfinished(self.source)
         small = [file for file in self._files.values() if not file.is_weights]
         weights = [file for file in self._files.values() if file.is_weights]

@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -446,6 +447,36 @@ def test_b3_connection_goes_to_the_address_that_was_checked(
     assert set(looked_up) <= {"hub.test", "127.0.0.1"}
 
 
+def test_address_that_cannot_be_reached_leaves_the_others(
+    there: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resolved = socket.getaddrinfo
+
+    def two(host: str, port: int, *args: Any, **kwargs: Any) -> Any:
+        found = resolved(host, port, *args, **kwargs)
+        if host != "127.0.0.1":  # of a connection
+            return found
+        return [(*found[0][:4], ("127.0.0.2", port)), *found]  # nobody listens there
+
+    monkeypatch.setattr(socket, "getaddrinfo", two)
+    assert (there.fetch() / MODEL).read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EINVAL])
+def test_file_that_cannot_be_copied_is_downloaded(
+    there: Site, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there.fetch()
+    there.hub.add("acme/other", {**FILES, "tokenizer.json": b"{ }"})
+
+    def refuse(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    assert (there.fetch(there.at_commit("acme/other")) / MODEL).read_bytes() == WEIGHTS
+    assert len(there.hub.asked_for(MODEL)) == 2
+
+
 def test_offline_mode_asks_nobody(there: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(NotReadyError, match="HF_HUB_OFFLINE"):
@@ -465,7 +496,7 @@ def test_b7_disk_below_its_mark_is_said_before_anything_is_stored(there: Site) -
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO])
-def test_b7_disk_that_fails_in_the_middle_is_said_and_what_there_is_is_resumed(
+def test_b7_disk_that_fails_in_the_middle_is_said_and_a_full_one_gets_its_room_back(
     there: Site, number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write, left = os.pwrite, [20_000]
@@ -473,14 +504,16 @@ def test_b7_disk_that_fails_in_the_middle_is_said_and_what_there_is_is_resumed(
     def fail(descriptor: int, data: bytes, position: int) -> int:
         if left[0] <= 0:
             raise OSError(number, os.strerror(number))
-        left[0] -= len(data)
-        return write(descriptor, data, position)
+        count = write(descriptor, data[: left[0]], position)
+        left[0] -= count
+        return count
 
     monkeypatch.setattr(os, "pwrite", fail)
     expected = NotReadyError if number == errno.EIO else InsufficientCapacityError
     with pytest.raises(expected, match=os.strerror(number)):
         there.fetch()
     assert there.cache.find(there.source) is None
+    assert there.part().exists() == (number == errno.EIO)
     left[0] = 1 << 30
     assert (there.fetch() / MODEL).read_bytes() == WEIGHTS
 
@@ -512,6 +545,12 @@ def test_b7_disk_without_that_room_is_full_and_not_fuller(
 # --- what is shared ---------------------------------------------------------------------------
 
 
+def identity(path: Path) -> tuple[int, ...]:
+    """What tells that a file is still the one that was checked; a link to it changes the last."""
+    found = path.stat()
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
 def test_commit_of_the_same_files_is_the_same_tree(there: Site) -> None:
     first = there.fetch()
     there.hub.add(REPO, FILES, seed="README")
@@ -521,13 +560,13 @@ def test_commit_of_the_same_files_is_the_same_tree(there: Site) -> None:
 
 def test_file_of_another_download_is_copied_and_not_linked(there: Site) -> None:
     first = there.fetch()
-    before = (first / MODEL).stat()
+    before = identity(first / MODEL)
     there.hub.add("acme/other", {**FILES, "tokenizer.json": b"{ }"})
     second = there.fetch(there.at_commit("acme/other"))
     assert second != first
     assert (second / MODEL).read_bytes() == WEIGHTS
     assert len(there.hub.asked_for(MODEL)) == 1
-    assert (first / MODEL).stat() == before  # link count and ctime are part of its identity
+    assert identity(first / MODEL) == before
 
 
 def test_damaged_file_of_another_download_is_downloaded(there: Site) -> None:
