@@ -180,6 +180,7 @@ class Arrivals:
         async with self._named_donor(request) as asked:
             while True:
                 await self._restorer.done.wait()
+                await self._returning.recall_donors()
                 await self._donors.compare(
                     asked, source, watch=watch, on_progress=as_progress(on_stage)
                 )

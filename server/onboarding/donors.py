@@ -167,13 +167,16 @@ class Donors:
         check_fit(adapter, donor.text.config)
         return donor
 
+    def _known(self, name: str) -> ServedModel | None:
+        return self._catalog.get(name) or self._catalog.dormant(name)
+
     def _named(self, name: str) -> ServedModel:
-        donor = self._catalog.get(name)
+        donor = self._known(name)
         if donor is None:
             raise ModelNotFoundError(
                 f"The donor {name!r} is not resident; onboard it first.", param="donor"
             )
-        head = donor if donor.donor is None else self._catalog.get(donor.donor)
+        head = donor if donor.donor is None else self._known(donor.donor)
         if head is None or donor.fingerprint not in (head.fingerprint, head.lender.fingerprint):
             raise ConflictError(
                 f"{donor.name!r} is a variant of {donor.donor!r}; name that as donor.",

@@ -316,7 +316,9 @@ class Onboarder:
         return await self._roster.newest_job(request.name)
 
     def _check_admissible(self, request: OnboardRequest, source: Source) -> None:
-        if self._is_coming(request.donor):
+        named = None if request.donor is None else self._roster.find(request.donor)
+        unloaded = named is not None and named.state is ModelState.UNLOADED
+        if unloaded or self._is_coming(request.donor):
             return  # the job checks it then
         try:
             donor = self._donors.likely(request, source)
@@ -346,6 +348,7 @@ class Onboarder:
             LinkerError: See `Donors.settle`.
         """
         if not self._is_coming(request.donor):
+            await self._restorer.returning.recall_donors()
             choice = await self._donors.settle(
                 request, source, watch=watch, on_progress=as_progress(on_stage)
             )
@@ -358,7 +361,7 @@ class Onboarder:
         record = None if donor is None else self._roster.find(donor)
         return (
             record is not None
-            and record.state is not ModelState.FAILED
+            and record.state in (ModelState.ONBOARDING, ModelState.READY)
             and self._catalog.get(record.name) is None
         )
 

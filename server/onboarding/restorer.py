@@ -145,4 +145,5 @@ class Restorer:
         else:
             logger.error("model %s failed through a fault of ours", record.name, exc_info=error)
             known = EngineFailureError("The model could not be restored; see the server's log.")
+        self._catalog.retract(record.name)
         await self._roster.settle(failed_model(record, known))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from typing import NamedTuple
 
 from linker_core.errors import (
@@ -135,6 +135,19 @@ class Returning:
                         leases.enter_context(self._catalog.lease(needed))
             yield donor
 
+    async def recall_donors(self) -> None:
+        """Reads what is not known of unloaded donors, so that models can be planned against them.
+
+        One that cannot be read is as good as none now, and says so when it has to come back.
+        """
+        for record in self._roster.models():
+            if record.state is not ModelState.UNLOADED or record.donor is not None:
+                continue
+            async with self._catalog.turn(record.name):
+                if self._is_unknown(record):
+                    with suppress(LinkerError):
+                        await self._recall(record)
+
     def is_wanted(self, record: ModelRecord) -> bool:
         """Whether the model is still the one of this record: not deleted, not onboarded anew."""
         now = self._roster.find(record.name)
@@ -151,8 +164,32 @@ class Returning:
             record = self._roster.find(name)
             if strikes >= _CRASHES_PER_MODEL and record is not None:
                 error = EngineFailureError("The engine died repeatedly while it loaded this model.")
+                self._catalog.retract(name)
                 await self._roster.settle(failed_model(record, error))
                 del self._strikes[name]
+
+    def _is_unknown(self, record: ModelRecord) -> bool:
+        known = self._catalog.get(record.name) or self._catalog.dormant(record.name)
+        return known is None and self._roster.find(record.name) is record
+
+    async def _recall(self, record: ModelRecord) -> None:
+        assert record.plan is not None
+        assert record.fingerprint is not None
+        known = await self._read(record, SharePlan.from_json(record.plan), None)
+        if self._is_unknown(record):
+            limits = known.text.config.max_position_embeddings
+            self._catalog.remember(
+                ServedModel(
+                    name=record.name,
+                    donor=None,
+                    position=record.position,
+                    created_at=record.created_at,
+                    fingerprint=record.fingerprint,
+                    max_model_len=record.max_model_len or limits,
+                    text=known.text,
+                    base=known.base,
+                )
+            )
 
     async def _donor(self, name: str, *, may_evict: bool) -> ServedModel:
         try:

@@ -156,6 +156,7 @@ class Startup:
             names = [record.name, *self._roster.dependants(record.name)]
             for model in [found for name in names if (found := self._roster.find(name))]:
                 if model.state in SERVABLE:
+                    self._catalog.retract(model.name)  # what it was served as is no more
                     request = self._requested.get(model.name)
                     await self._jobs.enqueue(request or OnboardRequest.from_json(model.request))
         return True

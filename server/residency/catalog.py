@@ -150,8 +150,12 @@ class Catalog:
         return sorted(self._models.values(), key=order)
 
     def donors(self) -> list[ServedModel]:
-        """Returns the models that variants can lean on; they are planned against its `lender`."""
-        return [model for model in self.models() if model.donor is None]
+        """Returns the models that variants can lean on, then evicted ones that they could.
+
+        What is planned is compared with their `lender`.
+        """
+        known = [*self.models(), *self._dormant.values()]
+        return [model for model in known if model.donor is None]
 
     def dependants(self, name: str) -> list[str]:
         """Returns the resident models whose donor this is."""
@@ -202,6 +206,11 @@ class Catalog:
             self._dormant[name] = model
             self.note_change()
             self.on_moved(name)
+
+    def remember(self, model: ServedModel) -> None:
+        """Notes what a model that is not resident would be served as."""
+        assert model.name not in self._models
+        self._dormant[model.name] = model
 
     def rehome(self, name: str, heir: str) -> None:
         """Makes a variant the donor of its family in its donor's place, who becomes its variant."""

@@ -256,6 +256,35 @@ def test_named_donor_that_is_unloaded_comes_back_for_its_variant(
     assert resident(live) == {"base", "new"}
 
 
+@pytest.mark.parametrize("restarted", [False, True])
+def test_model_finds_its_donor_among_unloaded_ones(root: Path, *, restarted: bool) -> None:
+    make_variant(root / "new", root / "base", scale=0.02, seed=7)
+    with serving(root) as server:
+        onboard_all(server, root)
+        for name in ("near", "far", "odd", "base"):
+            assert unload(server, name).status_code == 200
+        assert restarted or plan_new(server, root) == "base"
+        if not restarted:
+            assert server.onboard("new", root / "new").status_code == 201
+            assert card(server, "new")["donor"] == "base"
+            assert resident(server) == {"base", "new"}
+    if restarted:
+        with serving(root) as server:
+            server.until(server.services.onboarder._restorer.done.is_set)
+            assert plan_new(server, root) == "base"
+            assert resident(server) == set()
+            assert server.onboard("new", root / "new").status_code == 201
+            assert card(server, "new")["donor"] == "base"
+
+
+def plan_new(server: LiveServer, root: Path) -> str | None:
+    """Returns the donor of a dry run."""
+    response = server.client.post("/models/plan", json={"source": str(root / "new")})
+    assert response.status_code == 200, response.text
+    donor: str | None = response.json()["donor"]
+    return donor
+
+
 @pytest.mark.parametrize("pinned", [False, True])
 def test_restart_without_room_for_all_keeps_the_pinned_and_the_last_used(
     root: Path, *, pinned: bool
