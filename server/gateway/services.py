@@ -143,7 +143,8 @@ class Services:
             return f"the engine is {self.engine.state.value}"
         if self.onboarder.startup_failures() is None:
             return "start-up models are on their way"
-        if not self.catalog.models():
+        unloaded = any(row.state is ModelState.UNLOADED for row in self.roster.models())
+        if not unloaded and not self.catalog.models():
             return "no model can be served"
         return None
 

@@ -233,12 +233,13 @@ class JobRunner:
         idle = not self._planner.turn.locked()
         await self._admission.deltas.sweep(self._roster.plans(), settled=idle)
         await self._bases.sweep(self._roster.plans)
+        # In this order: a donor's checkpoint that becomes a base meanwhile is among either.
+        models = [model.source for model in self._roster.models()]
         try:
             bases = await self._bases.sources()
         except NotReadyError as error:
             logger.warning("downloads that nothing needs stay for now: %s", error.message)
             return
-        models = [model.source for model in self._roster.models()]
         await self._sources.sweep([*bases, *models])
 
     async def _prepare(

@@ -114,6 +114,7 @@ def test_family_none_of_which_is_resident_is_handed_over_in_rows(live: LiveServe
     assert rehome(live, "base").status_code == 200
     assert donors(live) == {"near": None, "far": "near", "odd": "near"}
     assert resident(live) == set()
+    assert live.client.get("/ready").status_code == 200  # a request would be answered
     assert live.chat("odd").status_code == 200
     assert resident(live) == {"near", "odd"}  # its donor came first, over the files of `base`
 
