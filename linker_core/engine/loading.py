@@ -7,8 +7,6 @@ from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, replace
 
-import torch
-
 from linker_core.engine.messages import Event, LoadFailed, LoadModel, LoadProgress, ModelLoaded
 from linker_core.engine.resident_model import ResidentModel
 from linker_core.engine.residents import Residents
@@ -18,6 +16,7 @@ from linker_core.errors import (
     LinkerError,
     NotReadyError,
 )
+from linker_core.residency.device import is_lack_of_memory
 
 _log = logging.getLogger(__name__)
 
@@ -139,7 +138,7 @@ class LoadQueue:
 def _failed(message: LoadModel, error: Exception) -> LoadFailed:
     if isinstance(error, LinkerError):
         known = error
-    elif isinstance(error, MemoryError | torch.OutOfMemoryError):
+    elif isinstance(error, MemoryError | RuntimeError) and is_lack_of_memory(error):
         known = InsufficientCapacityError(
             f"The device ran out of memory while loading model '{message.model}'. "
             "Unload another model, or set a memory budget."

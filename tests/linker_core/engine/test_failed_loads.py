@@ -1,0 +1,181 @@
+"""Memory that is used up at any move of a load: all is as it was, and the next load works."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+
+from linker_core.engine.messages import LoadFailed, LoadModel, ModelLoaded, UnloadModel
+from linker_core.engine.snapshot import take_snapshot
+from linker_core.residency import reading
+from tests.linker_core.engine.driving import GREEDY, SMALL, Driver, load_message
+from tests.linker_core.engine.kinfolk import (
+    PROMPT,
+    VARIANTS,
+    Kinfolk,
+    answer,
+    load,
+    make_kinfolk,
+)
+from tests.tiny import make_checkpoint, make_variant
+
+LACK = "[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory"
+
+
+@pytest.fixture(scope="module")
+def kinfolk(tmp_path_factory: pytest.TempPathFactory) -> Kinfolk:
+    return make_kinfolk(tmp_path_factory.mktemp("kinfolk"))
+
+
+@dataclass
+class Allocations:
+    """Those of one load; that of the number `last` fails."""
+
+    last: int
+    num_asked: int = 0
+    given: list[weakref.ref[torch.Tensor]] = field(default_factory=list)
+
+    @property
+    def ended(self) -> bool:
+        return self.num_asked >= self.last
+
+    def take(self, allocate: Callable[[], torch.Tensor], error: Exception) -> torch.Tensor:
+        self.num_asked += 1
+        if self.num_asked == self.last:
+            raise error
+        tensor = allocate()
+        self.given.append(weakref.ref(tensor))
+        return tensor
+
+    def num_alive(self) -> int:
+        alive = [ref for ref in self.given if ref() is not None]
+        if alive:
+            gc.collect()
+        return sum(ref() is not None for ref in alive)
+
+
+@contextmanager
+def memory_ends_at(number: int) -> Iterator[Allocations]:
+    """Counts what torch allocates and the pages that the system is asked for."""
+    allocations = Allocations(number)
+    empty, mapped = torch.empty, reading._host_memory
+
+    def tensor(*size: object, **options: object) -> torch.Tensor:
+        return allocations.take(
+            lambda: empty(*size, **options),  # type: ignore[call-overload]
+            RuntimeError(LACK),
+        )
+
+    def pages(nbytes: int) -> torch.Tensor:
+        return allocations.take(lambda: mapped(nbytes), OSError(12, "Cannot allocate memory"))
+
+    with (
+        mock.patch.object(torch, "empty", tensor),
+        mock.patch.object(reading, "_host_memory", pages),
+    ):
+        yield allocations
+
+
+def told(driver: Driver) -> object:
+    engine = driver.engine
+    record = take_snapshot(engine.residents, (), engine.device)
+    return replace(record, prefix_queries=0, prefix_hits=0)
+
+
+def fail_at_each_move(driver: Driver, message: LoadModel, *, stride: int = 1) -> int:
+    """Loads with the first, the second, ... allocation failing, until it succeeds.
+
+    Returns:
+        How many there were.
+    """
+    before, families = told(driver), dict(driver.engine.residents.families)
+    for number in range(1, 1000, stride):
+        with memory_ends_at(number) as allocations:
+            loaded = driver.load(message)
+        if isinstance(loaded, ModelLoaded):
+            assert not allocations.ended
+            return allocations.num_asked
+        assert loaded.error["code"] == "insufficient_capacity", loaded.error
+        assert told(driver) == before
+        assert driver.engine.residents.families == families
+        assert allocations.num_alive() == 0
+    raise AssertionError("there is no end to its allocations")
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_variant_whose_memory_ends_at_any_move_leaves_nothing(kinfolk: Kinfolk, kind: str) -> None:
+    driver = kinfolk.driver("base", *(() if kind == "first" else ("first",)))
+    load(driver, kinfolk.message("second", donor="base", model="beside"))
+    beside = ("base", "beside")
+    names = {"base": "base", "beside": "second"}
+    moves = fail_at_each_move(driver, kinfolk.message(kind, donor="base", model="late"))
+    own = kinfolk.plans[kind].unique_bytes
+    assert moves >= 5 if own else moves == 0
+    assert answer(driver, "late", PROMPT) == kinfolk.alone(kind, PROMPT)
+    for name in beside:
+        assert answer(driver, name, PROMPT) == kinfolk.alone(names[name], PROMPT)
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_variant_that_needs_its_base_again_and_has_no_memory_leaves_nothing(
+    kinfolk: Kinfolk, kind: str
+) -> None:
+    driver = kinfolk.driver("base", "apart")
+    driver.engine.handle(UnloadModel(model="base", heir="apart"))
+    driver.run()
+    moves = fail_at_each_move(driver, kinfolk.message(kind, donor="apart", model="late"))
+    assert moves > 5
+    assert answer(driver, "late", PROMPT) == kinfolk.alone(kind, PROMPT)
+    assert answer(driver, "apart", PROMPT) == kinfolk.alone("apart", PROMPT)
+
+
+@pytest.mark.parametrize(("kind", "stride"), [("base", 1), ("delta", 7)])
+def test_founder_whose_memory_ends_at_any_move_leaves_no_family(
+    kinfolk: Kinfolk, kind: str, stride: int
+) -> None:
+    driver = kinfolk.driver("second")
+    message = kinfolk.message(kind, model="late")
+    moves = fail_at_each_move(driver, message, stride=stride)
+    tensors = driver.engine.residents.pool.get("late").tensors
+    assert moves > len(set(tensors.values()))  # the KV cache and what steps need, too
+    assert answer(driver, "late", PROMPT) == kinfolk.alone(kind, PROMPT)
+    assert answer(driver, "second", PROMPT) == kinfolk.alone("second", PROMPT)
+
+
+def test_private_memory_is_back_after_a_load_that_failed_at_its_end(tmp_path: Path) -> None:
+    base = make_checkpoint(tmp_path / "base", layers=6, hidden=768, intermediate=2048, tie=False)
+    variant = make_variant(tmp_path / "v", base, scale=0.2)
+    driver = Driver(replace(SMALL, kv_cache_tokens=64))
+    load(driver, load_message("base", base))
+    want = driver.generate("base", PROMPT, GREEDY)
+    message = load_message("v", variant, donor="base")
+    load(driver, message)
+    driver.engine.handle(UnloadModel(model="v"))
+    driver.run()
+    moves = 6 * 7  # so late that most of it is there
+    before = private_bytes()
+    for number in range(moves, moves + 20):
+        with memory_ends_at(number) as allocations:
+            failed = driver.load(message)
+        assert allocations.ended
+        assert isinstance(failed, LoadFailed)
+    gc.collect()
+    assert message.plan.unique_bytes > before // 10
+    assert private_bytes() <= before + before // 100
+    assert driver.generate("base", PROMPT, GREEDY) == want
+
+
+def private_bytes() -> int:
+    """What the process holds that no file backs."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    raise AssertionError("the kernel reports no RssAnon")
