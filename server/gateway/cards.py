@@ -9,6 +9,7 @@ from linker_core.engine.messages import Snapshot
 from linker_core.sharing.plan import Policy
 from server.gateway.schemas import FOR_EVER_S
 from server.onboarding.fitting import JointPlan
+from server.onboarding.hub.source import is_hub_source
 from server.onboarding.rehearsal import DryRun
 from server.registry.records import JobRecord, Json, ModelRecord
 
@@ -28,6 +29,8 @@ def model_card(record: ModelRecord, snapshot: Snapshot | None) -> dict[str, Any]
         "id": record.name,
         "object": "model",
         "state": record.state.value,
+        # Directories of this machine are nobody's business.
+        "source": record.source if is_hub_source(record.source) else None,
         "family": record.family,
         "donor": record.donor,
         "donor_choice": record.donor_choice,

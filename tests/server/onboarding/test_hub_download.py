@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -575,6 +577,79 @@ def test_damaged_file_of_another_download_is_downloaded(there: Site) -> None:
     there.hub.add("acme/other", {**FILES, "tokenizer.json": b"{ }"})
     second = there.fetch(there.at_commit("acme/other"))
     assert (second / MODEL).read_bytes() == WEIGHTS
+
+
+# --- B8 ---------------------------------------------------------------------------------------
+
+
+class KilledError(BaseException):
+    """The process ends here: nothing in the code under test catches this."""
+
+
+@pytest.fixture
+def kill_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], AbstractContextManager[None]]:
+    """Returns a context in which the n-th call that changes the disk does not happen."""
+    counted = [
+        (os, "pwrite"), (os, "fsync"), (os, "ftruncate"), (os, "copy_file_range"),
+        (Path, "rename"), (Path, "mkdir"), (Path, "unlink"), (shutil, "rmtree"),
+    ]  # fmt: skip
+
+    @contextmanager
+    def killing(number: int) -> Iterator[None]:
+        left = [number]
+
+        def counting(real: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                left[0] -= 1
+                if left[0] == 0:
+                    raise KilledError
+                return real(*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for owner, name in counted:
+                patch.setattr(owner, name, counting(getattr(owner, name)))
+            yield
+
+    return killing
+
+
+def test_b8_kill_at_any_step_leaves_nothing_wrong_and_nothing_behind(
+    there: Site, kill_at: Callable[[int], AbstractContextManager[None]]
+) -> None:
+    others = {"tokenizer.json": b"{ }", "model-2.safetensors": WEIGHTS[::-1]}
+    index = {"weight_map": {"a": MODEL, "b": "model-2.safetensors"}}
+    files = {**FILES, **others, "model.safetensors.index.json": json.dumps(index).encode()}
+    there.hub.add("acme/other", files)
+    kept, other = there.source, there.at_commit("acme/other")
+    there.fetch()  # of which a file is copied
+    for number in range(1, 200):
+        try:
+            with kill_at(number):
+                there.fetch(other)
+        except KilledError:
+            found = there.cache.find(other)
+            assert found is None or {path.name for path in found.path.iterdir()} == set(files)
+        else:
+            assert number > 15  # steps that a download has
+            break
+        path = there.fetch(other)
+        assert {entry.name: entry.read_bytes() for entry in path.iterdir()} == files
+        assert not any(file.startswith("unfinished") for file in there.files())
+        for step in range(1, 200):
+            try:
+                with kill_at(step):
+                    there.cache.sweep([kept])
+            except KilledError:
+                assert there.cache.find(kept) is not None
+            else:
+                break
+        assert there.cache.find(other) is None
+        assert len(list((there.directory / "trees").iterdir())) == 1
+        assert not any(file.startswith("unfinished") for file in there.files())
+    else:
+        pytest.fail("the download never came to its end")
 
 
 # --- sweeping ---------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from tests.server.live import LiveServer, live_server
 from tests.server.onboarding import fake_hub
 from tests.server.onboarding.conftest import LIMITS
 from tests.server.onboarding.fake_hub import FakeHub
-from tests.server.onboarding.family import open_registry, until_job
+from tests.server.onboarding.family import delta_folders, open_registry, residual, until_job
 from tests.server.onboarding.test_hub import workers
 from tests.tiny import make_variant
 
@@ -86,7 +86,8 @@ def test_model_is_downloaded_served_and_deleted_with_its_files(
         answer = server.onboard("near", NEAR)
         assert answer.status_code == 201, answer.text
         assert answer.json()["donor"] == "base"
-        assert source_of(server, "near") == pinned(hub, "acme/near")
+        assert answer.json()["source"] == pinned(hub, "acme/near")
+        assert server.client.get("/models/base").json()["source"] is None
         assert server.chat("near").status_code == 200
         assert WEIGHTS in stored(tmp_path / "state")
         assert server.client.delete("/models/near").status_code == 200
@@ -279,10 +280,28 @@ def test_adapter_of_the_hub_goes_on_its_base(
         assert refused.status_code == 400  # it brings its own plan
         answer = server.onboard("tuned", Path("hub:acme/adapter"))
         assert answer.status_code == 201, answer.text
-        assert server.services.roster.model("tuned").request["policy"] == "adapter"
+        assert answer.json()["plan"]["policy"] == "adapter"
         assert server.chat("tuned").status_code == 200
     with serving() as server:
         server.until(lambda: server.chat("tuned").status_code == 200)
+
+
+def test_delta_of_the_hub_goes_on_its_base(
+    serving: Serving, hub: FakeHub, models: dict[str, Path], tmp_path: Path
+) -> None:
+    near = residual(models["near"], {"0.004": "int4:64"})
+    with serving() as server:
+        server.until_ready()
+        assert server.onboard("near", near, policy="budget").status_code == 201
+        (folder,) = delta_folders(tmp_path / "state")
+        hub.add("acme/delta", folder)
+        answer = server.onboard("shipped", Path("hub:acme/delta"))
+        assert answer.status_code == 201, answer.text
+        assert answer.json()["plan"]["policy"] == "delta"
+        assert server.chat("shipped").status_code == 200
+        assert "delta.safetensors" in stored(tmp_path / "state")
+        assert server.client.delete("/models/shipped").status_code == 200
+        assert stored(tmp_path / "state") == set()
 
 
 def test_dry_run_downloads_and_keeps_nothing(serving: Serving, tmp_path: Path) -> None:
