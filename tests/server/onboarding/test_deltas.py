@@ -281,5 +281,5 @@ def test_encoder_without_room_is_507_and_says_what_it_needs(
     assert response.status_code == 507, response.text
     error = response.json()["error"]
     assert error["code"] == "insufficient_capacity"
-    assert f"{1 << 50} bytes beside what is resident" in error["message"]
+    assert f"{1 << 50} bytes of device memory" in error["message"]
     assert delta_folders(tmp_path / "state") == []

@@ -321,7 +321,7 @@ def test_tuner_without_room_is_507_and_says_what_it_needs(
         server.until_ready()
         error = refusal(server.onboard("near", models["near"]), 507)
     assert error["code"] == "insufficient_capacity"
-    assert "bytes beside what is resident" in error["message"]
+    assert "bytes of device memory" in error["message"]
 
 
 def test_tuner_without_room_on_the_gpu_runs_on_the_cpu(
