@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Self
 
 from linker_core.errors import BadCheckpointError
 from linker_core.sharing.delta_checks import check_entries, check_totals
@@ -163,7 +163,7 @@ def is_delta(path: Path) -> bool:
     return os.path.lexists(path / DELTA_FILE)
 
 
-def _read_metadata(metadata: Mapping[str, Any]) -> tuple[str, str]:
+def _read_metadata(metadata: Mapping[str, str]) -> tuple[str, str]:
     """Returns the plan's text and the data's digest.
 
     Raises:
@@ -179,14 +179,14 @@ def _read_metadata(metadata: Mapping[str, Any]) -> tuple[str, str]:
             f"{DELTA_FILE}: is of version {version!r:.20}, and version {VERSION!r} is read. "
             "Export the variant again, or serve it with the linker that wrote it."
         )
-    digest, plan = metadata.get("blake3"), metadata.get("plan")
-    if metadata.keys() != _METADATA_KEYS or not isinstance(plan, str):
+    if metadata.keys() != _METADATA_KEYS:
         raise BadCheckpointError(
             f"{DELTA_FILE}: __metadata__ needs exactly the texts {', '.join(_METADATA_KEYS)}."
         )
-    if not isinstance(digest, str) or not HEX_DIGEST.fullmatch(digest):
+    digest = metadata["blake3"]
+    if not HEX_DIGEST.fullmatch(digest):
         raise BadCheckpointError(f"{DELTA_FILE}: blake3 is not 64 hexadecimal digits.")
-    return plan, digest
+    return metadata["plan"], digest
 
 
 def _refuse_other_weights(names: list[str]) -> None:

@@ -148,7 +148,7 @@ def _architecture(fields: Fields) -> Architecture:
     for key in ("quantization_config", "compression_config"):
         if record.get(key):
             raise UnsupportedFormatError(
-                f"{source}: {key} is {record[key]!s:.60}, expected none: weights are quantised, "
+                f"{source}: {key} is {record[key]!r:.60}, expected none: weights are quantised, "
                 "and no donor's are. Give the bfloat16, float16 or float32 checkpoint."
             )
     named = record.get("architectures")
@@ -246,7 +246,7 @@ def _rope(fields: Fields) -> Rope:
         )
     if unknown := sorted(stated.keys() - _ROPE_KEYS[kind] - _ROPE_COMMON_KEYS):
         raise UnsupportedFormatError(
-            f"{fields.source}: rope of type {kind} has no {', '.join(unknown)!s:.80}."
+            f"{fields.source}: rope of type {kind} has no {', '.join(unknown)!r:.80}."
         )
     for holder in (fields, rope):
         if holder.number("partial_rotary_factor", low=0.0, high=1.0, default=1.0) != 1.0:

@@ -41,7 +41,7 @@ class Header(NamedTuple):
     """What one file says of itself."""
 
     tensors: list[TensorInfo]  # in the order of their data
-    metadata: Mapping[str, Any]  # `__metadata__` as it stands, any JSON values
+    metadata: Mapping[str, str]  # `__metadata__` as it stands
     data_start: int  # bytes before the data
 
 
@@ -75,8 +75,8 @@ def read_header(
     if not isinstance(header, dict):
         raise BadCheckpointError(f"{file}: header holds no JSON object.")
     metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict):
-        raise BadCheckpointError(f"{file}: __metadata__ is no JSON object.")
+    if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
+        raise BadCheckpointError(f"{file}: __metadata__ is no JSON object of texts.")
     data_start = _LENGTH_BYTES + header_bytes
     place = _Place(file, shard, data_start, item_bytes)
     tensors = [_entry(name, entry, place) for name, entry in header.items()]

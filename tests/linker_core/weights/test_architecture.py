@@ -102,7 +102,7 @@ def test_parse_config_qwen2_windows_only_from_max_window_layers_on() -> None:
         ({"rope_scaling": {"rope_type": "longrope"}}, UnsupportedFormatError, "longrope"),
         ({"rope_scaling": [1]}, BadCheckpointError, "rope"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, UnsupportedFormatError, "yarn"),
-        ({"rope_scaling": {"factor": 4.0}}, UnsupportedFormatError, "has no factor"),
+        ({"rope_scaling": {"factor": 4.0}}, UnsupportedFormatError, "has no 'factor'"),
         (
             {"rope_parameters": {"full_attention": {"rope_theta": 1e6}}},
             UnsupportedFormatError,

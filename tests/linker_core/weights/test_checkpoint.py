@@ -368,3 +368,19 @@ def test_open_mutated_header_is_equal_or_refused(
         assert {n: tuple(e["shape"]) for n, e in header.items()} == {
             n: t.shape for n, t in checkpoint.tensors.items()
         }
+
+
+@pytest.mark.parametrize("value", [1, None, ["pt"], {"format": "pt"}, True])
+def test_open_metadata_that_is_no_text_is_refused(path: Path, value: object) -> None:
+    """safetensors' own reader refuses it, too: two readers of one file must not disagree."""
+    edit_header(path, lambda header: header.update({"__metadata__": {"format": value}}))
+    with pytest.raises(BadCheckpointError, match="texts"):
+        Checkpoint.open(path)
+
+
+@pytest.mark.parametrize("key", ["a\r\nb", "\x1b[2J", "\u2028"])
+def test_open_strange_key_of_rope_is_refused_and_not_echoed_raw(path: Path, key: str) -> None:
+    edit_config(path, rope_parameters={"rope_type": "default", key: 1})
+    with pytest.raises(UnsupportedFormatError, match="has no") as caught:
+        Checkpoint.open(path)
+    assert str(caught.value).isprintable()
