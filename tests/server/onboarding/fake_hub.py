@@ -12,6 +12,7 @@ import gzip
 import hashlib
 import json
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -103,6 +104,12 @@ class FakeHub:
 
     def asked_for(self, ending: str) -> list[Asked]:
         return [asked for asked in self.asked if asked.path.endswith(ending)]
+
+    def speak_tls(self, certificate: Path, key: Path) -> None:
+        """Has the hub show a certificate from now on."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate, key)
+        self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
 
     @contextlib.contextmanager
     def running(self) -> Iterator[FakeHub]:

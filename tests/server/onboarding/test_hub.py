@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from linker_core.errors import (
     BadCheckpointError,
@@ -18,6 +19,7 @@ from linker_core.errors import (
     QueueFullError,
 )
 from server.onboarding.hub.hub import Hub
+from server.onboarding.hub.limits import HubLimits
 from server.onboarding.hub.listing import SourceKind
 from server.onboarding.hub.source import HubSource
 from server.onboarding.sources import Sources
@@ -402,3 +404,37 @@ def test_b3_what_is_no_name_on_the_hub_is_refused(source: str) -> None:
 )
 def test_names_on_the_hub_are_read(source: str, repo: str, revision: str) -> None:
     assert HubSource.parse(source) == HubSource(repo=repo, revision=revision)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"endpoint": "hub.example"},
+        {"endpoint": "ftp://hub.example"},
+        {"endpoint": "https://user:word@hub.example"},
+        {"endpoint": "https://hub.example/?a=b"},
+        {"endpoint": "https://hub.example#a"},
+        {"stores": ["https://store.example"]},
+        {"stores": [".example"]},
+        {"stores": ["store.example:80"]},
+        {"downloads": 0},
+        {"keep_free_bytes": -1},
+    ],
+)
+def test_settings_that_are_none_of_a_hub_are_refused(settings: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        HubSettings.model_validate(settings)
+
+
+def test_stores_follow_from_the_endpoint_unless_they_are_named() -> None:
+    def limits(**said: object) -> HubLimits:
+        return HubLimits.of(HubSettings.model_validate(said), retry_wait_s=1)
+
+    public = limits()
+    assert public.endpoint == "https://huggingface.co"
+    assert (public.is_public, public.are_stores_public) == (True, True)
+    assert public.stores == ("hf.co", "huggingface.co")
+    assert limits(endpoint="http://[::1]:80/hub").stores == ()
+    named = limits(endpoint="https://hub.example", stores=["store.example"])
+    assert (named.is_public, named.are_stores_public) == (False, False)
+    assert HubLimits.from_json(named.to_json()) == named

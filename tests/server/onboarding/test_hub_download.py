@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -21,7 +22,7 @@ from linker_core.errors import (
     NotReadyError,
     UnsupportedFormatError,
 )
-from server.onboarding.hub import disk
+from server.onboarding.hub import disk, transport
 from server.onboarding.hub.source import HubSource
 from tests.server.onboarding import fake_hub
 from tests.server.onboarding.hub_site import CONFIG, FILES, REPO, WEIGHTS, Site, site
@@ -447,6 +448,47 @@ def test_b3_connection_goes_to_the_address_that_was_checked(
     # The name is looked up once a request; the connection is made by number.
     assert looked_up.count("hub.test") == len(there.hub.asked)
     assert set(looked_up) <= {"hub.test", "127.0.0.1"}
+
+
+@pytest.fixture
+def certified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    """A hub that shows a certificate of hub.test, whose issuer is believed."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    subject = ("-subj", "/CN=hub.test", "-addext", "subjectAltName=DNS:hub.test")
+    form = ("-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    subprocess.run(
+        ["openssl", "req", *form, *subject, "-keyout", key, "-out", certificate, "-days", "2"],
+        check=True,
+        capture_output=True,
+    )
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    resolved = socket.getaddrinfo
+
+    def named(host: str, *args: Any, **kwargs: Any) -> Any:
+        return resolved("127.0.0.1" if host.endswith(".test") else host, *args, **kwargs)
+
+    monkeypatch.setattr(socket, "getaddrinfo", named)
+    transport._trusted.cache_clear()
+    with site(tmp_path) as found:
+        found.hub.speak_tls(certificate, key)
+        yield found
+    transport._trusted.cache_clear()
+
+
+def test_b3_certificate_is_the_names_though_the_address_is_connected_to(certified: Site) -> None:
+    port = certified.hub.endpoint.rpartition(":")[2]
+    path = certified.fetch(endpoint=f"https://hub.test:{port}")
+    assert (path / MODEL).read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize("host", ["other.test", "127.0.0.1"])
+def test_b3_certificate_of_another_name_is_not_believed(certified: Site, host: str) -> None:
+    port = certified.hub.endpoint.rpartition(":")[2]
+    with pytest.raises(NotReadyError, match="reached"):
+        certified.look(endpoint=f"https://{host}:{port}", token="hf_secret")
+    assert certified.hub.asked == []
 
 
 def test_address_that_cannot_be_reached_leaves_the_others(
