@@ -44,7 +44,7 @@ from server.onboarding.tuner import TUNE_COMMAND, Tuner
 from server.registry.lock import StateLock
 from server.registry.records import ModelRecord, ModelState
 from server.registry.store import Registry
-from server.residency.catalog import Catalog, ServedModel
+from server.residency.catalog import Catalog
 from server.residency.evictions import Evictions
 from server.residency.keep_alive import KeepAlive
 from server.residency.on_demand import OnDemand
@@ -94,20 +94,6 @@ class Services:
             await self.onboarder.flush_once()
         self.registry.close()
         self.lock.release()
-
-    def served(self, name: str) -> ServedModel:
-        """Returns a model that can take requests.
-
-        Raises:
-            ModelNotFoundError: There is none of that name.
-            NotReadyError: It is known, but not resident now.
-        """
-        served = self.catalog.get(name)
-        if served is not None:
-            self.catalog.touch(name)
-            return served
-        state = self.shown(self.roster.model(name)).state
-        raise NotReadyError(f"The model {name!r} is {state.value}, so it cannot answer now.")
 
     def shown(self, record: ModelRecord) -> ModelRecord:
         """Returns a model as clients see it now.

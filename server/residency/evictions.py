@@ -70,14 +70,14 @@ class Evictions:
         Requests that come meanwhile wait, and bring it back. A cancelled wait cancels nothing.
 
         Args:
-            name: Of a model that is not pinned, that nobody leans on, and whose turn is not wanted.
+            name: Of a model that `is_only_used`, on which nobody leans.
 
         Raises:
             LinkerError: It stays: the engine ended, or it needs the model.
         """
+        assert self.is_only_used(name)
         turn = self._catalog.turn(name)
-        assert not turn.wanted
-        await turn.acquire()
+        await turn.acquire()  # at once: nobody wants it
         await self._evict(name, turn, EvictionReason.CAPACITY)
 
     async def unload(self, name: str) -> None:
@@ -120,13 +120,19 @@ class Evictions:
 
     def is_idle(self, name: str) -> bool:
         """Whether nothing but models that lean on it keeps a resident model from being evicted."""
+        return self._is_free(name) and not self._catalog.num_leases(name)
+
+    def is_only_used(self, name: str) -> bool:
+        """Whether requests, and models that lean on it, are all that keeps a model here."""
+        return self._is_free(name) and self._catalog.num_leases(name) > 0
+
+    def _is_free(self, name: str) -> bool:
         record = self._rows.find(name)
         return (
             self._catalog.get(name) is not None
             and record is not None
             and record.state is ModelState.READY  # not about to be stored as that
             and not record.pinned
-            and not self._catalog.num_leases(name)
             and not self._catalog.turn(name).wanted
         )
 

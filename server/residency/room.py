@@ -151,8 +151,8 @@ class Room:
 
         For whoever has waited long enough beside models whose requests never cease: one of them is
         closed to new requests, which wait until it is back, and leaves with its last. It is the one
-        that the policy asks first by how long each has been there. None may be closed, and none is
-        while one is already leaving.
+        that the policy asks first by how long each has been there. Nobody is closed while another
+        is on its way out, nor who is pinned or leaned on.
 
         Raises:
             LinkerError: It stays; see `Evictions.evict_used`.
@@ -167,7 +167,7 @@ class Room:
             for holder in holders
             if holder.passing
             and holder.name not in donors
-            and not self._catalog.turn(holder.name).wanted
+            and self._evictions.is_only_used(holder.name)
         ]
         if chosen := who_leaves(used, 1, 0, self._policy):
             await self._evictions.evict_used(chosen[0])

@@ -20,6 +20,7 @@ from server.gateway.app import create_app
 from server.gateway.connection import server_config
 from server.gateway.services import Services, build_services
 from server.onboarding.encoder import ENCODE_COMMAND
+from server.residency.catalog import ServedModel
 from server.settings import Settings
 from tests.server.cached_scan import CACHED_SCAN
 from tests.server.fake_engine import FAKE_ENGINE
@@ -41,6 +42,12 @@ class LiveServer:
     def call(self, work: Coroutine[Any, Any, _Result]) -> _Result:
         """Runs a coroutine in the server's loop."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(DEADLINE_S)
+
+    def served(self, name: str) -> ServedModel:
+        """Returns a resident model."""
+        found = self.services.catalog.get(name)
+        assert found is not None
+        return found
 
     def chat(self, model: str, text: str = "hi", **more: Any) -> httpx.Response:
         """Asks for a chat answer."""

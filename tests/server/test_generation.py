@@ -108,7 +108,7 @@ def test_allowed_ids_and_bad_words_bound_the_answer(server: LiveServer) -> None:
     (allowed,) = choices(server, allowed_token_ids=[70, 71], return_token_ids=True)
     assert set(allowed["token_ids"]) <= {70, 71}
     (free,) = choices(server, return_token_ids=True)
-    tokenizer = server.services.served("base").text.tokenizer
+    tokenizer = server.served("base").text.tokenizer
     texts = [tokenizer.token_text(token) for token in free["token_ids"]]
     word = next(one for one in texts if one.strip() and "\ufffd" not in one)
     assert word in text(server)

@@ -6,7 +6,7 @@ from tests.server.live import LiveServer
 
 
 def test_broken_bytes_that_read_the_same_keep_the_likelier(server: LiveServer) -> None:
-    tokenizer = server.services.served("base").text.tokenizer
+    tokenizer = server.served("base").text.tokenizer
     broken = [i for i in range(512) if tokenizer.token_text(i) == "\ufffd"]
     assert len(broken) > 1
     token = ScoredToken(broken[0], -3.0, ((broken[1], -0.5), (70, -1.0)))
@@ -16,7 +16,7 @@ def test_broken_bytes_that_read_the_same_keep_the_likelier(server: LiveServer) -
 
 
 def test_impossible_tokens_have_a_number_that_json_knows(server: LiveServer) -> None:
-    tokenizer = server.services.served("base").text.tokenizer
+    tokenizer = server.served("base").text.tokenizer
     never = float("-inf")
     token = ScoredToken(70, never, ((71, 0.0),))
     record = CompletionLogprobs(tokenizer, num_top=1).take([token])
@@ -28,7 +28,7 @@ def test_impossible_tokens_have_a_number_that_json_knows(server: LiveServer) -> 
 
 
 def test_own_token_among_the_alternatives_stands_once_and_first(server: LiveServer) -> None:
-    tokenizer = server.services.served("base").text.tokenizer
+    tokenizer = server.served("base").text.tokenizer
     top = ((71, -0.5), (70, -1.0))
     prompt = PromptLogprob(token_id=70, logprob=-1.0, rank=2, top_logprobs=top)
     entry = prompt_logprobs([prompt], tokenizer, num_top=2)[1]

@@ -16,7 +16,7 @@ from tests.server.live import LiveServer
 def specs_of(server: LiveServer, **body: Any) -> list[SequenceSpec]:
     given = {"model": "base", "prompt": "ab", **body}
     request = parse_request(CompletionRequest, given, neutral=COMPLETION_NEUTRAL)
-    model = server.services.served("base")
+    model = server.served("base")
     prompts = [
         truncated(prompt, request, model, max_tokens=None)
         for prompt in completion_prompts(request, model)
@@ -62,7 +62,7 @@ def test_allowed_ids_and_prompt_logprobs_reach_the_engine(server: LiveServer) ->
 def test_bad_word_is_banned_at_the_beginning_and_after_a_space(
     server: LiveServer, word: str
 ) -> None:
-    encode = server.services.served("base").text.tokenizer.encode
+    encode = server.served("base").text.tokenizer.encode
     start = tuple(encode("the", add_special_tokens=False))
     inside = tuple(encode(" the", add_special_tokens=False))
     (spec,) = specs_of(server, bad_words=[word])
@@ -72,9 +72,7 @@ def test_bad_word_is_banned_at_the_beginning_and_after_a_space(
 
 def test_bad_word_that_is_a_space_is_banned(server: LiveServer) -> None:
     (spec,) = specs_of(server, bad_words=[" "])
-    space = tuple(
-        server.services.served("base").text.tokenizer.encode(" ", add_special_tokens=False)
-    )
+    space = tuple(server.served("base").text.tokenizer.encode(" ", add_special_tokens=False))
     assert space in spec.sampling.bad_words
 
 
