@@ -30,7 +30,17 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def live(tmp_path: Path, root: Path) -> Iterator[LiveServer]:
-    with live_server(tmp_path / "state", root=root) as server:
+    yield from serve(tmp_path / "state", root)
+
+
+@pytest.fixture(scope="module")
+def standing(tmp_path_factory: pytest.TempPathFactory, root: Path) -> Iterator[LiveServer]:
+    """For tests that change nothing."""
+    yield from serve(tmp_path_factory.mktemp("state"), root)
+
+
+def serve(state: Path, root: Path) -> Iterator[LiveServer]:
+    with live_server(state, root=root) as server:
         for name in ("one", "two"):
             server.onboard(name, root / name).raise_for_status()
         yield server
@@ -40,8 +50,10 @@ def compared(choice: dict[str, Any]) -> dict[str, str]:
     return {found["donor"]: found["region"] for found in choice["candidates"]}
 
 
-def test_strangers_of_one_signature_are_donors_of_families_of_their_own(live: LiveServer) -> None:
-    two = live.client.get("/models/two").json()
+def test_strangers_of_one_signature_are_donors_of_families_of_their_own(
+    standing: LiveServer,
+) -> None:
+    two = standing.client.get("/models/two").json()
     assert (two["donor"], two["family"], two["plan"]["policy"]) == (None, "two", "donor")
     choice = two["donor_choice"]
     assert "close enough" in choice["reason"]
@@ -70,9 +82,9 @@ def test_of_two_donors_of_one_family_the_nearer_is_chosen(live: LiveServer, root
     assert live.onboard("nearer", root / "nearer").json()["donor"] == "cousin"
 
 
-def test_dry_run_says_the_same_and_why(live: LiveServer, root: Path) -> None:
+def test_dry_run_says_the_same_and_why(standing: LiveServer, root: Path) -> None:
     def ask(name: str) -> dict[str, Any]:
-        answer = live.client.post("/models/plan", json={"source": str(root / name)})
+        answer = standing.client.post("/models/plan", json={"source": str(root / name)})
         found: dict[str, Any] = answer.raise_for_status().json()
         return found
 
@@ -86,11 +98,11 @@ def test_dry_run_says_the_same_and_why(live: LiveServer, root: Path) -> None:
         assert "hidden_size: donor 48, variant 64" in candidate["differs"]
 
 
-def test_shape_alone_leans_on_the_first_of_its_signature(live: LiveServer, root: Path) -> None:
+def test_shape_alone_leans_on_the_first_of_its_signature(standing: LiveServer, root: Path) -> None:
     shape = root / "shape"
     shape.mkdir()
     (shape / "config.json").write_bytes((root / "two" / "config.json").read_bytes())
-    answer = live.client.post("/models/plan", json={"source": str(shape)}).json()
+    answer = standing.client.post("/models/plan", json={"source": str(shape)}).json()
     assert answer["donor"] == "one"
     assert "no weights were read" in answer["donor_choice"]["reason"]
 
@@ -119,7 +131,7 @@ def test_named_donor_is_taken_however_far_it_is(live: LiveServer, root: Path) ->
     ],
 )
 def test_named_donor_of_other_arithmetic_is_refused_at_once_with_both_values(
-    live: LiveServer, root: Path, tmp_path: Path, change: dict[str, Any], said: str
+    standing: LiveServer, root: Path, tmp_path: Path, change: dict[str, Any], said: str
 ) -> None:
     folder = root / f"changed-{tmp_path.name}"
     make_variant(folder, root / "one", scale=0.02)
@@ -127,16 +139,16 @@ def test_named_donor_of_other_arithmetic_is_refused_at_once_with_both_values(
     if "rope_theta" in change or "rope_scaling" in change:
         record.pop("rope_parameters", None)
     (folder / "config.json").write_text(json.dumps(record | change))
-    response = live.onboard("changed", folder, wait=False, donor="one")
+    response = standing.onboard("changed", folder, wait=False, donor="one")
     assert response.status_code == 400
     assert said in response.json()["error"]["message"]
-    assert live.client.get("/models/changed").status_code == 404
+    assert standing.client.get("/models/changed").status_code == 404
 
 
 def test_named_donor_of_other_shapes_is_refused_with_both_values(
-    live: LiveServer, root: Path
+    standing: LiveServer, root: Path
 ) -> None:
-    response = live.onboard("other", root / "other", wait=False, donor="one")
+    response = standing.onboard("other", root / "other", wait=False, donor="one")
     assert response.status_code == 400
     message = response.json()["error"]["message"]
     for field, donor, variant in (("hidden_size", 48, 64), ("num_layers", 2, 1)):
