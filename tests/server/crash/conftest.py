@@ -11,6 +11,7 @@ import pytest
 from tests.server.crash.servers import Nursery, nursery
 from tests.server.crash.sources import Sources, make_base
 from tests.server.crash.trials import Trial
+from tests.server.onboarding.fake_hub import FakeHub
 
 
 @pytest.fixture(scope="session")
@@ -24,8 +25,8 @@ def shipped(forks: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A root with a donor `base` and the delta of a variant of it, `shipped`."""
     root = tmp_path_factory.mktemp("shipped")
     make_base(root)
-    sources = Sources(root, root / "none")
-    with Trial(forks, root, sources) as trial:
+    with FakeHub().running() as hub, Trial(forks, root, Sources(root, root, hub)) as trial:
+        sources = trial.sources
         request = sources.next("budget")
         response = trial.server.onboard(request.name, request.source, donor="base")
         assert response.status_code == 201, response.text
@@ -39,5 +40,8 @@ def trial(forks: Nursery, shipped: Path, tmp_path: Path) -> Iterator[Trial]:
     """A server with a ready donor `base` over a new state directory."""
     root = tmp_path / "models"
     shutil.copytree(shipped / "base", root / "base")
-    with Trial(forks, tmp_path, Sources(root, shipped / "shipped")) as running:
+    with (
+        FakeHub().running() as hub,
+        Trial(forks, tmp_path, Sources(root, shipped / "shipped", hub)) as running,
+    ):
         yield running

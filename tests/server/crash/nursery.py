@@ -23,6 +23,7 @@ from typing import Any, Literal, NoReturn
 from tests.server.crash.faults import SERVER, install
 
 PRELOADED = (
+    "server.onboarding.hub.worker",
     "linker_core.engine.worker", "linker_core.residency.worker", "linker_core.sharing.worker",
     "linker_core.sharing.kernel", "tests.server.fake_tuner", "tests.server.crash.serve",
     "transformers.models.qwen2.modeling_qwen2",
@@ -153,6 +154,7 @@ def role_of(module: str) -> str:
         "linker_core.residency.worker": "encoder",
         "linker_core.sharing.worker": "scanner",
         "tests.server.fake_tuner": "tuner",
+        "server.onboarding.hub.worker": "hub",
     }.get(module, SERVER)
 
 

@@ -8,9 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import server.cli.serve
+import server.gateway.services
 from server.bridge.supervisor import SupervisionLimits
 from server.cli.main import main as linker
 from server.gateway.services import build_services
+from server.onboarding.hub.hub import Hub
 from tests.server.crash import stand_in
 from tests.server.crash.faults import SERVER, install
 
@@ -27,6 +29,8 @@ def main() -> int:
         encode_command=_command("linker_core.residency.worker"),
         limits=_LIMITS,
     )
+    hub = partial(Hub, command=_command("server.onboarding.hub.worker"), retry_wait_s=0.01)
+    vars(server.gateway.services)["Hub"] = hub
     return linker(["serve", *sys.argv[1:]])
 
 

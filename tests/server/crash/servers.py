@@ -129,7 +129,9 @@ class ServerProcess:
         """Returns a document of the server's."""
         return self.client.get(path).raise_for_status().json()
 
-    def onboard(self, name: str, source: Path, *, wait: bool = True, **more: Any) -> httpx.Response:
+    def onboard(
+        self, name: str, source: Path | str, *, wait: bool = True, **more: Any
+    ) -> httpx.Response:
         """Onboards a model."""
         body = {"name": name, "source": str(source), **more}
         return self.client.post("/models", params={"wait": wait}, json=body)

@@ -13,6 +13,7 @@ from typing import Any
 from linker_core.sharing.plan import Policy, SharePlan
 from linker_core.sharing.rungs import Rung
 from server.onboarding.deltas import delta_name
+from server.onboarding.hub.source import HubSource, is_hub_source
 from tests.server.crash.servers import ServerProcess
 
 _FILES = {"lock", "registry.sqlite3", "registry.sqlite3-shm", "registry.sqlite3-wal"}
@@ -23,6 +24,7 @@ class Row:
     """What the registry's file says of a model."""
 
     name: str
+    source: str
     state: str
     donor: str | None
     plan: Mapping[str, Any] | None
@@ -43,13 +45,15 @@ def check_rows(state: Path) -> dict[str, Row]:
     with closing(sqlite3.connect(address, uri=True, timeout=30)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
-        models = connection.execute("SELECT name, state, donor, plan FROM models").fetchall()
+        models = connection.execute(
+            "SELECT name, source, state, donor, plan FROM models"
+        ).fetchall()
         jobs = connection.execute(
             "SELECT id, status, finished_at, error, result FROM jobs"
         ).fetchall()
     rows = {
-        name: Row(name=name, state=kept, donor=donor, plan=plan and json.loads(plan))
-        for name, kept, donor, plan in models
+        name: Row(name=name, source=source, state=kept, donor=donor, plan=plan and json.loads(plan))
+        for name, source, kept, donor, plan in models
     }
     for row in rows.values():
         assert row.state in ("ready", "unloaded", "failed"), row
@@ -76,6 +80,20 @@ def check_files(state: Path, rows: Mapping[str, Row]) -> None:
         inside = {path.name for path in (deltas / name).iterdir()}
         assert "delta.safetensors" in inside
         assert not any(entry.startswith(".") for entry in inside), inside
+    _check_downloads(state / "hub", rows)
+
+
+def _check_downloads(hub: Path, rows: Mapping[str, Row]) -> None:
+    keys = {
+        HubSource.parse(row.source).key: row.state != "failed"
+        for row in rows.values()
+        if is_hub_source(row.source)
+    }
+    records = {path.stem: json.loads(path.read_text()) for path in hub.glob("records/*")}
+    assert records.keys() <= keys.keys(), "an orphan"
+    assert records.keys() >= {key for key, is_needed in keys.items() if is_needed}
+    assert {path.name for path in hub.glob("trees/*")} == {r["tree"] for r in records.values()}
+    assert {path.name for path in hub.glob("unfinished/*")} <= keys.keys() - records.keys()
 
 
 def check_bytes(server: ServerProcess, rows: Mapping[str, Row], *, budget_bytes: int) -> None:

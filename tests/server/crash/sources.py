@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tests.lora import make_adapter
+from tests.server.onboarding.fake_hub import FakeHub
 from tests.server.onboarding.family import residual
 from tests.tiny import make_checkpoint, make_variant
 
-WAYS = ("budget", "thresholds", "exact", "import", "adapter")
+WAYS = ("budget", "thresholds", "exact", "import", "adapter", "hub")
 _RUNGS = {"0.001": "int4:64", "0.02": "rank2:8+signs:64"}
 _OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "budget": {"policy": "budget"},
@@ -20,6 +21,7 @@ _OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "exact": {"policy": "exact"},
     "import": {},
     "adapter": {},
+    "hub": {"policy": "exact"},
 }
 
 
@@ -28,7 +30,7 @@ class Request:
     """One model to onboard."""
 
     name: str
-    source: Path
+    source: Path | str
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -38,10 +40,12 @@ class Sources:
     Args:
         root: Holds the donor `base`.
         shipped: A delta folder of a variant of it.
+        hub: Runs.
     """
 
-    def __init__(self, root: Path, shipped: Path) -> None:
+    def __init__(self, root: Path, shipped: Path, hub: FakeHub) -> None:
         self.root = root
+        self.hub = hub
         self._shipped = shipped
         self._number = 0
 
@@ -50,6 +54,7 @@ class Sources:
         self._number += 1
         name = f"{way}-{self._number}"
         path, base = self.root / name, self.root / "base"
+        source: Path | str = path
         if way == "adapter":
             make_adapter(path, base, seed=self._number)
         elif way == "import":
@@ -58,7 +63,11 @@ class Sources:
             make_variant(path, base, scale=0.05, seed=self._number)
             if way == "budget":
                 residual(path, _RUNGS)
-        return Request(name=name, source=path, options=_OPTIONS[way])
+            elif way == "hub":
+                self.hub.add(f"acme/{name}", path)
+                shutil.rmtree(path)
+                source = f"hub:acme/{name}@main"
+        return Request(name=name, source=source, options=_OPTIONS[way])
 
 
 def make_base(root: Path) -> Path:

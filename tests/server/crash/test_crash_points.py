@@ -14,7 +14,7 @@ from tests.server.crash.faults import SERVER, Fault
 from tests.server.crash.sources import WAYS
 from tests.server.crash.trials import Points, Trial
 
-WORKERS = ("engine", "scanner", "tuner", "encoder")
+WORKERS = ("engine", "scanner", "tuner", "encoder", "hub")
 FALLIBLE = (
     "mkdir", "create", "posix_fallocate", "pwrite", "write", "fsync", "rename", "before commit",
 )  # fmt: skip
@@ -31,18 +31,18 @@ def test_server_killed_at_any_step_finishes_or_gives_up_what_it_had_begun(trial:
 
 def test_worker_killed_at_any_step_leaves_nothing_behind(trial: Trial) -> None:
     points = trial.points("budget")
-    assert {role for role, _ in points} == {SERVER, *WORKERS}
+    assert {role for role, _ in points} == {SERVER, *WORKERS} - {"hub"}
     assert points["encoder", "fsync"] > 3
     for fault in faults(points, *WORKERS, most=1):
         trial.suffer("budget", fault)
 
 
-@pytest.mark.parametrize("way", ["import", "adapter"])
-def test_delta_and_adapter_survive_kills_while_they_are_converted(trial: Trial, way: str) -> None:
+@pytest.mark.parametrize("way", ["import", "adapter", "hub"])
+def test_whatever_is_fetched_or_converted_survives_kills_meanwhile(trial: Trial, way: str) -> None:
     points = trial.points(way)
     own = {place: called for place, called in points.items() if place[1] != "start"}
     changes = Points({place: called for place, called in own.items() if "commit" not in place[1]})
-    for fault in faults(changes, SERVER, "encoder", most=1):
+    for fault in faults(changes, SERVER, "encoder", "hub", most=1):
         trial.suffer(way, fault)
 
 
@@ -74,8 +74,11 @@ def faults(
     points: Points, *roles: str, most: int, action: str = "kill", only: tuple[str, ...] = ()
 ) -> Iterator[Fault]:
     """Yields faults at the points of some roles, at no more than so many calls of each."""
-    for (role, point), called in sorted(points.items()):
+    for (role, point), counted in sorted(points.items()):
+        called = counted
         if role in roles and (not only or point in only):
+            if (role, point) == ("hub", "pwrite"):  # a chunk of whatever size has arrived
+                called = max(1, called // 2)
             for number in chosen(called, most):
                 yield Fault(role=role, point=point, number=number, action=action)
 
