@@ -233,14 +233,17 @@ class JobRunner:
         idle = not self._planner.turn.locked()
         await self._admission.deltas.sweep(self._roster.plans(), settled=idle)
         await self._bases.sweep(self._roster.plans)
-        # In this order: a donor's checkpoint that becomes a base meanwhile is among either.
-        models = [model.source for model in self._roster.models()]
+        # A donor's checkpoint that becomes a base meanwhile is among either.
+        before = self._sources_of_models()
         try:
             bases = await self._bases.sources()
         except NotReadyError as error:
             logger.warning("downloads that nothing needs stay for now: %s", error.message)
             return
-        await self._sources.sweep([*bases, *models])
+        await self._sources.sweep(lambda: [*before, *bases, *self._sources_of_models()])
+
+    def _sources_of_models(self) -> list[str]:
+        return [model.source for model in self._roster.models()]
 
     async def _prepare(
         self, job_id: str, live: _Live, request: OnboardRequest, donor: _Live | None

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -174,27 +175,34 @@ class Onboarder:
         check_name(request.name)
         check_sharing(request)
         found = await self._sources.find(request.source)
-        request = _resolved(request, found, said)
+        with self._sources.held(found.source):  # until a row speaks of it
+            request = _resolved(request, found, said)
+            return await self._queue(request, found.path, options, once)
+
+    async def _queue(
+        self,
+        request: OnboardRequest,
+        path: Path | None,
+        options: Mapping[str, Any],
+        once: Once | None,
+    ) -> JobRecord:
         async with self._roster.names:
             same = await self._check_free(request, options, once)
         if same is not None:
             return same
-        with self._sources.held(found.source):
-            checked = source = None
-            if found.path is not None:
-                # Nobody else waits for these files, whatever they are.
-                begun = time.monotonic()
-                source = await asyncio.to_thread(read_source, found.path)
-                checked = Checked(identity=source.identity, seconds=time.monotonic() - begun)
-            async with self._roster.names:
-                same = await self._check_free(request, options, once)
-                if same is not None:
-                    return same
-                if source is not None:
-                    self._check_admissible(request, source)
-                return await self._jobs.enqueue(
-                    request, checked=checked, options=options, once=once
-                )
+        checked = source = None
+        if path is not None:
+            # Nobody else waits for these files, whatever they are.
+            begun = time.monotonic()
+            source = await asyncio.to_thread(read_source, path)
+            checked = Checked(identity=source.identity, seconds=time.monotonic() - begun)
+        async with self._roster.names:
+            same = await self._check_free(request, options, once)
+            if same is not None:
+                return same
+            if source is not None:
+                self._check_admissible(request, source)
+            return await self._jobs.enqueue(request, checked=checked, options=options, once=once)
 
     async def change(
         self,

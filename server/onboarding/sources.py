@@ -129,7 +129,7 @@ class Sources:
         with self.hub.held(HubSource.parse(source)):
             yield
 
-    async def sweep(self, sources: Iterable[str]) -> None:
+    async def sweep(self, sources: Callable[[], Iterable[str]]) -> None:
         """Removes the downloads that none of the sources of rows needs; see `Hub.sweep`."""
         await self.hub.sweep(sources)
 

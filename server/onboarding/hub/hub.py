@@ -151,14 +151,15 @@ class Hub:
         finally:
             self._held[source] -= 1
 
-    async def sweep(self, sources: Iterable[str]) -> None:
+    async def sweep(self, sources: Callable[[], Iterable[str]]) -> None:
         """Removes downloads, whole and broken off, that nobody needs.
 
         Args:
-            sources: All that rows speak of; those that are not on the hub are passed over.
+            sources: Returns all that rows speak of, when nothing can be found any more that it does
+                not name; those that are not on the hub are passed over.
         """
-        named = [HubSource.parse(source) for source in sources if is_hub_source(source)]
         async with self._sweeping:
+            named = [HubSource.parse(source) for source in sources() if is_hub_source(source)]
             kept = {source for source in named if source.is_pinned}
             kept |= self._transfers.keys()
             kept |= {source for source, count in self._held.items() if count}

@@ -199,18 +199,37 @@ def test_sweep_spares_what_runs_and_what_is_held(there: Site) -> None:
     async def scenario() -> None:
         hub = hub_of(there)
         task = await held(there, hub)
-        await hub.sweep([])
+        await hub.sweep(list)
         assert there.part().exists()
         there.hub.released.set()
         await task
         with hub.held(there.source):
-            await hub.sweep([])
+            await hub.sweep(list)
             assert await hub.locate(there.source) is not None
-        await hub.sweep([str(there.source), "/models/local"])
+        await hub.sweep(lambda: [str(there.source), "/models/local"])
         assert await hub.locate(there.source) is not None
-        await hub.sweep(["/models/local"])
+        await hub.sweep(lambda: ["/models/local"])
         assert await hub.locate(there.source) is None
         assert there.files() == set()
+
+    run(scenario)
+
+
+def test_row_that_comes_while_a_sweep_waits_counts(there: Site) -> None:
+    async def scenario() -> None:
+        hub, rows = hub_of(there), list[str]()
+        path = await hub.fetch(there.source, on_progress=ignore)
+
+        async def submit() -> None:
+            assert (await hub.look(there.source)).path == path
+            rows.append(str(there.source))
+
+        submitting = asyncio.ensure_future(submit())
+        await asyncio.sleep(0)  # it has the cache now
+        sweeping = asyncio.ensure_future(hub.sweep(lambda: rows))
+        await submitting
+        await sweeping
+        assert await hub.locate(there.source) == path
 
     run(scenario)
 
@@ -221,9 +240,9 @@ def test_part_of_a_cancelled_download_goes_with_its_row(there: Site) -> None:
         task = await held(there, hub)
         task.cancel()
         await asyncio.wait([task])
-        await hub.sweep([str(there.source)])
+        await hub.sweep(lambda: [str(there.source)])
         assert there.files() != set()
-        await hub.sweep([])
+        await hub.sweep(list)
         assert there.files() == set()
 
     run(scenario)
@@ -274,7 +293,7 @@ def test_branch_of_a_kept_source_is_remembered(there: Site) -> None:
         assert await hub.remembered(branch) == there.source
         assert await hub_of(there).remembered(branch) == there.source
         assert await hub.remembered(there.source) == there.source
-        await hub.sweep([])
+        await hub.sweep(list)
         assert await hub.remembered(branch) is None
 
     run(scenario)
