@@ -12,7 +12,8 @@ import torch
 from linker_core.errors import BadCheckpointError
 from linker_core.residency.coding import CodedMatrix
 from linker_core.residency.ledger import Stored, StoredResidual, StoredRows, StoredTensor
-from linker_core.residency.reading import TORCH_DTYPES, allocate_like, fill
+from linker_core.residency.own_memory import OwnMemory
+from linker_core.residency.reading import TORCH_DTYPES, fill
 from linker_core.sharing.delta import DeltaFile
 from linker_core.sharing.delta_layout import CodedPart, coded_parts
 from linker_core.sharing.rungs import Residual
@@ -25,7 +26,7 @@ def load_residual(
     base: Stored | None,
     *,
     shape: tuple[int, ...],
-    device: torch.device,
+    memory: OwnMemory,
 ) -> Generator[int, None, StoredResidual]:
     """Moves the parts of a compressed delta to the device.
 
@@ -35,7 +36,7 @@ def load_residual(
         rung: What it is on.
         base: What the donor has under that name.
         shape: [rows, I] of the variant's.
-        device: Where they go.
+        memory: Where they go.
 
     Yields:
         Bytes of each chunk.
@@ -55,8 +56,8 @@ def load_residual(
         raise _of_another_donor(name, f"{num_coded} rows of {width} weights in common")
     parts: dict[str, CodedMatrix] = {}
     for part in coded_parts(rung, num_coded, width):
-        parts[part.name] = yield from _load_part(delta, name, part, device)
-    extra_nI = yield from load_entry(delta, extra.name, device=device)
+        parts[part.name] = yield from _load_part(delta, name, part, memory)
+    extra_nI = yield from load_entry(delta, extra.name, memory)
     return StoredResidual(
         base=base,
         dense=parts.get("dense"),
@@ -72,7 +73,7 @@ def load_listed_rows(
     base: Stored | None,
     *,
     shape: tuple[int, ...],
-    device: torch.device,
+    memory: OwnMemory,
 ) -> Generator[int, None, StoredRows]:
     """Moves the rows of a table that are not the donor's to the device, with their positions.
 
@@ -81,7 +82,7 @@ def load_listed_rows(
         name: Of the table.
         base: What the donor has under that name.
         shape: [rows, I] of the variant's.
-        device: Where they go.
+        memory: Where they go.
 
     Yields:
         Bytes of each chunk.
@@ -99,8 +100,8 @@ def load_listed_rows(
         or base.tensor.shape[1:] != (width,)
     ):
         raise _of_another_donor(name, f"rows of {width} {rows.dtype} weights")
-    own_nI = yield from load_entry(delta, rows.name, device=device)
-    positions_n = yield from load_entry(delta, f"{name}.positions", device=device)
+    own_nI = yield from load_entry(delta, rows.name, memory)
+    positions_n = yield from load_entry(delta, f"{name}.positions", memory)
     at = positions_n.cpu()
     missing = num_rows - min(num_rows, base.num_rows)
     sound = (
@@ -117,7 +118,7 @@ def load_listed_rows(
 
 
 def load_entry(
-    delta: DeltaFile, entry: str, *, device: torch.device
+    delta: DeltaFile, entry: str, memory: OwnMemory
 ) -> Generator[int, None, torch.Tensor]:
     """Moves one entry to the device, in its own type.
 
@@ -128,19 +129,19 @@ def load_entry(
         BadCheckpointError: The file changed.
         InsufficientCapacityError: The device cannot allocate it.
     """
-    tensor = allocate_like(delta.tensors[entry], device=device)
+    tensor = memory.allocate_like(delta.tensors[entry])
     yield from fill(tensor, delta, entry)
     return tensor
 
 
 def _load_part(
-    delta: DeltaFile, name: str, part: CodedPart, device: torch.device
+    delta: DeltaFile, name: str, part: CodedPart, memory: OwnMemory
 ) -> Generator[int, None, CodedMatrix]:
-    codes_RB = yield from load_entry(delta, f"{name}.{part.name}.codes", device=device)
+    codes_RB = yield from load_entry(delta, f"{name}.{part.name}.codes", memory)
     if part.bits < 16:
-        scales_RG = yield from load_entry(delta, f"{name}.{part.name}.scales", device=device)
+        scales_RG = yield from load_entry(delta, f"{name}.{part.name}.scales", memory)
     else:
-        scales_RG = torch.empty(part.rows, 0, dtype=torch.bfloat16, device=device)
+        scales_RG = torch.empty(part.rows, 0, dtype=torch.bfloat16, device=memory.device)
     return CodedMatrix(
         bits=part.bits,
         group=part.group,

@@ -9,6 +9,7 @@ import torch
 from linker_core.errors import BadCheckpointError
 from linker_core.residency.delta_tensors import load_entry, load_listed_rows, load_residual
 from linker_core.residency.ledger import Stored, StoredTensor, distinct
+from linker_core.residency.own_memory import OwnMemory
 from linker_core.residency.own_rows import load_rows
 from linker_core.residency.reading import Source, allocate_like, fill
 from linker_core.sharing.delta import DeltaFile
@@ -57,15 +58,16 @@ def load_tensors(
     tensors: dict[str, Stored] = {}
     done = done_bytes
     yield done
+    memory = OwnMemory(_leaving_at_once(source, plan), device=device)
     for name, rung in plan.rungs.items():
         if rung is Rung.ALIAS:
             tensors[name] = _alias(name, shapes[name], donor)
             continue
         if isinstance(source, DeltaFile):
             shape, base = shapes[name], donor.get(name)
-            arriving = _from_delta(source, name, rung, base, shape=shape, device=device)
+            arriving = _from_delta(source, name, rung, base, shape=shape, memory=memory)
         else:
-            arriving = _from_checkpoint(source, name, plan, donor.get(name), device)
+            arriving = _from_checkpoint(source, name, plan, donor.get(name), memory)
         tensors[name], done = yield from _counted(arriving, done)
     if source.config.tie_word_embeddings:
         tensors[LM_HEAD_NAME] = tensors[EMBED_NAME]
@@ -110,6 +112,15 @@ def read_tensor(checkpoint: Checkpoint, name: str, *, device: torch.device) -> t
     return tensor
 
 
+def _leaving_at_once(source: Source, plan: SharePlan) -> list[TensorInfo]:
+    """Returns what is held whole for this model alone; a donor's leave one by one."""
+    if plan.donor_fingerprint is None:
+        return []
+    if isinstance(source, DeltaFile):
+        return list(source.tensors.values())
+    return [source.tensors[name] for name, rung in plan.rungs.items() if rung is Rung.OWN]
+
+
 def _check_plan(source: Source, plan: SharePlan) -> None:
     """Refuses a plan that was not made for these files.
 
@@ -151,12 +162,12 @@ def _from_checkpoint(
     name: str,
     plan: SharePlan,
     base: Stored | None,
-    device: torch.device,
+    memory: OwnMemory,
 ) -> Generator[int, None, Stored]:
     if plan.rungs[name] is Rung.ROWS:
         return (yield from load_rows(checkpoint, name, base, num_own=plan.own_rows[name]))
     assert plan.rungs[name] is Rung.OWN, "compressed deltas lie in delta files"
-    tensor = allocate_like(checkpoint.tensors[name], device=device)
+    tensor = memory.allocate_like(checkpoint.tensors[name])
     yield from fill(tensor, checkpoint, name)
     return StoredTensor(tensor=tensor)
 
@@ -168,13 +179,13 @@ def _from_delta(
     base: Stored | None,
     *,
     shape: tuple[int, ...],
-    device: torch.device,
+    memory: OwnMemory,
 ) -> Generator[int, None, Stored]:
     if isinstance(rung, Residual):
-        return (yield from load_residual(delta, name, rung, base, shape=shape, device=device))
+        return (yield from load_residual(delta, name, rung, base, shape=shape, memory=memory))
     if rung is Rung.ROWS:
-        return (yield from load_listed_rows(delta, name, base, shape=shape, device=device))
-    return StoredTensor(tensor=(yield from load_entry(delta, name, device=device)))
+        return (yield from load_listed_rows(delta, name, base, shape=shape, memory=memory))
+    return StoredTensor(tensor=(yield from load_entry(delta, name, memory)))
 
 
 def _counted(

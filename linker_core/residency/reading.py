@@ -14,7 +14,7 @@ from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.safetensors_header import TensorInfo
 
 CHUNK_BYTES = 4 << 20
-_HUGE_PAGE_BYTES = 2 << 20
+HUGE_PAGE_BYTES = 2 << 20
 TORCH_DTYPES = {
     "BF16": torch.bfloat16,
     "F16": torch.float16,
@@ -36,8 +36,8 @@ def allocate(
     """
     nbytes = torch.Size(shape).numel() * dtype.itemsize
     try:
-        if device.type == "cpu" and nbytes >= _HUGE_PAGE_BYTES:
-            return _host_memory(nbytes).view(dtype).view(torch.Size(shape))
+        if device.type == "cpu" and nbytes >= HUGE_PAGE_BYTES:
+            return torch.frombuffer(map_host_memory(nbytes), dtype=dtype).view(torch.Size(shape))
         return torch.empty(shape, dtype=dtype, device=device)
     except (RuntimeError, OSError) as error:  # what the allocators raise when nothing is left
         raise InsufficientCapacityError(
@@ -104,15 +104,18 @@ class FileRows:
         return rows_nI
 
 
-def _host_memory(nbytes: int) -> torch.Tensor:
+def map_host_memory(nbytes: int) -> mmap.mmap:
     """Returns bytes that go back to the system when the last tensor over them goes.
 
     In huge pages where the system has them: weights are then in place in a third of the time.
+
+    Raises:
+        OSError: There are none left.
     """
     memory = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with contextlib.suppress(OSError):  # a kernel without them
         memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)
+    return memory
 
 
 def host_buffer(nbytes: int, *, device: torch.device) -> torch.Tensor:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -41,19 +42,16 @@ class Allocations:
 
     last: int
     num_asked: int = 0
-    given: list[weakref.ref[torch.Tensor]] = field(default_factory=list)
+    given: list[weakref.ref[torch.Tensor]] = field(default_factory=list)  # torch's
 
     @property
     def ended(self) -> bool:
         return self.num_asked >= self.last
 
-    def take(self, allocate: Callable[[], torch.Tensor], error: Exception) -> torch.Tensor:
+    def ask(self, error: Exception) -> None:
         self.num_asked += 1
         if self.num_asked == self.last:
             raise error
-        tensor = allocate()
-        self.given.append(weakref.ref(tensor))
-        return tensor
 
     def num_alive(self) -> int:
         alive = [ref for ref in self.given if ref() is not None]
@@ -66,20 +64,21 @@ class Allocations:
 def memory_ends_at(number: int) -> Iterator[Allocations]:
     """Counts what torch allocates and the pages that the system is asked for."""
     allocations = Allocations(number)
-    empty, mapped = torch.empty, reading._host_memory
+    empty, mapped = torch.empty, reading.map_host_memory
 
     def tensor(*size: object, **options: object) -> torch.Tensor:
-        return allocations.take(
-            lambda: empty(*size, **options),  # type: ignore[call-overload]
-            RuntimeError(LACK),
-        )
+        allocations.ask(RuntimeError(LACK))
+        made: torch.Tensor = empty(*size, **options)  # type: ignore[call-overload]
+        allocations.given.append(weakref.ref(made))
+        return made
 
-    def pages(nbytes: int) -> torch.Tensor:
-        return allocations.take(lambda: mapped(nbytes), OSError(12, "Cannot allocate memory"))
+    def pages(nbytes: int) -> mmap.mmap:
+        allocations.ask(OSError(12, "Cannot allocate memory"))
+        return mapped(nbytes)
 
     with (
         mock.patch.object(torch, "empty", tensor),
-        mock.patch.object(reading, "_host_memory", pages),
+        mock.patch.object(reading, "map_host_memory", pages),
     ):
         yield allocations
 
@@ -157,12 +156,13 @@ def test_private_memory_is_back_after_a_load_that_failed_at_its_end(tmp_path: Pa
     load(driver, load_message("base", base))
     want = driver.generate("base", PROMPT, GREEDY)
     message = load_message("v", variant, donor="base")
-    load(driver, message)
+    with memory_ends_at(1000) as allocations:
+        load(driver, message)
+    moves = allocations.num_asked
     driver.engine.handle(UnloadModel(model="v"))
     driver.run()
-    moves = 6 * 7  # so late that most of it is there
     before = private_bytes()
-    for number in range(moves, moves + 20):
+    for number in range(moves // 2, moves + 1):
         with memory_ends_at(number) as allocations:
             failed = driver.load(message)
         assert allocations.ended

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -63,14 +64,14 @@ class Faults:
 def failing(at: int) -> Iterator[Faults]:
     """Memory that is used up, or a disk that fails, at the n-th allocation or read."""
     faults = Faults(at)
-    empty, mapped, read_into = torch.empty, reading._host_memory, Checkpoint.read_into
+    empty, mapped, read_into = torch.empty, reading.map_host_memory, Checkpoint.read_into
 
     def no_memory(*size: object, **options: object) -> torch.Tensor:
         if faults.count():
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
         return empty(*size, **options)  # type: ignore[call-overload, no-any-return]
 
-    def no_pages(nbytes: int) -> torch.Tensor:
+    def no_pages(nbytes: int) -> mmap.mmap:
         if faults.count():
             raise OSError(12, "Cannot allocate memory")
         return mapped(nbytes)
@@ -82,7 +83,7 @@ def failing(at: int) -> Iterator[Faults]:
 
     with (
         mock.patch.object(torch, "empty", no_memory),
-        mock.patch.object(reading, "_host_memory", no_pages),
+        mock.patch.object(reading, "map_host_memory", no_pages),
         mock.patch.object(Checkpoint, "read_into", no_disk),
     ):
         yield faults
