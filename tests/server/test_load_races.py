@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
 import pytest
@@ -18,7 +19,7 @@ from tests.tiny import make_checkpoint, make_variant
 THREADS = 32
 SHARE = {"policy": "thresholds", "tau_cos": 0.0, "tau_frob": 1e6}
 OWN = {"policy": "thresholds", "tau_cos": 1.0, "tau_frob": 0.0}
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     "aliased": SHARE, "coded": {"policy": "budget"}, "exact": {"policy": "exact"}, "own": OWN,
     "other": OWN, "wide": SHARE,
 }  # fmt: skip
