@@ -120,7 +120,8 @@ def card(server: LiveServer, model: str) -> dict[str, Any]:
 
 
 def unique_bytes(server: LiveServer, *models: str) -> float:
-    return sum(card(server, model)["bytes"]["unique"] for model in models)
+    held: list[int] = [card(server, model)["bytes"]["unique"] for model in models]
+    return sum(held)
 
 
 def rungs(server: LiveServer, model: str) -> set[str]:

@@ -53,7 +53,7 @@ def live(root: Path) -> Iterator[LiveServer]:
 
 def onboard_all(server: LiveServer, root: Path) -> None:
     for name in NAMES:
-        donor = {} if name == "base" else {"donor": "base"}
+        donor: dict[str, Any] = {} if name == "base" else {"donor": "base"}
         response = server.onboard(name, root / name, tau_cos=0.9, tau_frob=0.1, **donor)
         assert response.status_code == 201, response.text
 
