@@ -199,7 +199,7 @@ class _HttpServer(uvicorn.Server):
 
 
 async def _serve(settings: Settings, requests: list[OnboardRequest]) -> int:
-    listener = _listen(settings.http.host, settings.http.port)
+    listener = listen(settings.http.host, settings.http.port)
     services = build_services(settings)
     server = _HttpServer(server_config(create_app(services)))
     stopping = asyncio.Event()
@@ -220,16 +220,24 @@ async def _serve(settings: Settings, requests: list[OnboardRequest]) -> int:
     return status
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Binds before anything is started, so that a port in use costs nothing."""
+def listen(host: str, port: int) -> socket.socket:
+    """Binds before anything is started, so that a port in use costs nothing.
+
+    Raises:
+        InvalidRequestError: The port is in use, or the interface is none of this machine's.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=2048)
+        listener = socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
         raise InvalidRequestError(
             f"Cannot listen on {host} port {port}: {error.strerror}. Choose another --port.",
             param="port",
         ) from error
+    # Connections inherit it. Without it the second packet of an answer waits 40 ms for the client's
+    # acknowledgement of the first; asyncio sets it only on sockets that name their protocol.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener
 
 
 def _install_signals(services: Services, stopping: asyncio.Event) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ import httpx
 import uvicorn
 
 from server.bridge.supervisor import SupervisionLimits
-from server.cli.serve import startup_requests
+from server.cli.serve import listen, startup_requests
 from server.gateway.app import create_app
 from server.gateway.connection import server_config
 from server.gateway.services import Services, build_services
@@ -142,7 +141,7 @@ class _Host(threading.Thread):
         self._settings = settings
         self._limits = limits
         self._commands = commands
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = listen("127.0.0.1", 0)
         self._begun = threading.Event()
         self._stopping: asyncio.Event | None = None
         self._live: LiveServer | None = None

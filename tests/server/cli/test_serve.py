@@ -5,12 +5,13 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import httpx
@@ -19,7 +20,7 @@ import pytest
 
 from linker_core.errors import InvalidRequestError
 from linker_core.text.tokenizer import Tokenizer
-from server.cli.serve import add_arguments, settings_from, startup_requests
+from server.cli.serve import add_arguments, listen, settings_from, startup_requests
 from server.settings import Settings
 from tests.server.cli.fake_serve import BREAK_VARIABLE, ENGINE_VARIABLE
 from tests.server.fake_engine import FAKE_ENGINE, MUTE_ENGINE, Fault
@@ -423,3 +424,13 @@ def test_no_prompt_or_answer_is_logged(tmp_path: Path, family: Path) -> None:
     assert "surprise" in log
     assert asked not in log
     assert answered not in log
+
+
+def test_connections_send_what_they_have_at_once() -> None:
+    with (
+        closing(listen("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()),
+    ):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
