@@ -241,7 +241,7 @@ class OnDemand:
                 record = self._rows.named(name)  # as it is by now
                 if record.state is not ModelState.UNLOADED:
                     raise NotReadyError(f"The model {name!r} is {record.state.value} by now.")
-                if not self._line or self._line[0] == name:
+                if self._may_try(name):
                     refusal = await self._try_to_load(name)
                     if refusal is None:
                         return
@@ -259,6 +259,14 @@ class OnDemand:
             if name in self._line:
                 self._line.remove(name)
                 self._catalog.note_change()
+
+    def _may_try(self, name: str) -> bool:
+        """Whether a model is the first in the line, or what the first leans on.
+
+        A donor that is asked for itself holds its turn, for which the first may be waiting.
+        """
+        first = self._rows.find(self._line[0]) if self._line else None
+        return first is None or name in (first.name, first.donor)
 
     async def _try_to_load(self, name: str) -> InsufficientCapacityError | None:
         """Loads a model; returns why there is no room for it, if that is so."""

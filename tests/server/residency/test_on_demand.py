@@ -37,6 +37,11 @@ class Loader:
 
     async def bring_back(self, name: str) -> None:
         assert self.on.catalog.turn(name).locked()
+        donor = self.on.rows.named(name).donor
+        if donor is not None:
+            async with self.on.catalog.turn(donor):
+                if self.on.catalog.get(donor) is None:
+                    await self.bring_back(donor)
         self.begun.append(name)
 
         async def load() -> None:
@@ -46,7 +51,7 @@ class Loader:
                 raise self.error
             if self.on.client.closed.is_set():
                 raise EngineFailureError("The engine is gone.")
-            self.on.load(name, SIZE, donor="base")
+            self.on.load(name, SIZE, donor=donor)
 
         await self.on.room.fit(SIZE, load, what=name, keep=frozenset({name, "base"}))
         self.on.rows.amend(name, state=ModelState.READY)
@@ -280,6 +285,21 @@ async def test_a_tuner_that_does_not_end_is_503_not_a_final_507() -> None:
         scene.on.catalog.note_change()
         await settle()
         assert not scene.on.catalog.turn("b").wanted  # nobody waits: it is given up
+
+
+@in_loop
+async def test_a_variant_and_its_donor_that_wait_for_room_do_not_wait_for_each_other() -> None:
+    scene = Scene()
+    await scene.on.evictions.unload("base")
+    async with scene.on.room.reserving(scene.on.engine(), "tuner", 250, what="Measuring"):
+        variant = scene.asking("a")
+        await settle()
+        assert not scene.on.catalog.turn("base").wanted  # the variant waits for room, not for it
+        donor = scene.asking("base")
+        await settle()
+        assert scene.on.catalog.turn("base").wanted
+    assert await gathered([*variant, *donor]) == [None, None]
+    assert sorted(scene.served) == ["a", "base"]
 
 
 @in_loop
