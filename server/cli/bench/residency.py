@@ -21,6 +21,7 @@ import httpx
 import numpy as np
 
 from server.cli.bench import servers
+from server.cli.bench.admission import touch_free_memory
 from server.cli.bench.http_streams import complete
 from server.cli.bench.scenario import PROMPT_TOKENS, Settings
 from server.cli.bench.servers import Server
@@ -44,11 +45,25 @@ def measure_reload(settings: Settings) -> dict[str, Any]:
         server.warm_up()
         return {
             "command": str(server.kind.launch),
-            **{path.name: _reloads(client, path, settings) for path in models[1:]},
+            **{
+                f"{path.name} {memory}": _reloads(client, path, settings, touched=touched)
+                for path in models[1:]
+                for memory, touched in (("untouched", False), ("touched", True))
+            },
         }
 
 
-def _reloads(client: httpx.Client, path: Path, settings: Settings) -> dict[str, Any]:
+def _reloads(
+    client: httpx.Client, path: Path, settings: Settings, *, touched: bool
+) -> dict[str, Any]:
+    """Returns what reloads of a variant took.
+
+    Args:
+        client: Of the server.
+        path: The variant's.
+        settings: How often.
+        touched: Whether free memory is written to first; see `touch_free_memory`.
+    """
     name = path.name
     unique_bytes = client.get(f"/models/{name}").raise_for_status().json()["bytes"]["unique"]
     freed: set[int] = set()
@@ -59,6 +74,8 @@ def _reloads(client: httpx.Client, path: Path, settings: Settings) -> dict[str, 
         client.post("/models/unload", json={"model": name}).raise_for_status()
         freed.add(before - _weight_bytes(client))
         reads.append(_read_s(path, unique_bytes))
+        if touched:
+            touch_free_memory(2 * unique_bytes)
         started = time.perf_counter()
         client.post("/models/load", json={"model": name}).raise_for_status()
         reloads.append(time.perf_counter() - started)
@@ -204,7 +221,7 @@ def _streaming(server: Server, settings: Settings, gaps: _Gaps) -> Iterator[None
 def _serving(models: Sequence[Path]) -> Iterator[Server]:
     with (
         tempfile.TemporaryDirectory() as state,
-        servers.serving(servers.linker(models, Path(state))) as server,
+        servers.serving(servers.linker(models, Path(state)), watched=False) as server,
     ):
         yield server
 

@@ -171,8 +171,12 @@ class Server:
 
 
 @contextlib.contextmanager
-def serving(kind: ServerLaunch) -> Iterator[Server]:
+def serving(kind: ServerLaunch, *, watched: bool = True) -> Iterator[Server]:
     """Starts a server and yields it, halted if it spins, once it is ready.
+
+    Args:
+        kind: How it is started.
+        watched: Whether its memory is looked at all the time, which makes its page faults wait.
 
     Raises:
         LinkerError: It ended, or is never ready.
@@ -194,15 +198,24 @@ def serving(kind: ServerLaunch) -> Iterator[Server]:
             )
         stack.enter_context(process_tree.ended(process))
         server = Server(kind, f"http://{_HOST}:{port}", process.pid)
-        done = threading.Event()
-        watcher = threading.Thread(target=server.watch, args=(done,), daemon=True)
-        watcher.start()
-        stack.callback(watcher.join)
-        stack.callback(done.set)
+        if watched:
+            stack.enter_context(_watching(server))
         _wait_until_ready(f"{server.url}{kind.ready}", launch, process, log)
         if kind.spins:
             process_tree.pause(process.pid)
         yield server
+
+
+@contextlib.contextmanager
+def _watching(server: Server) -> Iterator[None]:
+    done = threading.Event()
+    watcher = threading.Thread(target=server.watch, args=(done,), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join()
 
 
 def _wait_until_ready(
