@@ -113,12 +113,11 @@ class Sources:
             raise NotReadyError("The model's files are being downloaded again; try again later.")
         return await asyncio.to_thread(read_again, path, source=str(path), identity=identity)
 
-    async def kept_commit(self, source: str) -> str | None:
-        """Returns a source as rows have it where that can be said without asking the hub."""
+    async def kept(self, source: str) -> list[str]:
+        """Returns what rows may have for a source, as far as that is known without the hub."""
         if not is_hub_source(source):
-            return source
-        pinned = await self.hub.remembered(HubSource.parse(source))
-        return None if pinned is None else str(pinned)
+            return [source]
+        return [str(pinned) for pinned in await self.hub.remembered(HubSource.parse(source))]
 
     @contextmanager
     def held(self, source: str) -> Iterator[None]:

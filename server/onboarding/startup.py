@@ -117,10 +117,10 @@ class Startup:
         """
         if not is_hub_source(request.source):
             return request
-        kept = await self._sources.kept_commit(request.source)
+        kept = await self._sources.kept(request.source)
         stored = self._roster.find(request.name)
-        if kept is not None and stored is not None and stored.request["source"] == kept:
-            return replace(request, source=kept)
+        if stored is not None and stored.request["source"] in kept:
+            return replace(request, source=stored.request["source"])
         try:
             found = await self._sources.find(request.source)
         except LinkerError as error:

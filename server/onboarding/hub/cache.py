@@ -3,7 +3,7 @@
     trees/DIGEST/       the files of one download, named by their content
     records/KEY.json    which tree a source at a commit is, and its files' digests
     unfinished/KEY/     what is being downloaded, or was when its download broke off
-    revisions.json      which commits branches and tags were when they were last looked up
+    revisions.json      which commits branches and tags were when they were looked up
 
 A tree is complete or not there, and has its own files: a link to one more name would change what
 tells that a file is still the one that was checked. Blocking; of one server and its workers.
@@ -130,14 +130,15 @@ class HubCache:
     def remember(self, named: HubSource, pinned: HubSource) -> None:
         """Notes which commit a branch or a tag was."""
         known = _read_json(self._revisions)
-        if known.get(str(named)) != str(pinned):
+        commits = known.get(str(named), [])
+        if str(pinned) not in commits:
             with disk_faults():
-                self._write(self._revisions, {**known, str(named): str(pinned)})
+                self._write(self._revisions, {**known, str(named): [*commits, str(pinned)]})
 
-    def remembered(self, named: HubSource) -> HubSource | None:
-        """Returns which commit a branch or a tag was, if it was looked up for a kept source."""
-        pinned = _read_json(self._revisions).get(str(named))
-        return None if pinned is None else HubSource.parse(pinned)
+    def remembered(self, named: HubSource) -> list[HubSource]:
+        """Returns the commits of kept sources that a branch or a tag was when it was looked up."""
+        commits = _read_json(self._revisions).get(str(named), [])
+        return [HubSource.parse(pinned) for pinned in commits]
 
     def sweep(self, kept: Iterable[HubSource]) -> None:
         """Removes what none of these sources, all at commits, needs. Nothing else may be written.
@@ -163,7 +164,8 @@ class HubCache:
 
     def _forget_revisions(self, pinned: set[str]) -> None:
         known = _read_json(self._revisions)
-        left = {name: commit for name, commit in known.items() if commit in pinned}
+        kept = {name: [c for c in commits if c in pinned] for name, commits in known.items()}
+        left = {name: commits for name, commits in kept.items() if commits}
         if left != known:
             with contextlib.suppress(OSError):
                 self._write(self._revisions, left)

@@ -76,7 +76,7 @@ class HubClient:
 
         try:
             info = self.persistently(ask, source)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise BadCheckpointError(
                 "The hub's answer is none that a hub gives. Check hub.endpoint."
             ) from error

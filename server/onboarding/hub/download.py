@@ -33,7 +33,7 @@ def download(
     *,
     on_bytes_done: OnBytesDone,
 ) -> str:
-    """Downloads a file; returns its SHA-256. One that is there is only read.
+    """Downloads a file; returns its SHA-256. One that is there and right is only read.
 
     Args:
         client: Asks the hub.
@@ -48,9 +48,10 @@ def download(
         LinkerError: The hub refuses, cannot be reached or stands still.
     """
     target = folder / file.name
-    if target.exists():
-        return _read_to_its_end(target, file, on_bytes_done)
     part = folder / (file.name + PART)
+    with disk_faults():
+        if target.exists():
+            target.rename(part)  # checked once more: the hub may list another file by now
     was_resumed = part.exists()
     try:
         digest = _bring(client, source, file, part, on_bytes_done)
@@ -197,14 +198,3 @@ def _bring(
 
         client.persistently(attempt, source, gained=lambda: part.nbytes)
         return part.finish()
-
-
-def _read_to_its_end(path: Path, file: HubFile, on_bytes_done: OnBytesDone) -> str:
-    """Returns the SHA-256 of a file that was checked when it got its name."""
-    if file.sha256 is not None:
-        on_bytes_done(file.nbytes)
-        return file.sha256
-    with disk_faults(), path.open("rb") as reader:
-        digest = hashlib.file_digest(reader, "sha256").hexdigest()
-    on_bytes_done(file.nbytes)
-    return digest

@@ -135,10 +135,10 @@ class Hub:
         here = await self._find(source)
         return None if here is None else here.path
 
-    async def remembered(self, source: HubSource) -> HubSource | None:
-        """Returns the commit that a revision of a kept source was when it was looked up."""
+    async def remembered(self, source: HubSource) -> list[HubSource]:
+        """Returns the commits of kept sources that a revision was when it was looked up."""
         if source.is_pinned:
-            return source
+            return [source]
         async with self._sweeping:
             return await asyncio.to_thread(self._cache.remembered, source)
 
@@ -150,6 +150,8 @@ class Hub:
             yield
         finally:
             self._held[source] -= 1
+            if not self._held[source]:
+                del self._held[source]
 
     async def sweep(self, sources: Callable[[], Iterable[str]]) -> None:
         """Removes downloads, whole and broken off, that nobody needs.
@@ -162,7 +164,7 @@ class Hub:
             named = [HubSource.parse(source) for source in sources() if is_hub_source(source)]
             kept = {source for source in named if source.is_pinned}
             kept |= self._transfers.keys()
-            kept |= {source for source, count in self._held.items() if count}
+            kept |= self._held.keys()
             await asyncio.to_thread(self._cache.sweep, kept)
 
     def _begin(self, source: HubSource) -> _Transfer:

@@ -30,13 +30,13 @@ class HubLimits:
     @classmethod
     def of(cls, settings: HubSettings, *, retry_wait_s: float) -> Self:
         """Returns the limits that settings state."""
-        is_public = settings.endpoint is None
+        endpoint = (settings.endpoint or PUBLIC_ENDPOINT).rstrip("/")
         stores = settings.stores
         if stores is None:
-            stores = _PUBLIC_STORES if is_public else ()
+            stores = _PUBLIC_STORES if endpoint == PUBLIC_ENDPOINT else ()
         return cls(
-            endpoint=settings.endpoint or PUBLIC_ENDPOINT,
-            is_public=is_public,
+            endpoint=endpoint,
+            is_public=settings.endpoint is None,
             stores=stores,
             are_stores_public=settings.stores is None,
             max_bytes=settings.max_bytes,

@@ -44,7 +44,7 @@ _SMALL_FILES = frozenset(
 _MAX_SMALL_BYTES = 64 << 20
 _MAX_FILES = 1024
 _MAX_NAME_CHARS = 128
-_WEIGHTS = re.compile(r"model[A-Za-z0-9._-]*\.safetensors", re.ASCII)
+_WEIGHTS = re.compile(r"model[A-Za-z0-9._-]{0,96}\.safetensors", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _SHA1 = re.compile(r"[0-9a-f]{40}", re.ASCII)
 

@@ -21,6 +21,8 @@ from server.onboarding.hub.limits import HubLimits
 MAX_BYTES = "linker_max_bytes"  # a request's extension: what its answer may hold
 _MAX_ANSWER_BYTES = 16 << 20  # of answers that are no files
 _PRIVATE_HEADERS = ("authorization", "cookie")
+_UNICAST = ipaddress.IPv6Network("2000::/3")  # all that is given out for public use
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # how networks of IPv6 alone write IPv4
 
 OnBytes = Callable[[int], None]
 
@@ -147,7 +149,7 @@ def resolve(host: str, port: int, *, must_be_public: bool) -> list[str]:
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter of parts that are empty or too long
         raise NotReadyError(
             "The hub's name cannot be resolved. Check the network and hub.endpoint, and try again."
         ) from error
@@ -163,8 +165,10 @@ def resolve(host: str, port: int, *, must_be_public: bool) -> list[str]:
 def _is_public(address: str) -> bool:
     ip = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
-        inner = ip.ipv4_mapped or ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
-        return ip.is_global and not ip.is_multicast and (inner is None or inner.is_global)
+        if ip in _NAT64:
+            return _is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFF_FFFF)))
+        inner = ip.sixtofour or (ip.teredo[1] if ip.teredo else None)
+        return ip in _UNICAST and ip.is_global and (inner is None or inner.is_global)
     return ip.is_global and not ip.is_multicast
 
 

@@ -107,9 +107,7 @@ class Visit:
                 f"The download has {self._nbytes} bytes, and hub.max_bytes is "
                 f"{self._limits.max_bytes}. Choose a smaller model, or raise it."
             )
-        self._cache.check_room(
-            self.source, self._nbytes, keep_free_bytes=self._limits.keep_free_bytes
-        )
+        self._check_room()
         if CONFIG_FILE in self._files:
             parse_config(self._read(CONFIG_FILE, max_bytes=_MAX_CONFIG_BYTES))
         if self.kind is SourceKind.CHECKPOINT:
@@ -153,6 +151,7 @@ class Visit:
     ) -> None:
         for file in files:
             if file.name not in self._digests:
+                self._check_room()  # again: other downloads take of the same disk
                 done_bytes = sum(self._files[name].nbytes for name in self._digests)
                 self._digests[file.name] = download(
                     self._client,
@@ -161,6 +160,11 @@ class Visit:
                     folder,
                     on_bytes_done=partial(self._report, progress, done_bytes),
                 )
+
+    def _check_room(self) -> None:
+        self._cache.check_room(
+            self.source, self._nbytes, keep_free_bytes=self._limits.keep_free_bytes
+        )
 
     def _report(self, progress: Callable[[int, int], None], before: int, done_bytes: int) -> None:
         progress(before + done_bytes, self._nbytes)

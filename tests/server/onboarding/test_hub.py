@@ -288,13 +288,18 @@ def test_branch_of_a_kept_source_is_remembered(there: Site) -> None:
     async def scenario() -> None:
         branch = HubSource.parse(f"hub:{REPO}@main")
         hub = hub_of(there)
-        assert await hub.remembered(branch) is None
+        assert await hub.remembered(branch) == []
         await hub.look(branch)
-        assert await hub.remembered(branch) == there.source
-        assert await hub_of(there).remembered(branch) == there.source
-        assert await hub.remembered(there.source) == there.source
+        before = there.source
+        there.hub.add(REPO, FILES, seed="README")
+        await hub.look(branch)
+        assert await hub.remembered(branch) == [before, there.source]
+        assert await hub_of(there).remembered(branch) == [before, there.source]
+        assert await hub.remembered(before) == [before]
+        await hub.sweep(lambda: [str(before)])
+        assert await hub.remembered(branch) == [before]
         await hub.sweep(list)
-        assert await hub.remembered(branch) is None
+        assert await hub.remembered(branch) == []
 
     run(scenario)
 
@@ -373,8 +378,8 @@ def test_sources_are_found_as_rows_have_them(there: Site, tmp_path: Path) -> Non
             SourceKind.CHECKPOINT,
             path,
         )
-        assert await sources.kept_commit(f"hub:{REPO}@main") == str(there.source)
-        assert await sources.kept_commit("/models/x") == "/models/x"
+        assert await sources.kept(f"hub:{REPO}@main") == [str(there.source)]
+        assert await sources.kept("/models/x") == ["/models/x"]
 
     run(scenario)
 
@@ -453,6 +458,7 @@ def test_stores_follow_from_the_endpoint_unless_they_are_named() -> None:
     assert public.endpoint == "https://huggingface.co"
     assert (public.is_public, public.are_stores_public) == (True, True)
     assert public.stores == ("hf.co", "huggingface.co")
+    assert limits(endpoint="https://huggingface.co/").stores == public.stores
     assert limits(endpoint="http://[::1]:80/hub").stores == ()
     named = limits(endpoint="https://hub.example", stores=["store.example"])
     assert (named.is_public, named.are_stores_public) == (False, False)

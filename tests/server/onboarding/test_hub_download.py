@@ -150,6 +150,27 @@ def test_left_over_zeros_of_the_right_size_are_downloaded_anew(there: Site) -> N
     assert (there.fetch() / MODEL).read_bytes() == WEIGHTS
 
 
+def test_a11_finished_file_that_is_not_the_listed_one_is_downloaded_anew(there: Site) -> None:
+    folder = there.cache.open_unfinished(there.source)
+    for name, content in FILES.items():
+        (folder / name).write_bytes(bytes(len(content)))
+    tree = there.fetch()
+    assert {name: (tree / name).read_bytes() for name in FILES} == FILES
+
+
+def test_finished_file_is_not_asked_for_again(there: Site) -> None:
+    (there.cache.open_unfinished(there.source) / MODEL).write_bytes(WEIGHTS)
+    assert (there.fetch() / MODEL).read_bytes() == WEIGHTS
+    assert there.hub.asked_for(MODEL) == []
+
+
+def test_weights_whose_name_no_disk_takes_are_none(there: Site) -> None:
+    named = f"model{'a' * 300}.safetensors"
+    there.hub.add("acme/long", {"config.json": FILES["config.json"], named: WEIGHTS})
+    with pytest.raises(UnsupportedFormatError):
+        there.fetch(there.at_commit("acme/long"))
+
+
 # --- the network ------------------------------------------------------------------------------
 
 
@@ -253,7 +274,12 @@ def test_file_that_is_listed_and_missing_is_a_bad_request(there: Site) -> None:
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"[]", b"{}", b"nonsense", b'{"sha": null, "siblings": []}', b"\xff\xfe"]
+    "body",
+    [
+        *(b"", b"[]", b"{}", b"nonsense", b'{"sha": null, "siblings": []}', b"\xff\xfe"),
+        b"[" * 100_000,
+    ],
+    ids=["nothing", "list", "empty", "nonsense", "null", "no text", "deep"],
 )
 def test_listing_that_is_none_is_refused(there: Site, body: bytes) -> None:
     def answer(handler: fake_hub.HubHandler, _data: bytes, _begin: int) -> None:
@@ -417,7 +443,14 @@ def test_b3_endless_redirects_end(there: Site) -> None:
         there.fetch()
 
 
-@pytest.mark.parametrize("address", ["10.0.0.1", "169.254.169.254", "127.0.0.1", "::1", "fe80::1"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("10.0.0.1", "169.254.169.254", "127.0.0.1", "224.0.0.1"),
+        *("::1", "fe80::1", "fec0::1", "ff0e::1", "::10.0.0.1", "::ffff:10.0.0.1"),
+        *("2002:a00:1::", "64:ff9b::a00:1", "64:ff9b:1::a00:1"),
+    ],
+)
 def test_b3_public_hub_that_means_a_private_address_is_not_asked(
     there: Site, address: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -429,6 +462,21 @@ def test_b3_public_hub_that_means_a_private_address_is_not_asked(
     monkeypatch.setattr(socket, "getaddrinfo", rebound)
     with pytest.raises(NotReadyError, match="private network"):
         there.look(is_public=True, endpoint="https://huggingface.co")
+
+
+@pytest.mark.parametrize("address", ["93.184.216.34", "2606:2800::1", "64:ff9b::5db8:d822"])
+def test_b3_public_addresses_are_connected_to(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [(socket.AF_UNSPEC, socket.SOCK_STREAM, 6, "", (address, 443))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    assert transport.resolve("huggingface.co", 443, must_be_public=True) == [address]
+
+
+@pytest.mark.parametrize("host", ["a..hf.co", f"{'a' * 64}.hf.co"])
+def test_b3_redirect_to_a_name_that_is_none_is_not_ready(host: str) -> None:
+    with pytest.raises(NotReadyError, match="resolved"):
+        transport.resolve(host, 443, must_be_public=True)
 
 
 def test_b3_connection_goes_to_the_address_that_was_checked(
@@ -536,6 +584,22 @@ def test_b7_disk_below_its_mark_is_said_before_anything_is_stored(there: Site) -
         there.look(keep_free_bytes=2**62)
     with pytest.raises(InsufficientCapacityError, match="bytes of disk"):
         there.fetch(keep_free_bytes=2**62)
+    assert there.files() == set()
+
+
+def test_b7_mark_holds_while_others_take_of_the_disk(
+    there: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free_bytes = iter([1 << 30])  # as long as the listing is checked
+    usage = shutil.disk_usage(there.directory.parent)
+
+    def left(_path: object) -> object:
+        return usage._replace(free=next(free_bytes, 2000))
+
+    monkeypatch.setattr(shutil, "disk_usage", left)
+    with pytest.raises(InsufficientCapacityError, match="bytes of disk"):
+        there.fetch(keep_free_bytes=1000)
+    assert there.hub.asked_for(MODEL) == []
     assert there.files() == set()
 
 
@@ -708,8 +772,8 @@ def test_sweep_removes_what_no_source_needs(there: Site) -> None:
     assert there.cache.find(there.source) is None
     assert there.cache.find(other) is not None
     assert {file.split("/")[1] for file in there.files() if file.startswith("trees")} == {kept.name}
-    assert there.cache.remembered(HubSource.parse(f"hub:{REPO}")) is None
-    assert there.cache.remembered(HubSource.parse("hub:acme/other")) == other
+    assert there.cache.remembered(HubSource.parse(f"hub:{REPO}")) == []
+    assert there.cache.remembered(HubSource.parse("hub:acme/other")) == [other]
     there.cache.sweep([])
     assert there.files() == {"revisions.json"}
 

@@ -331,6 +331,13 @@ def test_start_up_models_of_the_hub_stay_at_their_commits(
         server.until_ready()
         assert {source_of(server, name) for name in startup} == commits
         assert len(hub.asked) == asked
+        # Somebody else's look at the branch moves no start-up model.
+        assert server.onboard("near", NEAR).status_code == 409
+        asked = len(hub.asked)
+    with serving(startup) as server:
+        server.until_ready()
+        assert {source_of(server, name) for name in startup} == commits
+        assert len(hub.asked) == asked
     with serving({**startup, "near": Path(pinned(hub, "acme/near"))}) as server:
         server.until_ready()
         assert commit_of(server, "near") == hub.repositories["acme/near"].commit
