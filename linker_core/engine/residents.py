@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Generator
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -131,12 +130,14 @@ class Residents:
             self._drop(served.family)
 
     def dependants(self, name: str) -> list[str]:
-        """Returns the models of which `name` is the donor."""
+        """Returns the other models of which `name` is the donor."""
         if name not in self.served:
             return []
         leaning = self.pool.ledger.dependants(name)
         models = [*self.served.values(), *self._replaced]
-        return list(dict.fromkeys(m.name for m in models if m.stored_as in leaning))
+        names = dict.fromkeys(m.name for m in models if m.stored_as in leaning)
+        names.pop(name, None)  # what it has replaced leaves before it
+        return list(names)
 
     def bytes_of(self, name: str) -> ModelBytes:
         """Returns what the ledger says of a resident model."""
@@ -206,7 +207,7 @@ class Residents:
             # Once more: what was rewritten while it was read is torn.
             files.check_unchanged()
             # Code that is new to this machine; no step waits for its compilation.
-            for _ in in_background(partial(family.runner.warm_up, resident.tensors)):
+            for _ in in_background(family.runner.warming_up(resident.tensors)):
                 yield resident.moved_bytes
             slot = next(self._slots)
             family.runner.bind(slot, resident.tensors)

@@ -5,8 +5,9 @@ Legend: T rows of the batch, R rows that want logits, V widest vocabulary among 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -67,14 +68,17 @@ class Runner:
         # Of each slot: slots of one kind have the same storages in every block.
         self._kinds: dict[int, int] = {}
 
-    def warm_up(self, tensors: Mapping[str, Stored]) -> None:
-        """Makes ready what steps over `tensors` need; on any thread, before they are bound.
+    def warming_up(self, tensors: Mapping[str, Stored]) -> Callable[[], None]:
+        """Returns what makes ready all that steps over `tensors` need, before they are bound.
+
+        It may be called on any thread, and keeps neither them nor the cache: who has it done beside
+        the steps may give both up before it ends.
 
         Raises:
             KeyError: A leaf has no tensor.
         """
         demand = self.model.demand(tensors, page_tokens=self.cache.shape.page_tokens)
-        self.context.arithmetic.warm_up(demand)
+        return partial(self.context.arithmetic.warm_up, demand)
 
     def bind(self, slot: int, tensors: Mapping[str, Stored]) -> None:
         """Lets rows of `slot` be served by `tensors`, named as in the checkpoint.

@@ -259,6 +259,25 @@ def test_heads_follow_each_other_while_all_are_busy(kinfolk: Kinfolk) -> None:
     assert driver.engine.residents.pool.kv_bytes() == 0
 
 
+def test_heir_whose_old_plan_still_runs_leaves_after_that(kinfolk: Kinfolk) -> None:
+    driver = kinfolk.driver("base", "first")
+    residents = driver.engine.residents
+    running = driver.submit("first", PROMPT, replace(PARAMS, max_tokens=100))
+    driver.step()
+    message = kinfolk.message("second", donor="base", model="first")
+    driver.engine.handle(replace(message, replaces=True))
+    while not residents.leaving():
+        driver.step()
+    driver.engine.handle(UnloadModel(model="base", heir="first"))
+    driver.step()
+    assert len(driver.tokens(running)) < 100
+    assert residents.dependants("first") == []
+    assert unload(driver, "first") == [ModelUnloaded(model="first")]
+    assert len(driver.tokens(running)) == 100
+    assert residents.families == {}
+    assert residents.pool.ledger.resident_bytes() == residents.pool.kv_bytes() == 0
+
+
 def test_what_waits_for_a_donor_is_loaded_into_the_heirs_family(kinfolk: Kinfolk) -> None:
     driver = kinfolk.driver("base", "first")
     slow_down(driver)

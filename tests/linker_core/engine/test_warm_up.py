@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +16,7 @@ from linker_core.engine.arithmetic import Addend, Demand, Norm, codes_of
 from linker_core.engine.cpu import kernels
 from linker_core.engine.cpu.arithmetic import CompiledArithmetic
 from linker_core.engine.cpu.regions import Code, compile_regions
-from linker_core.engine.messages import LoadFailed, ModelLoaded
+from linker_core.engine.messages import CancelLoad, LoadFailed, ModelLoaded
 from linker_core.engine.rows import RowGroup
 from linker_core.errors import LinkerError
 from tests.linker_core.engine.driving import GREEDY, Driver, load_message
@@ -139,3 +141,32 @@ def test_load_whose_code_cannot_be_compiled_leaves_nothing(
     assert answer.error["message"] == "no such code"
     assert driver.engine.residents.pool.free_bytes() == free
     assert isinstance(driver.load(load_message("variant", variant, donor="base")), ModelLoaded)
+
+
+def test_load_cancelled_while_code_is_compiled_keeps_no_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = make_checkpoint(tmp_path / "base")
+    driver = Driver()
+    residents = driver.engine.residents
+    started, compiled = threading.Event(), threading.Event()
+
+    def slow(_self: CompiledArithmetic, _demand: Demand) -> None:
+        started.set()
+        assert compiled.wait(60)
+
+    monkeypatch.setattr(CompiledArithmetic, "warm_up", slow)
+    driver.engine.handle(load_message("base", base))
+    while not started.is_set():
+        driver.step()
+    stored = residents.pool.get("base").tensors.values()
+    held: list[weakref.ref[object]] = [weakref.ref(residents.families["base"])]
+    held += [weakref.ref(tensor) for entry in stored for tensor in entry.tensors]
+    del stored
+    driver.engine.handle(CancelLoad(model="base"))
+    driver.run()
+    gc.collect()
+    alive = [ref for ref in held if ref() is not None]
+    compiled.set()
+    assert alive == []
+    assert residents.pool.ledger.resident_bytes() == residents.pool.kv_bytes() == 0
