@@ -16,7 +16,7 @@ import torch
 
 from linker_core.engine.messages import LoadFailed, LoadModel, ModelLoaded, UnloadModel
 from linker_core.engine.snapshot import take_snapshot
-from linker_core.residency import reading
+from linker_core.residency import own_memory, reading
 from tests.linker_core.engine.driving import GREEDY, SMALL, Driver, load_message
 from tests.linker_core.engine.kinfolk import (
     PROMPT,
@@ -79,6 +79,7 @@ def memory_ends_at(number: int) -> Iterator[Allocations]:
     with (
         mock.patch.object(torch, "empty", tensor),
         mock.patch.object(reading, "map_host_memory", pages),
+        mock.patch.object(own_memory, "map_host_memory", pages),
     ):
         yield allocations
 
@@ -121,6 +122,19 @@ def test_variant_whose_memory_ends_at_any_move_leaves_nothing(kinfolk: Kinfolk, 
     assert answer(driver, "late", PROMPT) == kinfolk.alone(kind, PROMPT)
     for name in beside:
         assert answer(driver, name, PROMPT) == kinfolk.alone(names[name], PROMPT)
+
+
+@pytest.mark.parametrize("kind", ["first", "rows", "delta"])
+def test_variant_whose_small_tensors_lie_together_leaves_nothing_either(
+    kinfolk: Kinfolk, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = kinfolk.driver("base")
+    apart = fail_at_each_move(driver, kinfolk.message(kind, donor="base", model="apart"))
+    monkeypatch.setattr(own_memory, "HUGE_PAGE_BYTES", 1 << 14)
+    moves = fail_at_each_move(driver, kinfolk.message(kind, donor="base", model="together"))
+    assert 0 < moves < apart
+    for name in ("apart", "together"):
+        assert answer(driver, name, PROMPT) == kinfolk.alone(kind, PROMPT)
 
 
 @pytest.mark.parametrize("kind", VARIANTS)
