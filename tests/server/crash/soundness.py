@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -17,6 +18,7 @@ from server.onboarding.hub.source import HubSource, is_hub_source
 from tests.server.crash.servers import ServerProcess
 
 _FILES = {"lock", "registry.sqlite3", "registry.sqlite3-shm", "registry.sqlite3-wal"}
+_HUB = {"trees", "records", "unfinished", "revisions.json"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +29,7 @@ class Row:
     source: str
     state: str
     donor: str | None
+    fingerprint: str | None
     plan: Mapping[str, Any] | None
 
 
@@ -46,14 +49,22 @@ def check_rows(state: Path) -> dict[str, Row]:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert connection.execute("PRAGMA foreign_key_check").fetchall() == []
         models = connection.execute(
-            "SELECT name, source, state, donor, plan FROM models"
+            "SELECT name, source, state, donor, fingerprint, plan FROM models"
         ).fetchall()
+        bases = {known for (known,) in connection.execute("SELECT fingerprint FROM bases")}
         jobs = connection.execute(
             "SELECT id, status, finished_at, error, result FROM jobs"
         ).fetchall()
     rows = {
-        name: Row(name=name, source=source, state=kept, donor=donor, plan=plan and json.loads(plan))
-        for name, source, kept, donor, plan in models
+        name: Row(
+            name=name,
+            source=source,
+            state=kept,
+            donor=donor,
+            fingerprint=print_,
+            plan=plan and json.loads(plan),
+        )
+        for name, source, kept, donor, print_, plan in models
     }
     for row in rows.values():
         assert row.state in ("ready", "unloaded", "failed"), row
@@ -61,12 +72,29 @@ def check_rows(state: Path) -> dict[str, Row]:
             assert row.plan is not None, row
             SharePlan.from_json(row.plan)
             assert row.donor is None or rows[row.donor].state != "failed", row
+            _check_base(row, rows, bases)
+    plans = [row.plan for row in rows.values() if row.plan is not None]
+    assert bases <= {plan["donor_fingerprint"] for plan in plans}, "an orphan"
     for job, status, finished_at, error, result in jobs:
         assert status in ("succeeded", "failed", "cancelled"), (job, status)
         assert finished_at is not None, job
         assert (error in (None, "null")) == (status == "succeeded"), (job, status, error)
         assert (result in (None, "null")) == (status != "succeeded"), (job, status, result)
     return rows
+
+
+def _check_base(row: Row, rows: Mapping[str, Row], bases: set[str]) -> None:
+    """Asserts that a restart finds the checkpoint that a plan was made against."""
+    assert row.plan is not None
+    base = row.plan["donor_fingerprint"]
+    if base is None:
+        assert row.donor is None, row
+        assert row.plan["variant_fingerprint"] == row.fingerprint, row
+    elif base not in bases:
+        assert row.donor is not None, row
+        donor = rows[row.donor]
+        assert donor.plan is not None, row
+        assert (donor.fingerprint, donor.plan["donor_fingerprint"]) == (base, None), row
 
 
 def check_files(state: Path, rows: Mapping[str, Row]) -> None:
@@ -92,7 +120,12 @@ def _check_downloads(hub: Path, rows: Mapping[str, Row]) -> None:
     records = {path.stem: json.loads(path.read_text()) for path in hub.glob("records/*")}
     assert records.keys() <= keys.keys(), "an orphan"
     assert records.keys() >= {key for key, is_needed in keys.items() if is_needed}
+    assert {path.name for path in hub.glob("*")} <= _HUB, "an orphan"
     assert {path.name for path in hub.glob("trees/*")} == {r["tree"] for r in records.values()}
+    for record in records.values():
+        tree = hub / "trees" / record["tree"]
+        found = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in tree.iterdir()}
+        assert found == record["files"]
     assert {path.name for path in hub.glob("unfinished/*")} <= keys.keys() - records.keys()
 
 

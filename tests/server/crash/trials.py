@@ -143,6 +143,7 @@ class Trial:
     def check(self, request: Request) -> None:
         """Asserts that all is sound, and that the model is, or can be, what it would have been."""
         rows = check_sound(self.server, self.state, budget_bytes=BUDGET_BYTES)
+        self.server.until(self._is_alone, what="the end of all workers but the engine")
         assert rows["base"].state == "ready"
         assert self.server.answer("base") == self.base_answer
         row = rows.get(request.name)
@@ -161,6 +162,9 @@ class Trial:
         """Starts the next server where the last one was killed; nothing is left of that one's."""
         self.server.until(lambda: not self._nursery.children(), what="the end of all workers")
         self.server = self._start()
+
+    def _is_alone(self) -> bool:
+        return sorted(self._nursery.children().values()) == ["engine", SERVER]
 
     def _start(self) -> ServerProcess:
         options = ("--config", str(self._settings), "--models-root", str(self.sources.root))
