@@ -18,6 +18,7 @@ from server.registry.migration import migrate
 from server.registry.refusal import REGISTRY_PARAM, reason_of, unusable
 from server.registry.tenure import TakenError, Tenure
 
+_DRIVER = "postgresql+psycopg"  # the one of linker-llm[postgres]
 # What every connection is told first.
 _SETTINGS: Mapping[str, Sequence[str]] = {
     "sqlite": (
@@ -94,7 +95,7 @@ def _opened(engine: Engine) -> Database:
 
 def _parse(url: str | URL) -> URL:
     try:
-        return make_url(url)
+        parsed = make_url(url)
     except ArgumentError as error:
         # Not repeated here: it may hold a password in a place that cannot be made out.
         raise InvalidRequestError(
@@ -102,6 +103,8 @@ def _parse(url: str | URL) -> URL:
             "postgresql+psycopg://USER:PASSWORD@HOST/NAME.",
             param=REGISTRY_PARAM,
         ) from error
+    # SQLAlchemy would look for another driver where none is named.
+    return parsed.set(drivername=_DRIVER) if parsed.drivername == "postgresql" else parsed
 
 
 def _create(url: URL) -> Engine:

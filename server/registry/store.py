@@ -37,6 +37,7 @@ from server.registry.tenure import TakenError, Tenure
 
 logger = logging.getLogger(__name__)
 
+MAX_REPLAYS = 4096  # clients choose keys, and one that asks for the same again adds one each time
 MAX_TUNINGS_PER_PAIR = 16  # each holds a frontier: every tensor of some twenty plans
 _NUL = "\0"  # which PostgreSQL takes in no text, so that no row holds it
 _ROWS: Mapping[type[Record], type[Base]] = {
@@ -181,9 +182,15 @@ class Registry:
             return None if row is None else ReplayRecord(**_columns(row, ReplayRecord))
 
     def forget_replays(self, before: float) -> None:
-        """Forgets the idempotency keys first used before a time, in seconds since the epoch."""
+        """Forgets the idempotency keys first used before a time, in seconds since the epoch.
+
+        Of later ones the newest `MAX_REPLAYS` stay.
+        """
+        used_at = ReplayRow.created_at
+        newest = select(used_at).order_by(used_at.desc())
         with self._transaction() as session:
-            session.execute(remove(ReplayRow).where(ReplayRow.created_at < before))
+            oldest = session.scalar(newest.offset(MAX_REPLAYS - 1).limit(1))
+            session.execute(remove(ReplayRow).where(used_at < max(before, oldest or before)))
 
     def scan(self, donor_fingerprint: str, variant_fingerprint: str) -> Json | None:
         """Returns the stored report of two checkpoints, or None."""

@@ -17,6 +17,7 @@ from typing import Self
 
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
 from sqlalchemy.engine import URL
 
 DEADLINE_S = 60.0
@@ -145,8 +146,8 @@ class Cluster:
 
 
 def _connect(url: URL) -> psycopg.Connection[tuple[object, ...]]:
-    address = {"host": url.query["host"], "user": url.username, "dbname": url.database}
-    return psycopg.connect(autocommit=True, **address)
+    address = make_conninfo(host=url.query["host"], user=url.username, dbname=url.database)
+    return psycopg.connect(address, autocommit=True)
 
 
 @pytest.fixture(scope="session")

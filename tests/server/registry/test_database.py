@@ -130,6 +130,7 @@ def test_damaged_file_is_refused_by_name(tmp_path: Path, *, pages: bool) -> None
         ("mysql://u:secret@h/d", "no database we know"),
         ("postgresql+nosuch://u:secret@h/d", "driver"),
         ("postgresql+psycopg://u:secret@/d?host=/nowhere", "No such file"),
+        ("postgresql://u:secret@/d?host=/nowhere", "No such file"),
         ("sqlite:////nowhere/at/all/r.sqlite3", "unable to open"),
     ],
 )

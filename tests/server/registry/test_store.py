@@ -125,6 +125,18 @@ def test_replays_are_found_by_key_until_they_are_too_old(registry: Registry) -> 
     assert registry.replay("k2") == new
 
 
+def test_replays_are_bounded_and_the_newest_stay(
+    registry: Registry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "MAX_REPLAYS", 3)
+    for number in range(5):
+        at = 100.0 + number
+        registry.save(ReplayRecord(key=f"k{number}", digest="d", job="job-1", created_at=at))
+    registry.forget_replays(before=0.0)
+    known = [number for number in range(5) if registry.replay(f"k{number}") is not None]
+    assert known == [2, 3, 4]
+
+
 def test_records_of_one_save_are_stored_together_or_not_at_all(registry: Registry) -> None:
     orphan = replace(MODEL, name="orphan", donor="nobody")
     with pytest.raises(IntegrityError):
