@@ -146,7 +146,9 @@ class Cluster:
 
 
 def _connect(url: URL) -> psycopg.Connection[tuple[object, ...]]:
-    address = make_conninfo(host=url.query["host"], user=url.username, dbname=url.database)
+    host = url.query["host"]
+    assert isinstance(host, str)
+    address = make_conninfo(host=host, user=url.username, dbname=url.database)
     return psycopg.connect(address, autocommit=True)
 
 
