@@ -101,7 +101,11 @@ class Admission:
             keep = [record.name] if donor is None else [record.name, donor.name]
 
             async def load() -> ModelLoaded:
-                return await self._engine().load(command, on_progress=on_progress)
+                engine = self._engine()
+                loaded = await engine.load(command, on_progress=on_progress)
+                if engine.closed.is_set():  # its models were closed already, this one would not be
+                    raise EngineFailureError("The engine ended as it had loaded the model.")
+                return loaded
 
             loaded = await self.room.fit(
                 self._needed_bytes(command, lender),

@@ -77,9 +77,8 @@ class Restorer:
 
     def engine_down(self) -> None:
         """Closes every model to requests until the next engine has them."""
-        self.done.clear()
         self.returning.engine_down()
-        self._catalog.clear()
+        self._close()
 
     async def engine(self) -> EngineClient:
         """Waits for an engine that holds all of it."""
@@ -88,7 +87,11 @@ class Restorer:
             client = self._admission.engine_or_none()
             if client is not None:
                 return client
-            self.engine_down()  # seen here before the supervisor could say so
+            self._close()  # seen here before the supervisor could say so
+
+    def _close(self) -> None:
+        self.done.clear()
+        self._catalog.clear()
 
     def _missing(self) -> list[ModelRecord]:
         """Returns what has to be there and is not."""
@@ -118,14 +121,14 @@ class Restorer:
             return record.name not in preferred, record.donor is not None, slow, -last_use
 
         for record in sorted(records, key=place):
-            try:
-                async with self._catalog.turn(record.name):
+            async with self._catalog.turn(record.name):  # until its row says what became of it
+                try:
                     if self.returning.is_wanted(record):
                         await self.returning.bring_back(record.name, may_evict=False)
-            except Exception as error:  # noqa: BLE001 - the edge of a model: its fault ends it alone
-                if client.closed.is_set():
-                    return False  # the next engine begins anew
-                await self._set_aside(record, error)
+                except Exception as error:  # noqa: BLE001 - the edge of a model, which ends alone
+                    if client.closed.is_set():
+                        return False  # the next engine begins anew
+                    await self._set_aside(record, error)
         return True
 
     async def _set_aside(self, listed: ModelRecord, error: Exception) -> None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from linker_core.engine.messages import ModelLoaded
+from linker_core.errors import InsufficientCapacityError
+from server.bridge.client import EngineClient
 from server.bridge.supervisor import EngineState
 from server.onboarding.planner import Planner
+from server.registry.records import JobRecord, ModelRecord
 from server.residency.catalog import ServedModel, TextSide
 from tests.server.live import LiveServer, live_server
 from tests.server.onboarding.conftest import LIMITS
@@ -136,3 +143,54 @@ def test_directory_that_became_a_link_is_not_followed(
         card = server.client.get("/models/near").json()
         assert (card["state"], card["error"]["code"]) == ("failed", "bad_checkpoint")
         assert server.chat("base").status_code == 200
+
+
+def test_what_finds_no_room_is_stored_before_anybody_else_can_bring_it_back(
+    live: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services, restorer = live.services, live.services.onboarder._restorer
+    live.until(lambda: live.client.get("/models/near").json()["state"] == "ready")
+    turns: list[bool] = []
+    settled = services.roster.settle
+
+    async def refuse(_name: str, *, may_evict: bool) -> None:
+        raise InsufficientCapacityError(f"No room without evicting: {may_evict}.")
+
+    async def settle(*records: ModelRecord | JobRecord, delete: Sequence[str] = ()) -> None:
+        if any(isinstance(record, ModelRecord) for record in records):
+            turns.append(services.catalog.turn("near").locked())
+        await settled(*records, delete=delete)
+
+    async def catch_up() -> None:
+        await services.evictions.unload("near")
+        restorer._left_out.add("near")
+        await restorer.catch_up()
+
+    monkeypatch.setattr(restorer.returning, "bring_back", refuse)
+    monkeypatch.setattr(services.roster, "settle", settle)
+    live.call(catch_up())
+    assert turns == [True]
+    monkeypatch.undo()
+    assert live.chat("near").status_code == 200
+
+
+def test_engine_that_ends_as_it_has_loaded_a_model_leaves_no_model_open(
+    live: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live.until(lambda: live.client.get("/models/near").json()["state"] == "ready")
+    load = EngineClient.load
+
+    async def last_words(client: EngineClient, *args: Any, **options: Any) -> ModelLoaded:
+        monkeypatch.undo()  # the next engine lives
+        loaded = await load(client, *args, **options)
+        live.services.engine.kill()
+        await client.closed.wait()
+        for _ in range(5):  # until the supervisor has closed every model
+            await asyncio.sleep(0)
+        return loaded
+
+    live.call(live.services.evictions.unload("near"))
+    monkeypatch.setattr(EngineClient, "load", last_words)
+    assert live.chat("near").status_code == 503
+    live.until_ready()
+    assert live.chat("near").status_code == 200
