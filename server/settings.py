@@ -21,7 +21,10 @@ _SIZE = re.compile(r"(\d+)\s*(?:([KMGT])(iB|B)?|B)?", re.IGNORECASE)
 _DURATION = re.compile(r"(-?\d+(?:\.\d+)?)\s*([smhd]?)", re.IGNORECASE)
 HUB_SCHEME = "hub:"  # what sources begin with that are downloaded
 _HOST = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
-_ENDPOINT = r"^https?://[A-Za-z0-9.\[\]:-]+(/[A-Za-z0-9._~/-]*)?$"
+_ENDPOINT = (
+    r"^https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?)(:[0-9]{1,5})?"
+    r"(/[A-Za-z0-9._~/-]*)?$"
+)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _POWERS = {"K": 1, "M": 2, "G": 3, "T": 4}
 

@@ -435,6 +435,9 @@ def test_names_on_the_hub_are_read(source: str, repo: str, revision: str) -> Non
     [
         {"endpoint": "hub.example"},
         {"endpoint": "ftp://hub.example"},
+        {"endpoint": "https://hub.example:port"},
+        {"endpoint": "https://[::1"},
+        {"endpoint": "https://:443"},
         {"endpoint": "https://user:word@hub.example"},
         {"endpoint": "https://hub.example/?a=b"},
         {"endpoint": "https://hub.example#a"},
