@@ -1,14 +1,18 @@
 """A checkpoint's tokenizer: text to token ids and back. Knows no template and no model.
 
 Needs only `tokenizers`: transformers would bring torch into every process that speaks text.
+One that several models have is read once and held once, for as long as one of them is known.
 """
 
 from __future__ import annotations
 
+import hashlib
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, NamedTuple
+from weakref import WeakValueDictionary
 
 import tokenizers
 
@@ -45,9 +49,12 @@ class Tokenizer:
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self.num_tokens = 1 + max(inner.get_vocab(with_added_tokens=True).values(), default=-1)
 
-    @classmethod
-    def load(cls, directory: Path) -> Self:
+    @staticmethod
+    def load(directory: Path) -> Tokenizer:
         """Reads `tokenizer.json`, and the names of bos and eos from the configuration beside it.
+
+        Returns:
+            The same tokenizer for every directory that says the same, while anybody holds it.
 
         Raises:
             BadCheckpointError: A file is missing, too large, malformed, or crashes the tokenizer.
@@ -58,23 +65,16 @@ class Tokenizer:
                 f"{TOKENIZER_FILE}: no such file beside the weights, so the model cannot read "
                 "text; save the tokenizer with the model (save_pretrained writes it)"
             )
-        added = parse_object(data, TOKENIZER_FILE).get("added_tokens") or ()
-        if not isinstance(added, Sequence) or len(added) > MAX_ADDED_TOKENS:
-            raise BadCheckpointError(
-                f"{TOKENIZER_FILE}: added_tokens is not a list of at most {MAX_ADDED_TOKENS} "
-                "entries"
-            )
         special = read_tokenizer_config(directory)
+        contents = _Contents(
+            hashlib.sha256(data).digest(),
+            _token_name(special, "bos_token"),
+            _token_name(special, "eos_token"),
+        )
+        tokenizer = _held(contents) or _parse(data, contents)
         with _failures_as(BadCheckpointError(f"{TOKENIZER_FILE}: cannot be used")):
-            inner = tokenizers.Tokenizer.from_str(data.decode())
-            _check_declared_tokens(inner, special)
-            tokenizer = cls(
-                inner,
-                bos_token=_token_name(special, "bos_token"),
-                eos_token=_token_name(special, "eos_token"),
-            )
-            tokenizer.decode(tokenizer.encode("Hello, 世界!", add_special_tokens=True))
-        return tokenizer
+            _check_declared_tokens(tokenizer._inner, special)
+        return _hold(contents, tokenizer)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Returns the ids of `text`; special tokens written out in the text become their ids.
@@ -115,6 +115,51 @@ class Tokenizer:
     def has_token(self, token_id: int) -> bool:
         """Says whether the id stands for a token; rows that only pad the head do not."""
         return 0 <= token_id < self.num_tokens and self._inner.id_to_token(token_id) is not None
+
+
+class _Contents(NamedTuple):
+    """What a tokenizer is made of."""
+
+    digest: bytes  # of tokenizer.json
+    bos_token: str | None
+    eos_token: str | None
+
+
+_in_use: WeakValueDictionary[_Contents, Tokenizer] = WeakValueDictionary()
+_in_use_lock = threading.Lock()  # models are read in threads
+
+
+def _held(contents: _Contents) -> Tokenizer | None:
+    """Returns a tokenizer that was read before and is in use."""
+    with _in_use_lock:
+        return _in_use.get(contents)
+
+
+def _hold(contents: _Contents, tokenizer: Tokenizer) -> Tokenizer:
+    """Returns the tokenizer of these contents: another thread's, where that was faster."""
+    with _in_use_lock:
+        return _in_use.setdefault(contents, tokenizer)
+
+
+def _parse(data: bytes, contents: _Contents) -> Tokenizer:
+    """Returns a tokenizer that has been tried.
+
+    Raises:
+        BadCheckpointError: It is malformed, or crashes.
+    """
+    added = parse_object(data, TOKENIZER_FILE).get("added_tokens") or ()
+    if not isinstance(added, Sequence) or len(added) > MAX_ADDED_TOKENS:
+        raise BadCheckpointError(
+            f"{TOKENIZER_FILE}: added_tokens is not a list of at most {MAX_ADDED_TOKENS} entries"
+        )
+    with _failures_as(BadCheckpointError(f"{TOKENIZER_FILE}: cannot be used")):
+        tokenizer = Tokenizer(
+            tokenizers.Tokenizer.from_str(data.decode()),
+            bos_token=contents.bos_token,
+            eos_token=contents.eos_token,
+        )
+        tokenizer.decode(tokenizer.encode("Hello, 世界!", add_special_tokens=True))
+    return tokenizer
 
 
 def read_tokenizer_config(directory: Path) -> Mapping[str, object]:

@@ -1,7 +1,8 @@
 """The models that can be served, with all a request needs of them. Event loop only.
 
 Resident ones take requests. Of an evicted one the side that is not weights stays here, so that it
-comes back without reading anything but weights.
+comes back without reading anything but weights; of the tokenizers that none but evicted models use
+only the last few.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer
 from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.checkpoint import Identity
+
+_MAX_UNUSED_TOKENIZERS = 16  # each may hold some 30 MB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +75,11 @@ class ServedModel:
             return self
         return replace(self, base=None, text=self.base.text, fingerprint=self.base.fingerprint)
 
+    @property
+    def tokenizers(self) -> set[Tokenizer]:
+        """What is by far the largest of what is held of a model beside its weights."""
+        return {self.text.tokenizer, self.lender.text.tokenizer}
+
 
 class Turn(asyncio.Lock):
     """A lock that knows whether anybody holds it or waits for it.
@@ -114,15 +122,22 @@ class Catalog:
 
     Args:
         clock: Monotonic seconds.
+        max_unused_tokenizers: Of those that none but evicted models use, how many are kept.
 
     `on_moved` is called with the name of a model that was opened or closed to requests.
     """
 
-    def __init__(self, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        max_unused_tokenizers: int = _MAX_UNUSED_TOKENIZERS,
+    ) -> None:
         self.on_moved: Callable[[str], None] = _ignore
         self._clock = clock
+        self._max_unused_tokenizers = max_unused_tokenizers
         self._models: dict[str, ServedModel] = {}
-        self._dormant: dict[str, ServedModel] = {}
+        self._dormant: dict[str, ServedModel] = {}  # the last to leave last
         self._leases: Counter[str] = Counter()
         self._unused: dict[str, asyncio.Event] = {}
         self._idle_since: dict[str, float] = {}
@@ -136,7 +151,7 @@ class Catalog:
         return self._models.get(name)
 
     def dormant(self, name: str) -> ServedModel | None:
-        """Returns what an evicted model was served as, or None."""
+        """Returns what an evicted model was served as; None if that is not known any more."""
         return self._dormant.get(name)
 
     def models(self) -> list[ServedModel]:
@@ -200,16 +215,17 @@ class Catalog:
         self.note_change()
 
     def park(self, name: str) -> None:
-        """Closes a model to new requests, and remembers what it was served as."""
-        model = self._models.pop(name, None)
-        if model is not None:
-            self._dormant[name] = model
-            self.note_change()
-            self.on_moved(name)
+        """Closes a model to new requests, and remembers what it was served as.
+
+        Of those that left long ago this is forgotten where it takes memory of its own.
+        """
+        self._park(name)
+        self._forget_oldest()
 
     def remember(self, model: ServedModel) -> None:
-        """Notes what a model that is not resident would be served as."""
+        """Notes what a model that is not resident would be served as, until others leave."""
         assert model.name not in self._models
+        self._dormant.pop(model.name, None)
         self._dormant[model.name] = model
 
     def rehome(self, name: str, heir: str) -> None:
@@ -227,9 +243,30 @@ class Catalog:
             self._dormant.pop(heir, None)  # whoever brings it back reads what it leans on
 
     def clear(self) -> None:
-        """Closes every model: the engine is gone."""
+        """Closes every model: the engine is gone. They come back, so nothing is forgotten."""
         for name in list(self._models):
-            self.park(name)
+            self._park(name)
+
+    def _park(self, name: str) -> None:
+        model = self._models.pop(name, None)
+        if model is not None:
+            self._dormant.pop(name, None)
+            self._dormant[name] = model
+            self.note_change()
+            self.on_moved(name)
+
+    def _forget_oldest(self) -> None:
+        """Keeps what is known of evicted models while it needs no more tokenizers than it may."""
+        used = {tokenizer for model in self._models.values() for tokenizer in model.tokenizers}
+        kept: set[Tokenizer] = set()
+        for name, model in reversed(list(self._dormant.items())):
+            needed = kept | (model.tokenizers - used)
+            turn = self._turns.get(name)
+            moving = turn is not None and turn.wanted  # it may be open again in a moment
+            if moving or len(needed) <= self._max_unused_tokenizers:
+                kept = needed
+            else:
+                del self._dormant[name]
 
     # --- use ----------------------------------------------------------------------------------
 

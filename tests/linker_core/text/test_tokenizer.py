@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import gc
 import json
 import os
+import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -204,3 +207,38 @@ def test_load_names_of_special_tokens_from_their_map(byte_level: Path) -> None:
     (byte_level / "special_tokens_map.json").write_text(json.dumps(names))
     tokenizer = Tokenizer.load(byte_level)
     assert (tokenizer.bos_token, tokenizer.eos_token) == ("<s>", "</s>")
+
+
+def test_models_with_the_same_tokenizer_hold_one_while_they_are_known(tmp_path: Path) -> None:
+    folders = [
+        kinds.save(kinds.byte_level(), tmp_path / str(i), eos_token="<|im_end|>") for i in range(8)
+    ]
+    with ThreadPoolExecutor(8) as pool:
+        first, *others = pool.map(Tokenizer.load, folders)
+    assert all(other is first for other in others)
+    held = weakref.ref(first)
+    del first, others
+    gc.collect()
+    assert held() is None
+
+
+def test_another_file_or_another_end_is_another_tokenizer(tmp_path: Path) -> None:
+    first = Tokenizer.load(kinds.save(kinds.byte_level(), tmp_path / "a", eos_token="<|im_end|>"))
+    ends = Tokenizer.load(kinds.save(kinds.byte_level(), tmp_path / "b"))
+    more = kinds.byte_level()
+    more.add_tokens(["another"])
+    tokens = Tokenizer.load(kinds.save(more, tmp_path / "c", eos_token="<|im_end|>"))
+    assert (first.eos_token, ends.eos_token) == ("<|im_end|>", None)
+    assert (first.num_tokens, tokens.num_tokens) == (ends.num_tokens, ends.num_tokens + 1)
+
+
+def test_a_configuration_that_lies_is_refused_though_its_file_is_known(
+    byte_level: Path, tmp_path: Path
+) -> None:
+    known = Tokenizer.load(byte_level)
+    declared = {"added_tokens_decoder": {"7": {"content": "<|none|>"}}}
+    lying = kinds.save(
+        kinds.byte_level(), tmp_path / "lying", eos_token=known.eos_token, **declared
+    )
+    with pytest.raises(BadCheckpointError, match="declares token"):
+        Tokenizer.load(lying)

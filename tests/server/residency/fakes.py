@@ -219,7 +219,7 @@ def served(name: str, donor: str | None) -> ServedModel:
         created_at=0.0,
         fingerprint=name,
         max_model_len=8,
-        text=cast(TextSide, SimpleNamespace(path=Path(name), config=None)),
+        text=cast(TextSide, SimpleNamespace(path=Path(name), config=None, tokenizer=object())),
     )
 
 
