@@ -29,91 +29,12 @@ from hypothesis.stateful import (
 )
 
 from server.registry.records import ModelRecord, ModelState
-from server.settings import Settings
 from tests.server.crash.soundness import check_files, check_rows
 from tests.server.in_process import Server, real_processes_after
-from tests.server.onboarding.family import residual
-from tests.tiny import make_checkpoint, make_variant
+from tests.server.world import BASE, NAMES, STRANGER, World, ask, onboard, said
 
-BASE, STRANGER = "base", "stranger"
-SHARE: dict[str, Any] = {"policy": "thresholds", "tau_cos": 0.0, "tau_frob": 1e6}
-VARIANTS: dict[str, dict[str, Any]] = {
-    "aliased": SHARE,
-    "coded": {},
-    "exact": {"policy": "exact"},
-    "own": {"policy": "thresholds", "tau_cos": 1.0, "tau_frob": 0.0},
-    "wide": SHARE,
-}
-NAMES = (BASE, *VARIANTS, STRANGER)
 BUSY = (429, 503, 507)  # said of a lack of room or of readiness
 _Result = TypeVar("_Result")
-
-
-class World:
-    """What all runs share: checkpoints, and how each model answers when it is left in peace."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        base = make_checkpoint(root / BASE, tie=False)
-        make_checkpoint(root / STRANGER, layers=1, seed=9)
-        down = [f"model.layers.{layer}.mlp.down_proj.weight" for layer in range(2)]
-        make_variant(root / "aliased", base, scale=dict.fromkeys([*down, "lm_head.weight"], 0.1))
-        residual(make_variant(root / "whole", base, scale=0.05, seed=2), {"0.001": "int4:64"})
-        make_variant(root / "exact", base, scale=dict.fromkeys(down[:1], 0.3), seed=3)
-        make_variant(root / "own", base, scale=0.3, seed=4)
-        make_variant(root / "wide", base, scale=0.01, seed=5, added_tokens=("<|tool|>",))
-        self.answers: dict[str, str] = {}
-        self.unique_bytes: dict[str, int] = {}
-
-    def settings(self, state: Path, budget_bytes: int) -> Settings:
-        return Settings.model_validate(
-            {
-                "storage": {"state": state},
-                "models": {"root": self.root, "load_timeout_s": 30},
-                "engine": {"memory_budget": budget_bytes, "kv_cache_tokens": 512},
-            }
-        )
-
-    async def learn(self, state: Path) -> None:
-        """Notes how the models answer, and what they hold, beside each other and undisturbed."""
-        server = await Server.start(self.settings(state, 1 << 30))
-        for name in (BASE, "whole", *VARIANTS, STRANGER):
-            donor = "auto" if name in (BASE, STRANGER) else BASE
-            response = await onboard(server, name, donor, self.root)
-            assert response.status_code == 201, response.text
-            if name == "whole":  # measuring takes more room than the models here have
-                [delta] = (state / "deltas").iterdir()
-                shutil.copytree(delta, self.root / "coded")
-        for name in NAMES:
-            self.answers[name] = await answer(server, name)
-            card = (await server.client.get(f"/models/{name}")).json()
-            self.unique_bytes[name] = card["bytes"]["unique"]
-        await server.stop()
-
-
-async def onboard(
-    server: Server, name: str, donor: str, root: Path, *, wait: bool = True
-) -> httpx.Response:
-    body = {"name": name, "source": str(root / name), "donor": donor, **VARIANTS.get(name, {})}
-    return await server.post("/models", body, wait=wait)
-
-
-async def ask(server: Server, name: str) -> httpx.Response:
-    body = {"model": name, "prompt": "Once upon", "temperature": 0, "max_tokens": 6,
-            "ignore_eos": True, "logprobs": 1}  # fmt: skip
-    return await server.post("/v1/completions", body)
-
-
-async def answer(server: Server, name: str) -> str:
-    response = await ask(server, name)
-    assert response.status_code == 200, response.text
-    return said(response)
-
-
-def said(response: httpx.Response) -> str:
-    """Returns an answer to the bit of its log-probabilities."""
-    choice = response.json()["choices"][0]
-    return f"{choice['text']!r} {choice['logprobs']['token_logprobs']}"
 
 
 class Machine(RuleBasedStateMachine):
@@ -163,10 +84,15 @@ class Machine(RuleBasedStateMachine):
 
     # --- operations ---------------------------------------------------------------------------
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(rehomed=st.booleans())
+    def begin(self, rehomed: bool) -> None:
+        """Begins with a donor, or with a family that its donor has left behind."""
         self._server = self.run(Server.start(self.world.settings(self.state, self.budget_bytes)))
         self.onboard(BASE)
+        if rehomed:
+            self.onboard("aliased")
+            self.onboard("wide")
+            self.delete(BASE, rehome=True)
 
     @rule(name=st.sampled_from(NAMES))
     def onboard(self, name: str) -> None:
@@ -431,14 +357,33 @@ def test_any_order_of_operations_and_faults_leaves_all_well(world: World) -> Non
     check(world, examples=10, steps=20)
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_family_without_its_donor_comes_back_and_leaves_nothing(
+    world: World, *, killed: bool
+) -> None:
+    machine = limited(world)()
+    try:
+        machine.begin(rehomed=True)
+        for left in (2, 1):
+            machine.all_is_well()
+            machine.restart(killed)
+            machine.all_is_well()
+            assert len(machine.rows()) == left
+            machine.delete(machine.head(), rehome=True)
+        machine.all_is_well()
+        assert not machine.rows()
+    finally:
+        machine.teardown()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_many_orders_of_operations_and_faults_leave_all_well(world: World) -> None:
     check(world, examples=200, steps=50)
 
 
-def check(world: World, *, examples: int, steps: int) -> None:
-    """Runs the machine in room for two families' caches and about half of the weights."""
+def limited(world: World) -> type[Machine]:
+    """Returns the machine with room for two families' caches and about half of the weights."""
     weights = sum(world.unique_bytes.values())
     kv_bytes = 2 * 512 * 2 * 2 * 12 * 4  # layers, tokens, keys and values, heads, width, float32
 
@@ -446,8 +391,13 @@ def check(world: World, *, examples: int, steps: int) -> None:
         budget_bytes = 2 * kv_bytes + weights * 6 // 10
 
     Limited.world = world
+    return Limited
+
+
+def check(world: World, *, examples: int, steps: int) -> None:
+    """Runs the machine."""
     run_state_machine_as_test(
-        Limited,
+        limited(world),
         settings=settings(
             max_examples=examples,
             stateful_step_count=steps,
