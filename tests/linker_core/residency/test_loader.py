@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import random
 import struct
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from linker_core.errors import BadCheckpointError, InsufficientCapacityError
-from linker_core.residency import reading
+from linker_core.residency import own_memory, reading
 from linker_core.residency.ledger import Stored, StoredResidual, StoredRows, StoredTensor
 from linker_core.residency.loader import load_tensors
 from linker_core.residency.pool import Pool, ResidentVariant
@@ -270,4 +271,20 @@ def test_delta_that_does_not_fit_is_refused(tmp_path: Path) -> None:
         exhaust(pool.admit("base", donor, donor_plan(tmp_path / "donor"), None))
         with pytest.raises(InsufficientCapacityError, match=str(plan.unique_bytes)):
             exhaust(pool.admit("chat", delta, plan, "base"))
+    pool.check_integrity()
+
+
+def test_small_tensors_of_a_donor_stay_apart_because_they_leave_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_nbytes: int) -> mmap.mmap:
+        raise AssertionError("one mapping for what leaves one by one")
+
+    path = make_checkpoint(tmp_path / "donor")
+    pool = Pool(device=CPU)
+    with Checkpoint.open(path) as donor:
+        smallest, second, *_ = sorted(tensor.nbytes for tensor in donor.tensors.values())
+        monkeypatch.setattr(own_memory, "HUGE_PAGE_BYTES", smallest + second)
+        monkeypatch.setattr(own_memory, "map_host_memory", refuse)
+        exhaust(pool.admit("base", donor, donor_plan(path), None))
     pool.check_integrity()
