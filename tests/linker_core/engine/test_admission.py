@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from linker_core.engine.messages import (
+    Command,
+    Event,
     LoadFailed,
     ModelLoaded,
     ModelUnloaded,
@@ -196,19 +198,15 @@ def test_snapshot_of_a_change_is_there_before_the_event_that_ends_a_wait(
         driver.submit("base", PROMPT, replace(GREEDY, max_tokens=100))
         driver.step()
     broken = replace(load_message("broken", variant, donor="base"), identity=())
-    ends = (ModelLoaded, LoadFailed, Reserved, ModelUnloaded)
-    for command, end in zip(
-        (
-            load_message("v", variant, donor="base"),
-            broken,
-            Reserve(name="tuner", nbytes=1000),
-            UnloadModel(model="v"),
-        ),
-        ends,
-        strict=True,
-    ):
+    waits: tuple[tuple[Command, type[Event]], ...] = (
+        (load_message("v", variant, donor="base"), ModelLoaded),
+        (broken, LoadFailed),
+        (Reserve(name="tuner", nbytes=1000), Reserved),
+        (UnloadModel(model="v"), ModelUnloaded),
+    )
+    for command, end in waits:
         driver.engine.handle(command)
-        seen: list[object] = []
+        seen: list[Event] = []
         while not any(isinstance(event, end) for event in seen):
             seen += driver.step()
         index = next(number for number, event in enumerate(seen) if isinstance(event, end))
