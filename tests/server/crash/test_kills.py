@@ -39,7 +39,7 @@ def kill_workers(trial: Trial, chance: random.Random, *, number: int) -> None:
     killed = 0
     while killed < number:
         way, delay_s = chance.choice(WAYS), chance.uniform(0.0, longest_s)
-        roles = ("engine",) if chance.random() < 1 / 8 else ("scanner", "tuner", "encoder")
+        roles = ("engine",) if chance.random() < 1 / 8 else ("scanner", "tuner", "encoder", "hub")
         killed += trial.lose_worker(way, roles, after_s=delay_s)
 
 
