@@ -17,7 +17,6 @@ from linker_core.errors import (
     EngineFailureError,
     LinkerError,
     ModelNotFoundError,
-    NotReadyError,
 )
 from server.metrics.admission import AdmissionMetrics
 from server.onboarding.admission import Admission
@@ -82,7 +81,7 @@ class JobRunner:
         self._metrics = metrics
         self._live: dict[str, _Live] = {}  # by id
         self._prepared: dict[str, _Live] = {}  # models that are not ready to wait for their turn
-        self._preparing: set[asyncio.Task[None]] = set()
+        self._beside: set[asyncio.Task[None]] = set()  # what goes on beside the queue
         self._replanned: dict[str, str] = {}  # ready models that get another plan -> job
         self._queue: asyncio.Queue[str | None] = asyncio.Queue()  # None: room may have come free
 
@@ -110,9 +109,7 @@ class JobRunner:
         donor = self._prepared.get(request.donor or "")
         if is_hub_source(request.source) or donor is not None:
             self._prepared[request.name] = live
-            task = asyncio.ensure_future(self._prepare(queued.id, live, request, donor))
-            self._preparing.add(task)
-            task.add_done_callback(self._preparing.discard)
+            self._go_on_with(self._prepare(queued.id, live, request, donor))
         else:
             self._queue.put_nowait(queued.id)
         return queued
@@ -185,6 +182,7 @@ class JobRunner:
             ModelNotFoundError: There is no such job.
             ConflictError: It has ended, or models that were ready before wait for its model.
             NotReadyError: The registry cannot be written; the job goes on.
+            EngineFailureError: It could not be ended, through a fault of ours.
         """
         live = self._live.get(job_id)
         if live is not None:
@@ -192,6 +190,8 @@ class JobRunner:
         job = await self._roster.job(job_id)
         if job is None:
             raise ModelNotFoundError("There is no such job.", param="id")
+        if live is not None and self._roster.is_open(job_id):
+            raise EngineFailureError("The job could not be ended; see the server's log.")
         if live is None or job.status is not JobStatus.CANCELLED:
             raise ConflictError(f"The job has ended already: it has {job.status.value}.")
         return job
@@ -206,7 +206,7 @@ class JobRunner:
                 if live.unwanted and live.work is not None:
                     live.work.cancel()
                 elif live.unwanted:
-                    live.work = asyncio.ensure_future(self._conclude(job_id, live))
+                    live.work = self._go_on_with(self._conclude(job_id, live))
         await live.ended.wait()
 
     async def run(self) -> None:
@@ -224,26 +224,43 @@ class JobRunner:
                 if job_id is None:
                     await self.sweep()  # a dry run may have left something
         finally:
-            for task in (preparing := list(self._preparing)):
+            for task in (beside := list(self._beside)):
                 task.cancel()
-            await asyncio.gather(*preparing, return_exceptions=True)
+            await asyncio.gather(*beside, return_exceptions=True)
 
     async def sweep(self) -> None:
-        """Removes stored deltas, bases and downloads that no model needs."""
+        """Removes stored deltas, bases and downloads that no model needs.
+
+        What cannot be removed now stays for a later sweep: nobody's request depends on it.
+        """
+        try:
+            await self._sweep()
+        except (LinkerError, OSError) as error:
+            logger.warning("what no model needs stays for now: %s", error)
+
+    async def _sweep(self) -> None:
         idle = not self._planner.turn.locked()
         await self._admission.deltas.sweep(self._roster.plans(), settled=idle)
         await self._bases.sweep(self._roster.plans)
         # A donor's checkpoint that becomes a base meanwhile is among either.
         before = self._sources_of_models()
-        try:
-            bases = await self._bases.sources()
-        except NotReadyError as error:
-            logger.warning("downloads that nothing needs stay for now: %s", error.message)
-            return
+        bases = await self._bases.sources()
         await self._sources.sweep(lambda: [*before, *bases, *self._sources_of_models()])
 
     def _sources_of_models(self) -> list[str]:
         return [model.source for model in self._roster.models()]
+
+    def _go_on_with(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Begins work that nobody awaits; a fault of ours in it is logged."""
+        task = asyncio.ensure_future(work)
+        self._beside.add(task)
+        task.add_done_callback(self._note_end)
+        return task
+
+    def _note_end(self, task: asyncio.Task[None]) -> None:
+        self._beside.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a job could not be ended", exc_info=error)
 
     async def _prepare(
         self, job_id: str, live: _Live, request: OnboardRequest, donor: _Live | None
@@ -289,6 +306,16 @@ class JobRunner:
 
     async def _conclude(self, job_id: str, live: _Live, error: BaseException | None = None) -> None:
         """Ends a job whose work has stopped, and lets those who wait for it go on."""
+        try:
+            await self._end(job_id, live, error)
+            await self.sweep()
+        finally:
+            for name in [name for name, job in self._replanned.items() if job == job_id]:
+                del self._replanned[name]
+            self._live.pop(job_id).ended.set()
+
+    async def _end(self, job_id: str, live: _Live, error: BaseException | None) -> None:
+        """Stores how a job ended, unless it has succeeded and said so itself."""
         if not self._roster.is_open(job_id):
             assert error is None  # it has succeeded
         elif live.unwanted:
@@ -299,10 +326,6 @@ class JobRunner:
             logger.error("job %s failed through a fault of ours", job_id, exc_info=error)
             known = EngineFailureError("Onboarding failed; see the server's log.")
             await self._fail(job_id, live, known)
-        await self.sweep()
-        for name in [name for name, job in self._replanned.items() if job == job_id]:
-            del self._replanned[name]
-        self._live.pop(job_id).ended.set()
 
     async def _begin(self, job_id: str) -> JobRecord:
         job = replace(self._roster.live_job(job_id), status=JobStatus.RUNNING)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -108,6 +109,70 @@ def test_finished_jobs_leave_the_memory(live: LiveServer) -> None:
     jobs = live.client.get("/models/jobs").json()["data"]
     assert [job["status"] for job in jobs] == ["succeeded"] * 2
     assert live.services.roster._jobs == {}
+
+
+def test_sweep_that_fails_ends_neither_a_job_nor_the_server(
+    live: LiveServer, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweeps: list[str] = []
+
+    async def failing(*_: Any, **__: Any) -> None:
+        sweeps.append("failed")
+        raise OSError("the disk is gone")
+
+    monkeypatch.setattr(live.services.onboarder._admission.deltas, "sweep", failing)
+    assert live.onboard("late", models["near"]).status_code == 201
+    before = len(sweeps)
+    live.loop.call_soon_threadsafe(live.services.onboarder._jobs.catch_up_soon)  # as a dry run does
+    live.until(lambda: len(sweeps) > before)
+    assert live.client.delete("/models/late").status_code == 200
+    assert live.onboard("late", models["near"]).status_code == 201
+
+
+def fail_to_withdraw(live: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def failing(*_: Any) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(live.services.roster, "withdraw", failing)
+
+
+def test_fault_while_a_waiting_job_is_cancelled_is_told_and_nobody_waits_for_ever(
+    live: LiveServer,
+    models: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    fail_to_withdraw(live, monkeypatch)
+    with held_up_scans(live) as scans:
+        first = live.onboard("first", models["near"], wait=False).json()
+        assert scans.begun.wait(30)
+        second = live.onboard("second", models["near"], wait=False).json()
+        assert live.client.post(f"/models/jobs/{second['id']}/cancel").status_code == 503
+    until_job(live, first["id"], "succeeded")
+    assert "a fault of ours" in caplog.text
+
+
+def test_fault_while_a_download_is_cancelled_is_told_and_nobody_waits_for_ever(
+    tmp_path: Path,
+    models: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    reached = threading.Event()
+    with FakeHub().running() as hub:
+        hub.add("acme/base", models["base"])
+        hub.faults["model.safetensors"] = [held_after(5_000, reached)]
+        settings: dict[str, dict[str, object]] = {
+            "hub": {"endpoint": hub.endpoint, "keep_free_bytes": 0}
+        }
+        with live_server(tmp_path / "state", root=tmp_path, settings=settings) as server:
+            job = server.onboard("base", Path("hub:acme/base@main"), wait=False).json()
+            assert reached.wait(60)
+            fail_to_withdraw(server, monkeypatch)
+            assert server.client.post(f"/models/jobs/{job['id']}/cancel").status_code == 503
+            assert server.onboard("other", models["near"]).status_code == 201
+            hub.released.set()
+    assert "a fault of ours" in caplog.text
 
 
 def test_variant_of_a_donor_that_is_being_downloaded_waits_for_it(
