@@ -18,7 +18,7 @@ from linker_core.engine.kv_cache import KVCache
 from linker_core.engine.page_table import PageTable
 from linker_core.engine.rows import RowGroup
 from linker_core.residency.coding import CodedMatrix
-from linker_core.residency.ledger import StoredResidual
+from linker_core.residency.stored import StoredResidual
 
 
 class ByRow(NamedTuple):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from linker_core.engine.rows import Labels, RowMap, StepContext, partition
-from linker_core.residency.ledger import Stored, StoredTensor
+from linker_core.residency.stored import Stored, StoredTensor
 
 Tensors = Mapping[str, Stored]
 

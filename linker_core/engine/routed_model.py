@@ -23,8 +23,8 @@ from linker_core.engine.leaf import RoutedLeaf, Tensors
 from linker_core.engine.routing import RoutedLinear, RoutedNorm
 from linker_core.engine.rows import StepContext
 from linker_core.engine.token_leaves import RoutedEmbedding, RoutedHead
-from linker_core.residency.ledger import StoredResidual, StoredRows
 from linker_core.residency.skeleton import build_skeleton
+from linker_core.residency.stored import StoredResidual, StoredRows
 from linker_core.weights.architecture import SLIDING, Architecture, ModelConfig
 
 _ROTATION_BLOCK = 1024  # positions whose cosines and sines are worked out together

@@ -16,7 +16,7 @@ from torch import nn
 from linker_core.engine.arithmetic import Addend, ByRow, Norm, Product
 from linker_core.engine.leaf import Partition, RoutedLeaf, Tensors
 from linker_core.engine.rows import Labels, RowMap, StepContext, partition
-from linker_core.residency.ledger import Stored, StoredResidual
+from linker_core.residency.stored import Stored, StoredResidual
 
 
 class RoutedLinear(RoutedLeaf):

@@ -20,7 +20,7 @@ from linker_core.engine.page_table import PageTable
 from linker_core.engine.routed_model import RoutedModel
 from linker_core.engine.rows import RowMap, StepContext, partition
 from linker_core.engine.uploads import upload
-from linker_core.residency.ledger import Stored
+from linker_core.residency.stored import Stored
 from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.keys import EMBED_NAME, FINAL_NORM_NAME, LM_HEAD_NAME
 

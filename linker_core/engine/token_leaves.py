@@ -19,7 +19,7 @@ from linker_core.engine.arithmetic import Addend, Arithmetic, Product
 from linker_core.engine.leaf import RoutedLeaf, Tensors
 from linker_core.engine.rows import RowGroup, RowMap, StepContext, partition
 from linker_core.residency.delta_rows import Picked, delta_rows
-from linker_core.residency.ledger import Stored, StoredResidual, StoredRows, StoredTensor
+from linker_core.residency.stored import Stored, StoredResidual, StoredRows, StoredTensor
 
 _Split = StoredRows | StoredResidual  # a table that is partly its donor's
 

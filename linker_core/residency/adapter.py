@@ -18,10 +18,10 @@ from linker_core.errors import BadCheckpointError
 from linker_core.pace import Pace
 from linker_core.residency.delta_entries import EntryWriter
 from linker_core.residency.delta_writer import is_written, write_stored
-from linker_core.residency.ledger import StoredResidual, StoredTensor
 from linker_core.residency.new_folder import new_folder
 from linker_core.residency.reading import TORCH_DTYPES
 from linker_core.residency.rounding import rounded
+from linker_core.residency.stored import StoredResidual, StoredTensor
 from linker_core.residency.texts import adapter_texts, copy_texts
 from linker_core.sharing.delta_layout import DELTA_FILE, entries_of
 from linker_core.sharing.plan import (

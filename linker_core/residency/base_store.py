@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Mapping
 
-from linker_core.residency.ledger import Stored, StoredTensor
+from linker_core.residency.stored import Stored, StoredTensor
 from linker_core.sharing.plan import SharePlan
 from linker_core.sharing.rungs import Rung
 from linker_core.weights.architecture import ModelConfig

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 from linker_core.residency.coding import CodedMatrix
-from linker_core.residency.ledger import StoredResidual
+from linker_core.residency.stored import StoredResidual
 
 
 class Picked(NamedTuple):

@@ -11,9 +11,9 @@ import torch
 
 from linker_core.errors import BadCheckpointError
 from linker_core.residency.coding import CodedMatrix
-from linker_core.residency.ledger import Stored, StoredResidual, StoredRows, StoredTensor
 from linker_core.residency.own_memory import OwnMemory
 from linker_core.residency.reading import TORCH_DTYPES, fill
+from linker_core.residency.stored import Stored, StoredResidual, StoredRows, StoredTensor
 from linker_core.sharing.delta import DeltaFile
 from linker_core.sharing.delta_layout import CodedPart, coded_parts
 from linker_core.sharing.rungs import Residual

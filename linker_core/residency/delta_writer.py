@@ -18,11 +18,11 @@ from linker_core.pace import Pace
 from linker_core.residency.delta_entries import EntryWriter
 from linker_core.residency.encoding import DeltaEncoder
 from linker_core.residency.encoding_memory import at_once_bytes, tensor_bytes
-from linker_core.residency.ledger import StoredResidual, StoredRows, StoredTensor
 from linker_core.residency.loader import read_tensor
 from linker_core.residency.new_folder import new_folder
 from linker_core.residency.own_rows import load_rows
 from linker_core.residency.reading import FileRows
+from linker_core.residency.stored import StoredResidual, StoredRows, StoredTensor
 from linker_core.residency.texts import checkpoint_texts, copy_texts
 from linker_core.sharing.delta import DeltaFile, is_delta
 from linker_core.sharing.delta_layout import DELTA_FILE, Entry, entries_of

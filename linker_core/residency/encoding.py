@@ -12,7 +12,6 @@ import torch
 
 from linker_core.residency.coding import CodedMatrix
 from linker_core.residency.encoding_memory import CHUNK_WEIGHTS, sketch_size
-from linker_core.residency.ledger import StoredResidual, StoredTensor
 from linker_core.residency.low_rank import (
     Factors,
     Product,
@@ -20,6 +19,7 @@ from linker_core.residency.low_rank import (
     sketched,
 )
 from linker_core.residency.rounding import joined, rounded
+from linker_core.residency.stored import StoredResidual, StoredTensor
 from linker_core.sharing.rungs import Residual
 
 

@@ -8,10 +8,10 @@ import torch
 
 from linker_core.errors import BadCheckpointError
 from linker_core.residency.delta_tensors import load_entry, load_listed_rows, load_residual
-from linker_core.residency.ledger import Stored, StoredTensor, distinct
 from linker_core.residency.own_memory import OwnMemory
 from linker_core.residency.own_rows import load_rows
 from linker_core.residency.reading import Source, allocate_like, fill
+from linker_core.residency.stored import Stored, StoredTensor, distinct
 from linker_core.sharing.delta import DeltaFile
 from linker_core.sharing.plan import SharePlan
 from linker_core.sharing.rungs import AnyRung, Residual, Rung

@@ -10,8 +10,8 @@ from collections.abc import Generator
 import torch
 
 from linker_core.errors import BadCheckpointError
-from linker_core.residency.ledger import Stored, StoredRows, StoredTensor
 from linker_core.residency.reading import CHUNK_BYTES, TORCH_DTYPES, allocate, host_buffer
+from linker_core.residency.stored import Stored, StoredRows, StoredTensor
 from linker_core.weights.checkpoint import Checkpoint
 
 # Rows are compared as integers, so that -0.0 is not 0.0; the widest that a row is made of.

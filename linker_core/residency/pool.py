@@ -14,9 +14,10 @@ import torch
 from linker_core.errors import ConflictError, InsufficientCapacityError, ModelNotFoundError
 from linker_core.residency.base_store import BaseStore
 from linker_core.residency.device import available_bytes
-from linker_core.residency.ledger import Ledger, Stored, distinct
+from linker_core.residency.ledger import Ledger
 from linker_core.residency.loader import load_base, load_tensors
 from linker_core.residency.reading import Source
+from linker_core.residency.stored import Stored, distinct
 from linker_core.sharing.plan import SharePlan
 from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.checkpoint import Checkpoint

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from linker_core.residency.encoding import DeltaEncoder
-from linker_core.residency.ledger import StoredResidual, StoredTensor
+from linker_core.residency.stored import StoredResidual, StoredTensor
 from linker_core.sharing.rungs import AnyRung, Residual, Rung
 from linker_core.tuning.storages import SectionReader
 

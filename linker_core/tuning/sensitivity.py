@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from linker_core.residency.ledger import StoredTensor
+from linker_core.residency.stored import StoredTensor
 from linker_core.sharing.rungs import AnyRung, Rung
 from linker_core.tuning.block_probe import BlockProbe, RungErrors, relative, squares
 from linker_core.tuning.memory import LOGITS_CHUNK_BYTES, SAMPLE_ROWS

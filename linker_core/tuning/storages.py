@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 import torch
 
 from linker_core.residency.encoding import DeltaEncoder
-from linker_core.residency.ledger import Stored, StoredTensor
 from linker_core.residency.loader import read_tensor
+from linker_core.residency.stored import Stored, StoredTensor
 from linker_core.sharing.rungs import AnyRung, Residual, Rung
 from linker_core.tuning.offered import offered_rungs
 from linker_core.weights.checkpoint import Checkpoint

@@ -24,7 +24,7 @@ from linker_core.engine.devices import arithmetic_for
 from linker_core.engine.kv_cache import KVCache, KVShape
 from linker_core.engine.page_table import PageTable
 from linker_core.engine.runner import Chunk, Runner
-from linker_core.residency.ledger import StoredTensor
+from linker_core.residency.stored import StoredTensor
 from linker_core.weights.architecture import ModelConfig, parse_config
 from linker_core.weights.shapes import expected_tensors
 

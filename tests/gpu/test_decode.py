@@ -16,7 +16,7 @@ from linker_core.engine.page_table import PageTable
 from linker_core.engine.rows import RowGroup
 from linker_core.engine.torch_arithmetic import TorchArithmetic
 from linker_core.residency.coding import CodedMatrix
-from linker_core.residency.ledger import StoredResidual
+from linker_core.residency.stored import StoredResidual
 from tests.linker_core.engine.cuda.attended import CASES, Attended, Case, check_attention
 from tests.linker_core.engine.cuda.streams import (
     Stream,

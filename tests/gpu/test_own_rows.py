@@ -10,9 +10,9 @@ import torch
 from linker_core.engine.rows import RowMap
 from linker_core.engine.token_leaves import look_up, project
 from linker_core.engine.torch_arithmetic import TorchArithmetic
-from linker_core.residency.ledger import StoredRows, StoredTensor
 from linker_core.residency.loader import read_tensor
 from linker_core.residency.own_rows import load_rows
+from linker_core.residency.stored import StoredRows, StoredTensor
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import EMBED_NAME
 from tests.tiny import make_checkpoint, make_variant

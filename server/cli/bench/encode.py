@@ -16,8 +16,8 @@ from typing import Any, Final
 import torch
 
 from linker_core.residency.encoding import DeltaEncoder
-from linker_core.residency.ledger import StoredTensor
 from linker_core.residency.loader import read_tensor
+from linker_core.residency.stored import StoredTensor
 from linker_core.sharing.rungs import Residual, parse_rung
 from linker_core.weights.checkpoint import Checkpoint
 from server.cli.bench.admission import copy_bytes, load_plainly, touch_free_memory

@@ -17,7 +17,7 @@ from linker_core.engine.kv_cache import KVCache, KVShape
 from linker_core.engine.runner import Runner
 from linker_core.engine.torch_arithmetic import TorchArithmetic
 from linker_core.residency.encoding import DeltaEncoder
-from linker_core.residency.ledger import Stored, StoredResidual, StoredRows, StoredTensor
+from linker_core.residency.stored import Stored, StoredResidual, StoredRows, StoredTensor
 from linker_core.sharing.rungs import Residual
 from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.checkpoint import Checkpoint

@@ -11,7 +11,7 @@ import torch
 
 from linker_core.engine.arithmetic import Addend
 from linker_core.residency.coding import CodedMatrix, pack_codes
-from linker_core.residency.ledger import StoredResidual, StoredTensor
+from linker_core.residency.stored import StoredResidual, StoredTensor
 from linker_core.sharing.rungs import (
     Residual,
     code_row_bytes,

@@ -23,7 +23,7 @@ from linker_core.engine.messages import (
     UnloadFailed,
     UnloadModel,
 )
-from linker_core.residency.ledger import StoredResidual
+from linker_core.residency.stored import StoredResidual
 from tests.linker_core.engine.driving import GREEDY, SMALL, Driver, load_message
 from tests.linker_core.engine.families import (
     reference_greedy,

@@ -17,7 +17,7 @@ from linker_core.engine.cpu.arithmetic import CompiledArithmetic
 from linker_core.engine.routing import RoutedLinear, RoutedNorm, multiply
 from linker_core.engine.rows import RowGroup, RowMap, StepContext
 from linker_core.residency.encoding import DeltaEncoder
-from linker_core.residency.ledger import StoredResidual, StoredTensor
+from linker_core.residency.stored import StoredResidual, StoredTensor
 from linker_core.sharing.rungs import Residual, parse_rung
 from tests.linker_core.engine.families import (
     ARITHMETICS,

@@ -19,7 +19,7 @@ from linker_core.engine.cpu.arithmetic import CompiledArithmetic
 from linker_core.engine.page_table import PageTable
 from linker_core.engine.runner import Chunk
 from linker_core.engine.torch_arithmetic import TorchArithmetic
-from linker_core.residency.ledger import Stored, StoredResidual
+from linker_core.residency.stored import Stored, StoredResidual
 from linker_core.sharing.rungs import Residual, parse_rung
 from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME
 from tests.linker_core.engine.families import (

@@ -16,7 +16,7 @@ from linker_core.engine.arithmetic import Addend, Arithmetic
 from linker_core.engine.rows import RowMap
 from linker_core.engine.token_leaves import look_up, project
 from linker_core.residency.encoding import DeltaEncoder
-from linker_core.residency.ledger import Stored, StoredResidual, StoredRows, StoredTensor
+from linker_core.residency.stored import Stored, StoredResidual, StoredRows, StoredTensor
 from linker_core.sharing.rungs import Residual, parse_rung
 from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME
 from tests.linker_core.engine.families import (

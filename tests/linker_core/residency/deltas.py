@@ -11,7 +11,7 @@ import torch
 
 from linker_core.residency.delta_writer import write_delta
 from linker_core.residency.encoding import DeltaEncoder
-from linker_core.residency.ledger import StoredResidual, StoredTensor
+from linker_core.residency.stored import StoredResidual, StoredTensor
 from linker_core.sharing.plan import Fingerprints, Policy, SharePlan
 from linker_core.sharing.planner import plan_donor, plan_rungs
 from linker_core.sharing.rungs import AnyRung, Residual, Rung, parse_rung

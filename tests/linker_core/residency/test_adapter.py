@@ -15,8 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from linker_core.errors import BadCheckpointError, LinkerError
 from linker_core.residency.adapter import write_adapter
-from linker_core.residency.ledger import Stored, StoredResidual, StoredTensor
 from linker_core.residency.loader import load_tensors
+from linker_core.residency.stored import Stored, StoredResidual, StoredTensor
 from linker_core.sharing.delta import DeltaFile
 from linker_core.sharing.delta_data import check_data, check_donor
 from linker_core.sharing.plan import Policy

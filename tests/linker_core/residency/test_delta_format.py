@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 from safetensors.torch import load_file
 
-from linker_core.residency.ledger import StoredResidual, StoredTensor
+from linker_core.residency.stored import StoredResidual, StoredTensor
 from linker_core.sharing.delta import DeltaFile
 from linker_core.sharing.rungs import parse_rung
 from linker_core.weights.keys import LM_HEAD_NAME

@@ -32,8 +32,8 @@ from linker_core.residency import delta_writer
 from linker_core.residency.coding import pack_codes
 from linker_core.residency.delta_entries import EntryWriter
 from linker_core.residency.delta_writer import write_delta
-from linker_core.residency.ledger import StoredTensor
 from linker_core.residency.new_folder import INCOMPLETE
+from linker_core.residency.stored import StoredTensor
 from linker_core.sharing.delta import DeltaFile, open_weights
 from linker_core.sharing.delta_data import check_data, check_donor
 from linker_core.sharing.delta_layout import DELTA_FILE, entries_of

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from linker_core.errors import BadCheckpointError
 from linker_core.residency.encoding import DeltaEncoder
-from linker_core.residency.ledger import StoredResidual, StoredTensor
+from linker_core.residency.stored import StoredResidual, StoredTensor
 from linker_core.sharing.rungs import ENCODING, Residual, parse_rung, residual_bytes
 
 GOLDEN = "746a68697387ec177aa4fcdf329132620142c8e969857377fa883453ab0c9b4a"

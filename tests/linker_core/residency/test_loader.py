@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from linker_core.errors import BadCheckpointError, InsufficientCapacityError
 from linker_core.residency import own_memory, reading
-from linker_core.residency.ledger import Stored, StoredResidual, StoredRows, StoredTensor
 from linker_core.residency.loader import load_tensors
 from linker_core.residency.pool import Pool, ResidentVariant
+from linker_core.residency.stored import Stored, StoredResidual, StoredRows, StoredTensor
 from linker_core.sharing.delta import DeltaFile
 from linker_core.sharing.delta_layout import DELTA_FILE
 from linker_core.sharing.plan import SharePlan

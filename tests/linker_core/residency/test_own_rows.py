@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 
 from linker_core.errors import BadCheckpointError
 from linker_core.residency import own_rows
-from linker_core.residency.ledger import StoredRows, StoredTensor
 from linker_core.residency.own_rows import load_rows
 from linker_core.residency.pool import Pool
+from linker_core.residency.stored import StoredRows, StoredTensor
 from linker_core.sharing.plan import Fingerprints, Policy, SharePlan
 from linker_core.sharing.planner import plan_donor, plan_variant
 from linker_core.sharing.rungs import Rung

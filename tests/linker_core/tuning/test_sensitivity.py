@@ -15,8 +15,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from linker_core.residency.ledger import StoredResidual
 from linker_core.residency.loader import read_tensor
+from linker_core.residency.stored import StoredResidual
 from linker_core.sharing.rungs import Rung, parse_rung
 from linker_core.tuning import block_probe, storages
 from linker_core.tuning import walk as walk_module

@@ -22,7 +22,7 @@ from linker_core.engine.cpu.kernels import can_round
 from linker_core.engine.cpu.regions import Region
 from linker_core.engine.rows import RowGroup
 from linker_core.residency.coding import CodedMatrix
-from linker_core.residency.ledger import StoredResidual
+from linker_core.residency.stored import StoredResidual
 from tests.linker_core.engine.cpu.compiled import compiled
 from tests.linker_core.engine.cpu.products import before_an_unreadable_page
 from tests.linker_core.engine.residuals import assert_added, residual

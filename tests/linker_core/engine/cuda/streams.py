@@ -15,7 +15,7 @@ from linker_core.engine.arithmetic import Arithmetic
 from linker_core.engine.kv_cache import KVCache
 from linker_core.engine.page_table import PageTable
 from linker_core.engine.runner import Chunk, Runner
-from linker_core.residency.ledger import Stored, StoredRows, StoredTensor
+from linker_core.residency.stored import Stored, StoredRows, StoredTensor
 from linker_core.weights.checkpoint import Checkpoint
 from tests.linker_core.engine.families import (
     CPU,

@@ -13,9 +13,9 @@ import torch
 from safetensors import SafetensorError, deserialize
 
 from linker_core.errors import LinkerError
-from linker_core.residency.ledger import Stored, StoredTensor
 from linker_core.residency.loader import load_tensors
 from linker_core.residency.skeleton import build_skeleton
+from linker_core.residency.stored import Stored, StoredTensor
 from linker_core.sharing.delta import DeltaFile
 from linker_core.sharing.delta_data import check_data, check_donor
 from linker_core.sharing.delta_layout import DELTA_FILE
