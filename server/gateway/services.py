@@ -225,7 +225,7 @@ def build_services(
         rows=roster,
         bring_back=returning.bring_back,
         close_one=room.close_one,
-        settled=restorer.engine,
+        engines=restorer,
         max_waiting=settings.models.load_queue,
         timeout_s=settings.models.load_timeout_s,
     )

@@ -67,18 +67,26 @@ class Restorer:
             self.done.set()
 
     async def catch_up(self) -> None:
-        """Tries again what found no room, no engine or no donor, as far as it is not there yet."""
+        """Tries again what found no room, no engine or no donor, as far as it is not there yet.
+
+        Waits for nobody: what is on its way already, or whose donor is, is left for the next time,
+        and so is what the engine dies before.
+        """
         client = self._admission.engine_or_none()
         if client is not None and self.done.is_set():
-            left_out = {name for name in self._left_out if self._catalog.get(name) is None}
-            models = [model for model in self._roster.models() if model.name in left_out]
-            self._left_out = set()
-            await self._load([m for m in models if m.state is ModelState.UNLOADED], client)
+            models = [model for model in self._roster.models() if self._is_left_out(model)]
+            self._left_out = {model.name for model in models}
+            await self._load(models, client, waits=False)
 
     def engine_down(self) -> None:
         """Closes every model to requests until the next engine has them."""
         self.returning.engine_down()
         self._close()
+
+    @property
+    def is_restored(self) -> bool:
+        """Whether there is an engine that holds all of it."""
+        return self.done.is_set() and self._admission.engine_or_none() is not None
 
     async def engine(self) -> EngineClient:
         """Waits for an engine that holds all of it."""
@@ -102,6 +110,16 @@ class Restorer:
             and (record.state is ModelState.READY or self._is_for_start(record))
         ]
 
+    def _is_left_out(self, record: ModelRecord) -> bool:
+        """Whether a model was to come back, and has not by now."""
+        left_out = record.name in self._left_out and self._catalog.get(record.name) is None
+        return left_out and record.state is ModelState.UNLOADED
+
+    def _is_moving(self, record: ModelRecord) -> bool:
+        """Whether somebody brings a model or its donor back, or takes it out."""
+        names = [record.name] if record.donor is None else [record.name, record.donor]
+        return any(self._catalog.turn(name).wanted for name in names)
+
     def _is_for_start(self, record: ModelRecord) -> bool:
         to_come = record.state is ModelState.UNLOADED and not self._started
         return to_come and self._is_preferred(record)
@@ -109,8 +127,16 @@ class Restorer:
     def _is_preferred(self, record: ModelRecord) -> bool:
         return record.pinned or record.name in self.at_start
 
-    async def _load(self, records: Iterable[ModelRecord], client: EngineClient) -> bool:
-        """Loads models in their order; False if the engine died on the way."""
+    async def _load(
+        self, records: Iterable[ModelRecord], client: EngineClient, *, waits: bool = True
+    ) -> bool:
+        """Loads models in their order; False if the engine died on the way.
+
+        Args:
+            records: The models.
+            client: The engine.
+            waits: Whether it waits for those that are on their way already.
+        """
         preferred = {r.name for r in self._roster.models() if self._is_preferred(r)}
         preferred |= {r.donor for r in self._roster.models() if r.name in preferred and r.donor}
 
@@ -121,6 +147,8 @@ class Restorer:
             return record.name not in preferred, record.donor is not None, slow, -last_use
 
         for record in sorted(records, key=place):
+            if not waits and self._is_moving(record):
+                continue
             async with self._catalog.turn(record.name):  # until its row says what became of it
                 try:
                     if self.returning.is_wanted(record):
@@ -128,7 +156,10 @@ class Restorer:
                 except Exception as error:  # noqa: BLE001 - the edge of a model, which ends alone
                     if client.closed.is_set():
                         return False  # the next engine begins anew
+                    self._left_out.discard(record.name)
                     await self._set_aside(record, error)
+                else:
+                    self._left_out.discard(record.name)
         return True
 
     async def _set_aside(self, listed: ModelRecord, error: Exception) -> None:

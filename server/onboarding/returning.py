@@ -41,6 +41,17 @@ class _Known(NamedTuple):
     base: Base | None  # of a head that is not its family's base
 
 
+class _Key(NamedTuple):
+    """One model; another one of its name, after it was deleted, has another key."""
+
+    name: str
+    created_at: float
+
+
+def _key(record: ModelRecord) -> _Key:
+    return _Key(record.name, record.created_at)
+
+
 class Returning:
     """Loads what has a plan and is not resident.
 
@@ -76,8 +87,8 @@ class Returning:
         self._admission = admission
         self.bases = bases
         self.sources = sources
-        self._loading: list[str] = []  # what the engine may be loading for us
-        self._strikes: dict[str, int] = {}
+        self._loading: list[_Key] = []  # what the engine may be loading for us
+        self._strikes: dict[_Key, int] = {}
         self.on_changed: OnChanged = _leave_it
 
     async def bring_back(self, name: str, *, may_evict: bool = True) -> ServedModel:
@@ -143,10 +154,10 @@ class Returning:
         for record in self._roster.models():
             if record.state is not ModelState.UNLOADED or record.donor is not None:
                 continue
-            async with self._catalog.turn(record.name):
-                if self._is_unknown(record):
-                    with suppress(LinkerError):
-                        await self._recall(record)
+            # Without its turn: a request that waits for room may hold that for long.
+            if self._is_unknown(record):
+                with suppress(LinkerError):
+                    await self._recall(record)
 
     def is_wanted(self, record: ModelRecord) -> bool:
         """Whether the model is still the one of this record: not deleted, not onboarded anew."""
@@ -155,18 +166,20 @@ class Returning:
 
     def engine_down(self) -> None:
         """Counts the engine's death against what it was loading."""
-        for name in self._loading:
-            self._strikes[name] = self._strikes.get(name, 0) + 1
+        for key in self._loading:
+            self._strikes[key] = self._strikes.get(key, 0) + 1
 
     async def give_up_killers(self) -> None:
         """Marks failed what the engine died of again and again."""
-        for name, strikes in list(self._strikes.items()):
-            record = self._roster.find(name)
-            if strikes >= _CRASHES_PER_MODEL and record is not None:
+        for key, strikes in list(self._strikes.items()):
+            record = self._roster.find(key.name)
+            if record is None or _key(record) != key:
+                self._strikes.pop(key, None)  # deleted, or onboarded anew
+            elif strikes >= _CRASHES_PER_MODEL:
                 error = EngineFailureError("The engine died repeatedly while it loaded this model.")
-                self._catalog.retract(name)
+                self._catalog.retract(key.name)
                 await self._roster.settle(failed_model(record, error))
-                del self._strikes[name]
+                self._strikes.pop(key, None)
 
     def _is_unknown(self, record: ModelRecord) -> bool:
         known = self._catalog.get(record.name) or self._catalog.dormant(record.name)
@@ -211,14 +224,14 @@ class Returning:
         )
         if not self.is_wanted(record):
             raise _gone(record.name)
-        self._loading.append(record.name)
+        self._loading.append(_key(record))
         try:
             arrival = await self._admission.load(
                 record, known.text, plan, weights, base=known.base, may_evict=may_evict
             )
         finally:
-            self._loading.remove(record.name)
-        self._strikes.pop(record.name, None)
+            self._loading.remove(_key(record))
+        self._strikes.pop(_key(record), None)
         if not self.is_wanted(record):
             await self._admission.unload(record.name)
             raise _gone(record.name)

@@ -159,6 +159,8 @@ class Evictions:
             raise ConflictError(
                 f"The model {name!r} is {record.state.value}; only a ready one is unloaded."
             )
+        if record.state is ModelState.ONBOARDING:
+            raise ConflictError(f"The model {name!r} is being onboarded; unload it then.")
         if dependants := self._catalog.dependants(name):
             raise ConflictError(
                 f"The model {name!r} is the donor of {', '.join(dependants)}, which are resident; "

@@ -20,7 +20,7 @@ from linker_core.errors import (
     NotReadyError,
     QueueFullError,
 )
-from server.registry.records import ModelRecord, ModelState
+from server.registry.records import SERVABLE, ModelRecord, ModelState
 from server.residency.catalog import Catalog, ServedModel
 from server.residency.pace import Pace
 from server.residency.rows import Rows
@@ -37,6 +37,17 @@ class CloseOne(Protocol):
     """`Room.close_one`."""
 
     async def __call__(self, *, keep: frozenset[str]) -> None: ...
+
+
+class Engines(Protocol):
+    """What tells when the engine holds what it is to hold from its start; `Restorer` is one."""
+
+    @property
+    def is_restored(self) -> bool:
+        """Whether there is an engine that does."""
+
+    async def engine(self) -> object:
+        """Waits for one that does."""
 
 
 class _Return:
@@ -80,7 +91,7 @@ class OnDemand:
         bring_back: Loads an unloaded model after its donor, and publishes it; the model's turn is
             held. After a capacity error with `retry_after_s` it is called again.
         close_one: Takes a model that is in use away from later requests; see `Room.close_one`.
-        settled: Waits until the engine holds what it is to hold from its start.
+        engines: Says when a new engine holds what it is to hold; until then nobody loads.
         max_waiting: Requests that wait at once.
         timeout_s: How long each waits at most.
         clock: Monotonic seconds.
@@ -93,7 +104,7 @@ class OnDemand:
         rows: Rows,
         bring_back: Callable[[str], Awaitable[object]],
         close_one: CloseOne,
-        settled: Callable[[], Awaitable[object]],
+        engines: Engines,
         max_waiting: int,
         timeout_s: float,
         clock: Callable[[], float] = time.monotonic,
@@ -102,7 +113,7 @@ class OnDemand:
         self._rows = rows
         self._bring_back = bring_back
         self._close_one = close_one
-        self._settled = settled
+        self._engines = engines
         self._max_waiting = max_waiting
         self._timeout_s = timeout_s
         self._clock = clock
@@ -138,7 +149,7 @@ class OnDemand:
             yield model
 
     def begin(self, name: str) -> None:
-        """Brings an unloaded model back without waiting for it.
+        """Brings an unloaded model back without waiting for it, or for room.
 
         Raises:
             ModelNotFoundError: There is none of that name.
@@ -187,11 +198,14 @@ class OnDemand:
     def _check_wanted(self, record: ModelRecord) -> None:
         """Refuses what a load would not make resident.
 
-        A ready model that is leaving comes back once it has left.
+        A ready model that is leaving comes back once it has left. One that a new engine does not
+        have yet comes back by itself; if it has not once the engine is restored, it never would.
         """
-        leaving = record.state is ModelState.READY and self._catalog.turn(record.name).wanted
-        if record.state is not ModelState.UNLOADED and not leaving:
-            state = "coming back" if record.state is ModelState.READY else record.state.value
+        ready = record.state is ModelState.READY
+        leaving = ready and self._catalog.turn(record.name).wanted
+        lost = ready and self._engines.is_restored
+        if record.state is not ModelState.UNLOADED and not leaving and not lost:
+            state = "coming back" if ready else record.state.value
             raise NotReadyError(f"The model {record.name!r} is {state}, so it cannot answer now.")
 
     @contextmanager
@@ -213,11 +227,13 @@ class OnDemand:
     async def _return(self, name: str, coming: _Return) -> None:
         """Brings one model back and hands it to those who wait, before anything can evict it."""
         try:
-            await self._settled()
+            await self._engines.engine()
             async with self._catalog.turn(name):
                 await self._bring(name, coming)
                 await coming.succeed()
         except LinkerError as error:
+            if not coming.num_waiting:
+                logger.warning("model %s was not loaded: %s", name, error.message)
             coming.fail(_for_requests(name, error))
         except asyncio.CancelledError:
             coming.fail(NotReadyError("The server is shutting down."))
@@ -239,7 +255,7 @@ class OnDemand:
         try:
             while self._catalog.get(name) is None:
                 record = self._rows.named(name)  # as it is by now
-                if record.state is not ModelState.UNLOADED:
+                if record.state not in SERVABLE:
                     raise NotReadyError(f"The model {name!r} is {record.state.value} by now.")
                 if self._may_try(name):
                     refusal = await self._try_to_load(name)

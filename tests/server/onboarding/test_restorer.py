@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 
 from linker_core.engine.messages import ModelLoaded
-from linker_core.errors import InsufficientCapacityError
+from linker_core.errors import EngineFailureError, InsufficientCapacityError
 from server.bridge.client import EngineClient
 from server.bridge.supervisor import EngineState
 from server.onboarding.planner import Planner
+from server.onboarding.returning import Returning, _key
 from server.registry.records import JobRecord, ModelRecord
 from server.residency.catalog import ServedModel, TextSide
 from tests.server.live import LiveServer, live_server
@@ -41,6 +42,22 @@ def change(path: Path) -> bytes:
     data = weights.read_bytes()
     weights.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     return data
+
+
+def strike(server: LiveServer, name: str, times: int) -> Returning:
+    """Counts deaths of the engine against a model."""
+    returning = server.services.onboarder._restorer.returning
+    server.until_ready()
+    returning._strikes[_key(server.services.roster.model(name))] = times
+    return returning
+
+
+def lose_engine(server: LiveServer) -> None:
+    """Kills the engine, and waits for the next."""
+    first = server.services.engine.pid
+    server.services.engine.kill()
+    server.until(lambda: server.services.engine.pid not in (first, None))
+    server.until_ready()
 
 
 @pytest.mark.parametrize("plan", ['{"policy": "thresholds"}', "{", "[]", "3"])
@@ -109,12 +126,19 @@ def test_engine_that_stood_still_for_a_while_keeps_its_models(
 
 
 def test_models_that_came_back_have_no_strikes(live: LiveServer) -> None:
-    returning = live.services.onboarder._restorer.returning
-    returning._strikes["near"] = 1
-    first = live.services.engine.pid
-    live.services.engine.kill()
-    live.until(lambda: live.services.engine.pid not in (first, None))
-    live.until_ready()
+    returning = strike(live, "near", 1)
+    lose_engine(live)
+    assert returning._strikes == {}
+
+
+def test_strikes_are_not_those_of_another_model_of_the_name(
+    live: LiveServer, models: dict[str, Path]
+) -> None:
+    returning = strike(live, "near", 2)
+    assert live.client.delete("/models/near").status_code == 200
+    assert live.onboard("near", models["near"]).status_code == 201
+    lose_engine(live)
+    assert live.client.get("/models/near").json()["state"] == "ready"
     assert returning._strikes == {}
 
 
@@ -194,3 +218,64 @@ def test_engine_that_ends_as_it_has_loaded_a_model_leaves_no_model_open(
     assert live.chat("near").status_code == 503
     live.until_ready()
     assert live.chat("near").status_code == 200
+
+
+@pytest.mark.parametrize("held", ["near", "base"])
+def test_what_somebody_else_brings_back_is_not_waited_for(live: LiveServer, held: str) -> None:
+    services, restorer = live.services, live.services.onboarder._restorer
+    live.until_ready()
+
+    async def catch_up_meanwhile() -> None:
+        for name in ("near", "base"):
+            await services.evictions.unload(name)
+        restorer._left_out.add("near")
+        async with asyncio.timeout(20), services.catalog.turn(held):
+            await restorer.catch_up()
+
+    live.call(catch_up_meanwhile())
+    assert services.catalog.get("near") is None
+    live.call(restorer.catch_up())
+    assert services.catalog.get("near") is not None
+
+
+def test_donors_are_recalled_though_requests_wait_for_them(live: LiveServer) -> None:
+    services, restorer = live.services, live.services.onboarder._restorer
+    live.until_ready()
+
+    async def recall_meanwhile() -> None:
+        for name in ("near", "base"):
+            await services.evictions.unload(name)
+        services.catalog.retract("base")  # as after a restart
+        async with asyncio.timeout(20), services.catalog.turn("base"):
+            await restorer.returning.recall_donors()
+
+    live.call(recall_meanwhile())
+    assert services.catalog.dormant("base") is not None
+
+
+def test_what_the_engine_dies_before_is_tried_again(
+    live: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    services, restorer = live.services, live.services.onboarder._restorer
+    live.until_ready()
+
+    async def die(_name: str, *, may_evict: bool) -> None:
+        client = services.engine.client
+        services.engine.kill()
+        await client.closed.wait()
+        raise EngineFailureError(f"The engine died; evicting: {may_evict}.")
+
+    async def catch_up() -> None:
+        await services.evictions.unload("near")
+        restorer._left_out.add("near")
+        await restorer.catch_up()
+
+    monkeypatch.setattr(restorer.returning, "bring_back", die)
+    first = services.engine.pid
+    live.call(catch_up())
+    monkeypatch.undo()
+    live.until(lambda: services.engine.pid not in (first, None))
+    live.until_ready()
+    assert services.catalog.get("near") is None
+    live.call(restorer.catch_up())
+    assert services.catalog.get("near") is not None

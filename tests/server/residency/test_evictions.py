@@ -79,6 +79,16 @@ async def test_unload_refuses_what_is_not_there() -> None:
 
 
 @in_loop
+async def test_unload_refuses_a_model_that_is_about_to_be_stored_as_ready() -> None:
+    on = device()
+    on.rows.amend("near", state=ModelState.ONBOARDING)
+    with pytest.raises(ConflictError, match="being onboarded"):
+        await on.evictions.unload("near")
+    assert on.catalog.get("near") is not None
+    assert not on.catalog.turn("near").wanted
+
+
+@in_loop
 async def test_unload_lets_running_requests_end_and_closes_the_model_to_others() -> None:
     on = device()
     with on.catalog.lease("near"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from contextlib import AsyncExitStack
 
 import pytest
@@ -57,6 +58,21 @@ class Loader:
         self.on.rows.amend(name, state=ModelState.READY)
 
 
+class FakeEngines:
+    """An engine that holds what it is to hold, or not yet."""
+
+    def __init__(self) -> None:
+        self.settled = asyncio.Event()
+        self.settled.set()
+
+    @property
+    def is_restored(self) -> bool:
+        return self.settled.is_set()
+
+    async def engine(self) -> object:
+        return await self.settled.wait()
+
+
 class Scene:
     """A donor, unloaded variants `a` to `d`, and room for two of them."""
 
@@ -67,14 +83,13 @@ class Scene:
             plan = {"unique_bytes": 2 << 20}
             self.on.know(name, donor="base", plan=plan, alias=f"alias-{name}")
         self.loader = Loader(self.on)
-        self.settled = asyncio.Event()
-        self.settled.set()
+        self.engines = FakeEngines()
         self.on_demand = OnDemand(
             catalog=self.on.catalog,
             rows=self.on.rows,
             bring_back=self.loader.bring_back,
             close_one=self.on.room.close_one,
-            settled=self.settled.wait,
+            engines=self.engines,
             max_waiting=max_waiting,
             timeout_s=timeout_s,
             clock=lambda: self.on.now,
@@ -433,17 +448,18 @@ async def test_a_model_lost_with_the_engine_before_its_user_has_it_is_not_ready(
 @in_loop
 async def test_requests_wait_for_what_a_new_engine_is_to_hold_first() -> None:
     scene = Scene()
-    scene.settled.clear()
+    scene.engines.settled.clear()
     waiting = scene.asking("a")
     await settle()
     assert scene.loader.begun == []
-    scene.settled.set()
+    scene.engines.settled.set()
     assert await gathered(waiting) == [None]
 
 
 @in_loop
 async def test_what_does_not_serve_is_refused_by_its_state() -> None:
     scene = Scene()
+    scene.engines.settled.clear()
     for state in (ModelState.FAILED, ModelState.ONBOARDING, ModelState.READY):
         scene.on.rows.amend("a", state=state)
         with pytest.raises(NotReadyError):
@@ -451,6 +467,37 @@ async def test_what_does_not_serve_is_refused_by_its_state() -> None:
         with pytest.raises(NotReadyError):
             scene.on_demand.begin("a")
     assert scene.loader.begun == []
+
+
+@in_loop
+async def test_a_ready_model_that_a_restored_engine_does_not_have_is_loaded() -> None:
+    scene = Scene()
+    for name in ("a", "b"):  # stored as ready after the engine that had it was gone
+        scene.on.rows.amend(name, state=ModelState.READY)
+    await scene.ask("a")
+    scene.on_demand.begin("b")
+    await settle()
+    assert scene.served == ["a"]
+    assert scene.loader.begun == ["a", "b"]
+
+
+def test_a_load_that_nobody_waits_for_and_that_finds_no_room_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    @in_loop
+    async def begin() -> None:
+        scene, ended = Scene(), asyncio.Event()
+        running = scene.asking("a", "b", until=ended)
+        await settle()
+        scene.on_demand.begin("c")
+        await settle()
+        ended.set()
+        await gathered(running)
+
+    with caplog.at_level(logging.WARNING, logger="server.residency.on_demand"):
+        begin()
+    (line,) = caplog.messages
+    assert line.startswith("model c was not loaded: c needs 100 bytes")
 
 
 @in_loop
