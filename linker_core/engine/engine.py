@@ -99,7 +99,7 @@ class Engine:
             case Reserve():
                 self._reserve(command)
             case Release():
-                self.residents.pool.release(command.name)
+                self.residents.pool.budget.release(command.name)
                 self._take_snapshot()
             case Shutdown():
                 raise AssertionError("the worker leaves on Shutdown")
@@ -214,7 +214,7 @@ class Engine:
 
     def _reserve(self, command: Reserve) -> None:
         try:
-            self.residents.pool.reserve(command.name, command.nbytes)
+            self.residents.pool.budget.reserve(command.name, command.nbytes)
         except LinkerError as error:
             self._events.append(ReserveFailed(name=command.name, error=error.to_record()))
             return

@@ -100,7 +100,7 @@ class LoadQueue:
                 before_s = now_s
                 done_bytes = next(active.progress)
                 if not active.opened:
-                    active.total_bytes = self._residents.pool.arriving_bytes
+                    active.total_bytes = self._residents.pool.budget.arriving_bytes()
                 now_s = self._clock()
                 active.count(now_s - before_s)
                 if now_s >= deadline_s:

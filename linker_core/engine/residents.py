@@ -237,11 +237,11 @@ class Residents:
             check_same_family(message.base.config, model)
             model = message.base.config  # so that the family is what it was under its donor
         shape = kv_shape(model, self._config, dtype=self._dtype)
-        self.pool.reserve_kv(message.model, kv_cache_bytes(model, self._config))
+        self.pool.budget.reserve_kv(message.model, kv_cache_bytes(model, self._config))
         try:
             family = Family(message.model, model, shape, config=self._config, device=self._device)
         except BaseException:
-            self.pool.release_kv(message.model)
+            self.pool.budget.release_kv(message.model)
             raise
         self.families[message.model] = family
         return family
@@ -251,7 +251,7 @@ class Residents:
         self.past_preemptions += family.scheduler.num_preemptions
         self.past_prefix_queries += family.scheduler.prefix_queries
         self.past_prefix_hits += family.scheduler.prefix_hits
-        self.pool.release_kv(family.name)
+        self.pool.budget.release_kv(family.name)
 
     def _serve(
         self, message: LoadModel, family: Family, model: ModelConfig, slot: int

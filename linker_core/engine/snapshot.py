@@ -36,10 +36,10 @@ def take_snapshot(
         },
         device=str(device),
         device_weight_bytes=residents.pool.ledger.resident_bytes(),
-        device_kv_bytes=residents.pool.kv_bytes(),
-        device_free_bytes=residents.pool.free_bytes(),
+        device_kv_bytes=residents.pool.budget.kv_bytes(),
+        device_free_bytes=residents.pool.budget.free_bytes(),
         leaving_bytes=residents.leaving_bytes(),
-        reserved_bytes=residents.pool.reserved_bytes(),
+        reserved_bytes=residents.pool.budget.reserved_bytes(),
         kv_usage_ratio=num_used / num_pages if num_pages else 0.0,
         num_preemptions=residents.past_preemptions
         + sum(family.scheduler.num_preemptions for family in families),

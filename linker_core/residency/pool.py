@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from linker_core.errors import ConflictError, InsufficientCapacityError, ModelNotFoundError
+from linker_core.errors import ConflictError, ModelNotFoundError
 from linker_core.residency.base_store import BaseStore
+from linker_core.residency.budget import Budget
 from linker_core.residency.device import available_bytes
 from linker_core.residency.ledger import Ledger
 from linker_core.residency.loader import load_base, load_tensors
@@ -42,24 +43,16 @@ class Pool:
 
     Args:
         device: Where everything lies.
-        budget_bytes: None takes what the device has to give now. KV pages count in full from
-            their reservation on, though a CPU backs them with memory only once they are written.
+        budget_bytes: None takes what the device has to give now.
     """
 
     def __init__(self, *, device: torch.device, budget_bytes: int | None = None) -> None:
         self.device = device
         self.ledger = Ledger()
-        self._budget_bytes = available_bytes(device) if budget_bytes is None else budget_bytes
+        nbytes = available_bytes(device) if budget_bytes is None else budget_bytes
+        self.budget = Budget(nbytes, self.ledger)
         self._variants: dict[str, ResidentVariant] = {}
         self._bases: dict[str, BaseStore] = {}  # by the head of the family
-        self._kv_bytes: dict[str, int] = {}  # of its KV cache, by the head of the family
-        self._arriving: dict[str, int] = {}  # model -> bytes reserved for its admission
-        self._reserved: dict[str, int] = {}  # name -> bytes that another process uses
-
-    @property
-    def arriving_bytes(self) -> int:
-        """Bytes reserved for what is being admitted."""
-        return sum(self._arriving.values())
 
     def admit(
         self,
@@ -89,7 +82,7 @@ class Pool:
             InsufficientCapacityError: What has to be moved does not fit.
             BadCheckpointError: See `load_tensors`.
         """
-        if model in self._variants or model in self._arriving:
+        if model in self._variants or self.budget.is_expected(model):
             raise ConflictError(f"{model} is resident already.", param="model")
         store = self._store_for(plan, donor, source=source, base=base)
         lacking = [] if base is None else store.lacking(plan, base)
@@ -147,8 +140,7 @@ class Pool:
         """Makes another model of a family its head; nothing moves and nothing is freed."""
         self.ledger.rehome(head, heir)
         self._bases[heir] = self._bases.pop(head)
-        if head in self._kv_bytes:
-            self._kv_bytes[heir] = self._kv_bytes.pop(head)
+        self.budget.rehome(head, heir)
 
     def rename(self, model: str, name: str) -> None:
         """Calls a resident model by a name that is free; it is no head."""
@@ -176,55 +168,11 @@ class Pool:
         """Returns the resident models in the order of their admission."""
         return list(self._variants.values())
 
-    def reserve_kv(self, family: str, nbytes: int) -> None:
-        """Sets bytes aside for a family's KV cache.
-
-        Raises:
-            InsufficientCapacityError: They do not fit.
-        """
-        assert family not in self._kv_bytes
-        self._require(nbytes, what=f"the KV cache of {family}")
-        self._kv_bytes[family] = nbytes
-
-    def release_kv(self, family: str) -> None:
-        """Gives a family's KV bytes back."""
-        del self._kv_bytes[family]
-
-    def kv_bytes(self) -> int:
-        """Bytes reserved for KV caches."""
-        return sum(self._kv_bytes.values())
-
-    def reserve(self, name: str, nbytes: int) -> None:
-        """Sets bytes aside for another process on the same device.
-
-        Raises:
-            ConflictError: The name has a reservation already.
-            InsufficientCapacityError: They do not fit.
-        """
-        assert nbytes >= 0
-        if name in self._reserved:
-            raise ConflictError(f"Memory is reserved for {name} already. Release it first.")
-        self._require(nbytes, what=name)
-        self._reserved[name] = nbytes
-
-    def release(self, name: str) -> None:
-        """Gives a reservation back; harmless when there is none."""
-        self._reserved.pop(name, None)
-
-    def reserved_bytes(self) -> int:
-        """Bytes set aside for other processes."""
-        return sum(self._reserved.values())
-
-    def free_bytes(self) -> int:
-        """Bytes left of the budget."""
-        promised = self.arriving_bytes + self.reserved_bytes()
-        return self._budget_bytes - self.ledger.resident_bytes() - promised - self.kv_bytes()
-
     def check_integrity(self) -> None:
         """Asserts that ledger, families, plans and budget agree."""
         self.ledger.check_integrity()
         assert self.ledger.models() == list(self._variants)
-        assert self.free_bytes() >= 0
+        assert self.budget.free_bytes() >= 0
         assert set(self._bases) == {self.ledger.head_of(model) for model in self._variants}
         for variant in self._variants.values():
             self._check_variant(variant)
@@ -262,8 +210,7 @@ class Pool:
         self, model: str, nbytes: int, lent: Mapping[str, Stored], donor: str | None
     ) -> None:
         """Reserves what is to be moved, and holds what is leaned on."""
-        self._require(nbytes, what=f"the weights of {model}")
-        self._arriving[model] = nbytes
+        self.budget.expect(model, nbytes)
         if donor is not None:
             self.ledger.expect(model, lent.values(), head=donor)
 
@@ -275,7 +222,7 @@ class Pool:
             head = self.ledger.head_of(model)
             self.ledger.give_up(model)
             self.ledger.expect(model, lent.values(), head=head)
-            self._arriving[model] = remaining_bytes
+            self.budget.lower(model, remaining_bytes)
 
     def _enter(self, variant: ResidentVariant, donor: str | None, store: BaseStore) -> None:
         """Makes what was moved a resident model's; the family may have another head by now."""
@@ -290,15 +237,7 @@ class Pool:
 
     def _conclude(self, model: str, donor: str | None, store: BaseStore) -> None:
         """Ends an admission, whatever became of it."""
-        del self._arriving[model]
+        self.budget.conclude(model)
         if donor is not None:
             self.ledger.give_up(model)
         store.keep(self.ledger.held())
-
-    def _require(self, nbytes: int, *, what: str) -> None:
-        free = self.free_bytes()
-        if nbytes > free:
-            raise InsufficientCapacityError(
-                f"{nbytes} bytes are needed for {what}, {max(free, 0)} are free. Remove a model, "
-                "raise the memory budget, or lower kv_cache_tokens."
-            )

@@ -82,7 +82,7 @@ class CheckedEngine(Engine):
         self.residents.check_integrity()
         pool = self.residents.pool
         assert self.storage_bytes() == pool.ledger.resident_bytes()
-        assert pool.free_bytes() >= 0
+        assert pool.budget.free_bytes() >= 0
         return events
 
     def storage_bytes(self) -> int:

@@ -211,9 +211,9 @@ def test_snapshot_of_a_change_is_there_before_the_event_that_ends_a_wait(
             seen += driver.step()
         index = next(number for number, event in enumerate(seen) if isinstance(event, end))
         told = [event for event in seen[:index] if isinstance(event, Snapshot)][-1]
-        assert told.device_free_bytes == pool.free_bytes()
+        assert told.device_free_bytes == pool.budget.free_bytes()
         assert set(told.models) == set(driver.engine.residents.served)
     driver.engine.handle(Release(name="tuner"))
     (told,) = [event for event in driver.step() if isinstance(event, Snapshot)]
-    assert told.device_free_bytes == pool.free_bytes()
+    assert told.device_free_bytes == pool.budget.free_bytes()
     assert told.reserved_bytes == 0

@@ -137,7 +137,7 @@ def test_load_that_cannot_be_bound_leaves_nothing(
     path = make_variant(tmp_path / "variant", base, scale=0.2)
     family = driver.engine.residents.families["base"]
     last_leaf = family.runner.model.leaves[-1]
-    free = driver.engine.residents.pool.free_bytes()
+    free = driver.engine.residents.pool.budget.free_bytes()
 
     def refuse(_slot: int, _tensors: object) -> None:
         raise KeyError("lm_head.weight")
@@ -146,7 +146,7 @@ def test_load_that_cannot_be_bound_leaves_nothing(
         patched.setattr(last_leaf, "bind", refuse)
         answer = driver.load(load_message("variant", path, donor="base"))
     assert isinstance(answer, LoadFailed)
-    assert driver.engine.residents.pool.free_bytes() == free
+    assert driver.engine.residents.pool.budget.free_bytes() == free
     assert all(len(leaf.stored) == 1 for leaf in family.runner.model.leaves)
     assert isinstance(driver.load(load_message("variant", path, donor="base")), ModelLoaded)
 
@@ -252,7 +252,7 @@ def test_engine_load_beyond_the_budget_is_refused_and_leaves_nothing(tmp_path: P
     driver = Driver(replace(SMALL, memory_budget_bytes=400_000))
     assert refused_load(driver, load_message("base", base)) == "insufficient_capacity"
     assert driver.engine.residents.families == {}
-    assert driver.engine.residents.pool.free_bytes() == 400_000
+    assert driver.engine.residents.pool.budget.free_bytes() == 400_000
 
 
 def test_engine_serves_while_a_model_is_loading(served: Served, tmp_path: Path) -> None:

@@ -256,7 +256,7 @@ def test_heads_follow_each_other_while_all_are_busy(kinfolk: Kinfolk) -> None:
     assert list(driver.snapshot().models) == ["rows"]
     assert unload(driver, "rows") == [ModelUnloaded(model="rows")]
     assert driver.engine.residents.pool.ledger.resident_bytes() == 0
-    assert driver.engine.residents.pool.kv_bytes() == 0
+    assert driver.engine.residents.pool.budget.kv_bytes() == 0
 
 
 def test_heir_whose_old_plan_still_runs_leaves_after_that(kinfolk: Kinfolk) -> None:
@@ -275,7 +275,7 @@ def test_heir_whose_old_plan_still_runs_leaves_after_that(kinfolk: Kinfolk) -> N
     assert unload(driver, "first") == [ModelUnloaded(model="first")]
     assert len(driver.tokens(running)) == 100
     assert residents.families == {}
-    assert residents.pool.ledger.resident_bytes() == residents.pool.kv_bytes() == 0
+    assert residents.pool.ledger.resident_bytes() == residents.pool.budget.kv_bytes() == 0
 
 
 def test_what_waits_for_a_donor_is_loaded_into_the_heirs_family(kinfolk: Kinfolk) -> None:
@@ -285,7 +285,7 @@ def test_what_waits_for_a_donor_is_loaded_into_the_heirs_family(kinfolk: Kinfolk
     driver.engine.handle(kinfolk.message("rows", donor="base"))
     driver.step()
     driver.step()
-    assert driver.engine.residents.pool.arriving_bytes
+    assert driver.engine.residents.pool.budget.arriving_bytes()
     driver.engine.handle(UnloadModel(model="base", heir="first"))
     driver.step()
     assert "base" not in driver.engine.residents.served  # while one is loading and one waits
@@ -312,7 +312,7 @@ def test_what_is_being_loaded_keeps_what_it_leans_on(kinfolk: Kinfolk) -> None:
 def test_cancelled_load_gives_back_what_it_read_of_the_base(kinfolk: Kinfolk) -> None:
     driver = kinfolk.driver("base", "first")
     unload(driver, "base", heir="first")
-    before, free = resident_bytes(driver), driver.engine.residents.pool.free_bytes()
+    before, free = resident_bytes(driver), driver.engine.residents.pool.budget.free_bytes()
     for steps in (1, 3, 12, 30, 60):
         slow_down(driver)
         driver.engine.handle(kinfolk.message("delta", donor="first"))
@@ -321,7 +321,7 @@ def test_cancelled_load_gives_back_what_it_read_of_the_base(kinfolk: Kinfolk) ->
         driver.engine.handle(UnloadModel(model="delta"))
         driver.run()
         assert resident_bytes(driver) == before
-        assert driver.engine.residents.pool.free_bytes() == free
+        assert driver.engine.residents.pool.budget.free_bytes() == free
 
 
 @pytest.mark.parametrize("over_a_head", [True, False])
@@ -339,17 +339,17 @@ def test_base_that_changed_is_refused_and_leaves_nothing(
         plan=kinfolk.plans["first"],
         base=tmp_path / "base",
     )
-    before = driver.engine.residents.pool.free_bytes()
+    before = driver.engine.residents.pool.budget.free_bytes()
     os.utime(tmp_path / "base" / "model.safetensors", ns=(1, 1))
     failed = driver.load(message)
     assert isinstance(failed, LoadFailed)
     assert failed.error["code"] == "bad_checkpoint"
     assert "planned against" in (failed.error["message"] or "")
-    assert driver.engine.residents.pool.free_bytes() == before
+    assert driver.engine.residents.pool.budget.free_bytes() == before
     shutil.rmtree(tmp_path / "base")
     failed = driver.load(message)
     assert isinstance(failed, LoadFailed)
-    assert driver.engine.residents.pool.free_bytes() == before
+    assert driver.engine.residents.pool.budget.free_bytes() == before
     assert list(driver.engine.residents.families) == (["apart"] if over_a_head else [])
 
 
@@ -357,15 +357,15 @@ def test_missing_base_tensors_count_against_the_budget(kinfolk: Kinfolk) -> None
     driver = kinfolk.driver("apart", config=replace(SMALL, memory_budget_bytes=10**9))
     pool = driver.engine.residents.pool
     needed = kinfolk.plans["mirror"].logical_bytes
-    pool.reserve("another", pool.free_bytes() - needed + 1)
+    pool.budget.reserve("another", pool.budget.free_bytes() - needed + 1)
     failed = driver.load(kinfolk.message("mirror", donor="apart"))
     assert isinstance(failed, LoadFailed)
     assert failed.error["code"] == "insufficient_capacity"
     assert str(needed) in (failed.error["message"] or "")
-    pool.release("another")
-    pool.reserve("another", pool.free_bytes() - needed)
+    pool.budget.release("another")
+    pool.budget.reserve("another", pool.budget.free_bytes() - needed)
     load(driver, kinfolk.message("mirror", donor="apart"))
-    assert pool.free_bytes() == 0
+    assert pool.budget.free_bytes() == 0
 
 
 def test_heirs_that_cannot_take_the_place_are_refused(kinfolk: Kinfolk, tmp_path: Path) -> None:

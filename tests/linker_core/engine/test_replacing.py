@@ -213,7 +213,7 @@ def test_bytes_of_both_plans_are_reported_as_long_as_both_are_there(models: Mode
     engine = driver.engine
     sizes = {plan: models.message(plan).plan.unique_bytes for plan in PLANS}
     base = models.base().plan.unique_bytes
-    free = engine.residents.pool.free_bytes()
+    free = engine.residents.pool.budget.free_bytes()
     submit(driver, PROMPT)
     driver.engine.handle(models.message("fine", replaces=True))
     step_until_replaced(driver)
@@ -271,10 +271,10 @@ def test_replacement_that_does_not_fit_beside_the_old_plan_is_refused(models: Mo
     sizes = {plan: models.message(plan).plan.unique_bytes for plan in PLANS}
     config = replace(SMALL, memory_budget_bytes=10**9)
     driver = models.driver("coarse", config=config)
-    room = driver.engine.residents.pool.free_bytes()
-    driver.engine.residents.pool.reserve("another", room - sizes["fine"] + 1)
+    room = driver.engine.residents.pool.budget.free_bytes()
+    driver.engine.residents.pool.budget.reserve("another", room - sizes["fine"] + 1)
     assert refused(driver, models.message("fine", replaces=True)) == "insufficient_capacity"
-    assert driver.engine.residents.pool.free_bytes() == sizes["fine"] - 1
+    assert driver.engine.residents.pool.budget.free_bytes() == sizes["fine"] - 1
     assert answer(driver, submit(driver, PROMPT)) == models.alone("coarse", PROMPT)
 
 
@@ -285,7 +285,7 @@ def test_replacement_that_cannot_be_bound_leaves_the_old_plan(
     running = submit(driver, PROMPT)
     driver.step()
     pool = driver.engine.residents.pool
-    free = pool.free_bytes()
+    free = pool.budget.free_bytes()
     last_leaf = driver.engine.residents.families["base"].runner.model.leaves[-1]
 
     def refuse(_slot: int, _tensors: object) -> None:
@@ -294,7 +294,7 @@ def test_replacement_that_cannot_be_bound_leaves_the_old_plan(
     with monkeypatch.context() as patched:
         patched.setattr(last_leaf, "bind", refuse)
         assert refused(driver, models.message("fine", replaces=True)) == "engine_failure"
-    assert pool.free_bytes() == free
+    assert pool.budget.free_bytes() == free
     assert pool.ledger.models() == ["base", "chat"]
     assert said(driver, running) == models.alone("coarse", PROMPT)
     assert answer(driver, submit(driver, PROMPT)) == models.alone("coarse", PROMPT)
@@ -311,7 +311,7 @@ def test_replacement_over_files_that_change_is_refused(models: Models, tmp_path:
 
 def test_replacement_that_is_cancelled_half_way_leaves_the_old_plan(models: Models) -> None:
     driver = models.driver("coarse")
-    free = driver.engine.residents.pool.free_bytes()
+    free = driver.engine.residents.pool.budget.free_bytes()
     slow_down(driver)
     running = submit(driver, PROMPT)
     for plan in ("fine", "mixed"):  # one is being loaded, one waits
@@ -325,7 +325,7 @@ def test_replacement_that_is_cancelled_half_way_leaves_the_old_plan(models: Mode
     assert [(event.model, event.error["code"]) for event in cancelled] == [
         ("chat", "not_ready")
     ] * 2
-    assert driver.engine.residents.pool.free_bytes() == free
+    assert driver.engine.residents.pool.budget.free_bytes() == free
     assert answer(driver, submit(driver, PROMPT)) == models.alone("coarse", PROMPT)
 
 

@@ -226,7 +226,7 @@ class Residents(RuleBasedStateMachine):
         ledger = residents.pool.ledger
         assert sum(storages.values()) == ledger.resident_bytes()
         assert sum(map(ledger.unique_bytes, ledger.models())) == ledger.resident_bytes()
-        assert residents.pool.free_bytes() >= 0
+        assert residents.pool.budget.free_bytes() >= 0
         assert set(residents.served) == set(self.kinds)
         assert set(residents.families) == set(self.heads.values())
 

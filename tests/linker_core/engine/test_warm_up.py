@@ -129,7 +129,7 @@ def test_load_whose_code_cannot_be_compiled_leaves_nothing(
     variant = make_variant(tmp_path / "variant", base, scale=0.2)
     driver = Driver()
     driver.load(load_message("base", base))
-    free = driver.engine.residents.pool.free_bytes()
+    free = driver.engine.residents.pool.budget.free_bytes()
 
     def refuse(_self: CompiledArithmetic, _demand: Demand) -> None:
         raise LinkerError("no such code")
@@ -139,7 +139,7 @@ def test_load_whose_code_cannot_be_compiled_leaves_nothing(
         answer = driver.load(load_message("variant", variant, donor="base"))
     assert isinstance(answer, LoadFailed)
     assert answer.error["message"] == "no such code"
-    assert driver.engine.residents.pool.free_bytes() == free
+    assert driver.engine.residents.pool.budget.free_bytes() == free
     assert isinstance(driver.load(load_message("variant", variant, donor="base")), ModelLoaded)
 
 
@@ -169,4 +169,4 @@ def test_load_cancelled_while_code_is_compiled_keeps_no_memory(
     alive = [ref for ref in held if ref() is not None]
     compiled.set()
     assert alive == []
-    assert residents.pool.ledger.resident_bytes() == residents.pool.kv_bytes() == 0
+    assert residents.pool.ledger.resident_bytes() == residents.pool.budget.kv_bytes() == 0

@@ -250,14 +250,14 @@ def test_file_that_is_cut_while_it_is_read_is_refused_and_leaves_nothing(tmp_pat
         DeltaFile.open(tmp_path / "delta") as delta,
     ):
         exhaust(pool.admit("base", donor, donor_plan(tmp_path / "donor"), None))
-        free = pool.free_bytes()
+        free = pool.budget.free_bytes()
         admission = pool.admit("chat", delta, plan, "base")
         next(admission)
         file = tmp_path / "delta" / DELTA_FILE
         os.truncate(file, file.stat().st_size - plan.unique_bytes // 2)
         with pytest.raises(BadCheckpointError, match=DELTA_FILE):
             exhaust(admission)
-    assert pool.free_bytes() == free
+    assert pool.budget.free_bytes() == free
     pool.check_integrity()
 
 

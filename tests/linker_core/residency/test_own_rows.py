@@ -178,10 +178,10 @@ def test_admit_another_number_of_rows_is_refused_and_leaves_nothing(
     record["own_rows"] = {EMBED_NAME: planned}
     pool = Pool(device=CPU, budget_bytes=10**9)
     exhaust(pool.admit("base", donor, plan_donor(donor, fingerprint="donor"), None))
-    free = pool.free_bytes()
+    free = pool.budget.free_bytes()
     with pytest.raises(BadCheckpointError, match="Scan again"):
         exhaust(pool.admit("chat", variant, SharePlan.from_json(record), "base"))
-    assert pool.free_bytes() == free
+    assert pool.budget.free_bytes() == free
     pool.check_integrity()
 
 

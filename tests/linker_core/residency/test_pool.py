@@ -143,12 +143,12 @@ def test_remove_donor_in_use_names_its_dependants(family: Family) -> None:
 def test_admit_abandoned_half_way_leaves_the_pool_as_it_was(family: Family) -> None:
     pool = Pool(device=CPU, budget_bytes=10**9)
     exhaust(pool.admit("base", family.donor, family.donor_plan, None))
-    free = pool.free_bytes()
+    free = pool.budget.free_bytes()
     admission = pool.admit("chat", family.variant, family.plan, "base")
     next(admission)
-    assert pool.free_bytes() == free - family.plan.unique_bytes
+    assert pool.budget.free_bytes() == free - family.plan.unique_bytes
     admission.close()
-    assert pool.free_bytes() == free
+    assert pool.budget.free_bytes() == free
     assert [v.model for v in pool.models()] == ["base"]
     pool.check_integrity()
 
@@ -158,7 +158,7 @@ def test_admit_failed_allocation_leaves_the_pool_as_it_was(
 ) -> None:
     pool = Pool(device=CPU, budget_bytes=10**9)
     exhaust(pool.admit("base", family.donor, family.donor_plan, None))
-    free, calls = pool.free_bytes(), 0
+    free, calls = pool.budget.free_bytes(), 0
     allocate = torch.empty
 
     def fail_third(*size: object, **options: object) -> torch.Tensor:
@@ -171,7 +171,7 @@ def test_admit_failed_allocation_leaves_the_pool_as_it_was(
     monkeypatch.setattr(torch, "empty", fail_third)
     with pytest.raises(InsufficientCapacityError):
         exhaust(pool.admit("chat", family.variant, family.plan, "base"))
-    assert pool.free_bytes() == free
+    assert pool.budget.free_bytes() == free
     pool.check_integrity()
 
 
@@ -184,31 +184,31 @@ def test_admit_beyond_the_budget_says_what_is_needed_and_free(family: Family, mi
         exhaust(pool.admit("chat", family.variant, family.plan, "base"))
     exact = Pool(device=CPU, budget_bytes=needed)
     family.admit_both(exact)
-    assert exact.free_bytes() == 0
+    assert exact.budget.free_bytes() == 0
 
 
 def test_kv_reservation_counts_against_the_budget(family: Family) -> None:
     pool = Pool(device=CPU, budget_bytes=family.donor.nbytes + 100)
     exhaust(pool.admit("base", family.donor, family.donor_plan, None))
     with pytest.raises(InsufficientCapacityError, match="KV"):
-        pool.reserve_kv("base", 101)
-    pool.reserve_kv("base", 100)
-    assert (pool.kv_bytes(), pool.free_bytes()) == (100, 0)
-    pool.release_kv("base")
-    assert pool.free_bytes() == 100
+        pool.budget.reserve_kv("base", 101)
+    pool.budget.reserve_kv("base", 100)
+    assert (pool.budget.kv_bytes(), pool.budget.free_bytes()) == (100, 0)
+    pool.budget.release_kv("base")
+    assert pool.budget.free_bytes() == 100
 
 
 def test_reservation_counts_against_the_budget_and_may_be_released_twice() -> None:
     pool = Pool(device=CPU, budget_bytes=100)
-    pool.reserve("tuner", 60)
+    pool.budget.reserve("tuner", 60)
     with pytest.raises(InsufficientCapacityError, match=r"^41 bytes .* second, 40 are"):
-        pool.reserve("second", 41)
+        pool.budget.reserve("second", 41)
     with pytest.raises(ConflictError, match="tuner"):
-        pool.reserve("tuner", 1)
-    assert (pool.reserved_bytes(), pool.free_bytes()) == (60, 40)
-    pool.release("tuner")
-    pool.release("tuner")
-    assert (pool.reserved_bytes(), pool.free_bytes()) == (0, 100)
+        pool.budget.reserve("tuner", 1)
+    assert (pool.budget.reserved_bytes(), pool.budget.free_bytes()) == (60, 40)
+    pool.budget.release("tuner")
+    pool.budget.release("tuner")
+    assert (pool.budget.reserved_bytes(), pool.budget.free_bytes()) == (0, 100)
 
 
 def test_rename_frees_the_name_and_leaves_the_donor_in_use(family: Family) -> None:
@@ -309,7 +309,7 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(["base", *"abc"]))
     def remove(self, name: str) -> None:
-        before = self.pool.free_bytes()
+        before = self.pool.budget.free_bytes()
         try:
             freed = self.pool.remove(name)
         except ModelNotFoundError:
@@ -318,37 +318,37 @@ class PoolMachine(RuleBasedStateMachine):
             assert name == "base"
             assert len(self.pool.models()) > 1
         else:
-            assert self.pool.free_bytes() == before + freed
+            assert self.pool.budget.free_bytes() == before + freed
 
     @rule(old=st.sampled_from("abc"), new=st.sampled_from("abc"))
     def rename(self, old: str, new: str) -> None:
         if not self.resident(old) or self.resident(new):
             return
         tensors = self.pool.get(old).tensors
-        sizes = (self.pool.ledger.unique_bytes(old), self.pool.free_bytes())
+        sizes = (self.pool.ledger.unique_bytes(old), self.pool.budget.free_bytes())
         self.pool.rename(old, new)
         assert self.pool.get(new).tensors is tensors
         assert not self.resident(old)
-        assert sizes == (self.pool.ledger.unique_bytes(new), self.pool.free_bytes())
+        assert sizes == (self.pool.ledger.unique_bytes(new), self.pool.budget.free_bytes())
 
     @rule(name=st.sampled_from("xy"), nbytes=st.integers(0, 200_000))
     def reserve(self, name: str, nbytes: int) -> None:
-        free = self.pool.free_bytes()
+        free = self.pool.budget.free_bytes()
         try:
-            self.pool.reserve(name, nbytes)
+            self.pool.budget.reserve(name, nbytes)
         except ConflictError:
             assert name in self.reserved
         except InsufficientCapacityError:
             assert nbytes > free
         else:
             self.reserved[name] = nbytes
-            assert self.pool.free_bytes() == free - nbytes
+            assert self.pool.budget.free_bytes() == free - nbytes
 
     @rule(name=st.sampled_from("xy"))
     def release(self, name: str) -> None:
-        free = self.pool.free_bytes()
-        self.pool.release(name)
-        assert self.pool.free_bytes() == free + self.reserved.pop(name, 0)
+        free = self.pool.budget.free_bytes()
+        self.pool.budget.release(name)
+        assert self.pool.budget.free_bytes() == free + self.reserved.pop(name, 0)
 
     @invariant()
     def whole(self) -> None:
@@ -404,9 +404,9 @@ def test_donor_of_what_is_being_admitted_stays(family: Family) -> None:
 
 def test_without_a_budget_the_device_is_promised_only_once() -> None:
     pool = Pool(device=CPU)
-    pool.reserve_kv("a", pool.free_bytes() * 2 // 3)
+    pool.budget.reserve_kv("a", pool.budget.free_bytes() * 2 // 3)
     with pytest.raises(InsufficientCapacityError):
-        pool.reserve_kv("b", pool.free_bytes() * 2)
+        pool.budget.reserve_kv("b", pool.budget.free_bytes() * 2)
 
 
 def test_alias_of_another_type_counts_what_is_resident(tmp_path: Path) -> None:
