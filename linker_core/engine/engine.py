@@ -14,6 +14,7 @@ import torch
 from linker_core.config import EngineConfig
 from linker_core.engine.family import FamilyOutput
 from linker_core.engine.grammar_builds import GrammarBuilds
+from linker_core.engine.leaving import check_unused, rehome
 from linker_core.engine.loading import LoadQueue
 from linker_core.engine.messages import (
     Abort,
@@ -41,7 +42,7 @@ from linker_core.engine.resident_model import ResidentModel
 from linker_core.engine.residents import Residents
 from linker_core.engine.sequence import SequenceState
 from linker_core.engine.snapshot import take_snapshot
-from linker_core.errors import ConflictError, LinkerError
+from linker_core.errors import LinkerError
 
 SNAPSHOT_INTERVAL_S = 0.5
 # How long loading may hold the loop: short beside a decode step while sequences run.
@@ -175,42 +176,13 @@ class Engine:
             return
         try:
             if command.heir is not None:
-                self._rehome(served, command.heir)
-            self._check_unused(served)
+                rehome(served, command.heir, residents=self.residents, loading=self._loading)
+                self._take_snapshot()
+            check_unused(served, residents=self.residents, loading=self._loading)
         except LinkerError as error:
             self._events.append(UnloadFailed(model=name, error=error.to_record()))
             return
         served.unloading = True
-
-    def _rehome(self, served: ResidentModel, heir: str) -> None:
-        """Makes the heir the donor of whoever has `served` as donor or waits for it.
-
-        Raises:
-            ConflictError: The heir is of another family, or about to have another plan.
-            ModelNotFoundError: It is not loaded.
-        """
-        if any(load.model == heir for load in self._loading.pending()):
-            raise ConflictError(
-                f"The heir '{heir}' of model '{served.name}' is about to be replaced. "
-                "Wait until that has ended."
-            )
-        self.residents.rehome(served, heir)
-        self._loading.rehome(served.name, heir)
-        self._take_snapshot()
-
-    def _check_unused(self, served: ResidentModel) -> None:
-        """Refuses to let a donor go that others have or wait for.
-
-        Raises:
-            ConflictError: Lists them.
-        """
-        name = served.name
-        arriving = [load.model for load in self._loading.pending() if load.donor == name]
-        dependants = list(dict.fromkeys([*self.residents.dependants(name), *arriving]))
-        if dependants:
-            raise ConflictError(
-                f"Model '{name}' is the donor of {', '.join(dependants)}. Unload these first."
-            )
 
     def _reserve(self, command: Reserve) -> None:
         try:
