@@ -48,8 +48,11 @@ class Donors:
         if request.donor == AUTO_DONOR and isinstance(source, TextSide) and source.delta is None:
             return self._nearest(request, source)
         donor = self.likely(request, source)
-        if request.donor is None and donor is None:
-            return DonorChoice(donor=None, reason="A family of its own was asked for.")
+        if request.donor is None:
+            if donor is None:
+                return DonorChoice(donor=None, reason="A family of its own was asked for.")
+            if isinstance(source, TextSide) and source.delta is None:
+                return DonorChoice(donor=donor, reason="Its files are what that family shares.")
         if request.donor not in (None, AUTO_DONOR):
             return DonorChoice(donor=donor, reason="The request names it.")
         if isinstance(source, ModelConfig):
@@ -61,7 +64,8 @@ class Donors:
     def likely(self, request: OnboardRequest, source: Source | ModelConfig) -> ServedModel | None:
         """Returns the donor as far as it shows without weights; arguments and errors of `choose`.
 
-        Where it is left open, the first one of the model's signature.
+        Where it is left open, the first one of the model's signature; where a family of its own is
+        asked for, the head of the one whose base the model is.
         """
         if isinstance(source, AdapterSide):
             return self._of_adapter(request, source)
@@ -69,7 +73,7 @@ class Donors:
             return self._of_delta(request, source.config, source.delta)
         config = source.config if isinstance(source, TextSide) else source
         if request.donor is None:
-            return None
+            return self._of_base(request, source) if isinstance(source, TextSide) else None
         if request.donor == AUTO_DONOR:
             return next(iter(self._alike(request, config)), None)
         donor = self._named(request.donor)
@@ -136,6 +140,18 @@ class Donors:
         """Returns the donors of an architecture's signature, in their order of arrival."""
         return [d for d in self._others(request) if not differences(d.text.config, config)]
 
+    def _of_base(self, request: OnboardRequest, text: TextSide) -> ServedModel | None:
+        """Returns what a family lends whose base is this very checkpoint, though no model of it.
+
+        Its first donor was deleted, and comes anew. It would found a second family of the same
+        tensors.
+        """
+        for head in self._catalog.donors():
+            shared = None if head.base is None or head.name == request.name else head.base.text
+            if shared and (shared.identity, shared.config) == (text.identity, text.config):
+                return head.lender
+        return None
+
     def _of_delta(
         self, request: OnboardRequest, config: ModelConfig, delta: SharePlan
     ) -> ServedModel:
@@ -174,7 +190,7 @@ class Donors:
         donor = self._known(name)
         if donor is None:
             raise ModelNotFoundError(
-                f"The donor {name!r} is not resident; onboard it first.", param="donor"
+                f"The donor {name[:200]!r} is not resident; onboard it first.", param="donor"
             )
         head = donor if donor.donor is None else self._known(donor.donor)
         if head is None or donor.fingerprint not in (head.fingerprint, head.lender.fingerprint):

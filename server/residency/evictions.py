@@ -164,7 +164,7 @@ class Evictions:
         if dependants := self._catalog.dependants(name):
             raise ConflictError(
                 f"The model {name!r} is the donor of {', '.join(dependants)}, which are resident; "
-                "unload those first."
+                "unload those first, or let one of them take its place with rehome=true."
             )
         return True
 

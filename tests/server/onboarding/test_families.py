@@ -92,7 +92,7 @@ def refusal(response: httpx.Response) -> str:
 def test_donor_with_variants_is_409_with_their_names_and_the_remedy(live: LiveServer) -> None:
     for response in (live.client.delete("/models/base"), unload(live, "base")):
         assert "near, far, odd" in refusal(response)
-    assert "rehome=true" in refusal(live.client.delete("/models/base"))
+        assert "rehome=true" in refusal(response)
     assert resident(live) == set(NAMES)
 
 
@@ -170,6 +170,40 @@ def test_restart_finds_the_family_as_it_was_handed_over(root: Path) -> None:
         for name in ("near", "odd", "far"):
             assert server.client.delete(f"/models/{name}", params={"rehome": True}).is_success
         assert server.services.registry.bases() == []
+
+
+@pytest.mark.parametrize("unloaded", [False, True])
+def test_start_with_a_deleted_donor_takes_it_into_the_family_that_shares_it(
+    root: Path, *, unloaded: bool
+) -> None:
+    start = {"base": root / "base"}
+    with serving(root, models=start) as server:
+        server.until_ready()
+        for name in ("near", "odd"):
+            reply = server.onboard(name, root / name, donor="base", tau_cos=0.9, tau_frob=0.1)
+            assert reply.status_code == 201
+        assert rehome(server, "base").status_code == 200
+        if unloaded:
+            for name in ("odd", "near"):
+                assert unload(server, name).status_code == 200
+    make_variant(root / "new", root / "base", scale=0.02, seed=7)
+    expected = {"near": None, "odd": "near", "base": "near"}
+    for more in ({}, {"new": root / "new"}):
+        with serving(root, models=start | more) as server:
+            server.until_ready()
+            expected |= dict.fromkeys(more, "near")
+            for name in ("base", *more):
+                server.until(lambda name=name: card(server, name)["state"] == "ready")
+            assert donors(server) == expected
+            shown = card(server, "base")
+            assert shown["blocks"]["alias"] == 2
+            assert shown["donor_choice"]["donor"] == "near"
+            for name in expected:
+                assert server.chat(name).status_code == 200, name
+            snapshot = server.services.engine.snapshot
+            assert snapshot is not None
+            assert snapshot.models["base"].shared > 0
+    assert loads(root / "base").count("base") == 3  # each start loaded it once
 
 
 def test_job_of_the_family_is_in_the_way(live: LiveServer, root: Path) -> None:
