@@ -9,14 +9,15 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
+from linker_core.errors import ConflictError, InvalidRequestError
 from server.gateway.body import read_object
 from server.gateway.holding import hold
 from server.gateway.idempotency import once_of
 from server.gateway.management import said, shown_job, shown_model, until_succeeded
 from server.gateway.openapi import answers, takes
-from server.gateway.schemas import ChangeBody, LoadBody, UnloadBody, parse_request
+from server.gateway.schemas import ChangeBody, LoadBody, ReplanBody, UnloadBody, parse_request
 from server.gateway.services import Services
-from server.registry.records import JobRecord
+from server.registry.records import JobRecord, ModelRecord, ModelState
 
 
 def changes_router(services: Services) -> APIRouter:
@@ -40,14 +41,17 @@ def _add_change_route(router: APIRouter, services: Services) -> None:
         parsed = await read_object(http_request)
         body = parse_request(ChangeBody, parsed)
         once = once_of(http_request, parsed)
-        name = services.roster.named(name).name  # the alias may be gone afterwards
+        options = _options(body)
+        record = services.roster.named(name)
+        _check_change(body, options, record)
+        name = record.name  # the alias may be gone afterwards
         async with services.replays.turn(once) as known:
             if known is not None:
                 job = await services.roster.job(known)
             else:
                 job = await services.onboarder.change(
                     name,
-                    options=_options(body),
+                    options=options,
                     said=said(body),
                     defaults=services.settings.sharing,
                     once=once,
@@ -58,6 +62,24 @@ def _add_change_route(router: APIRouter, services: Services) -> None:
             await until_succeeded(services, http_request, job, rest="the model keeps its plan")
             return JSONResponse(shown_model(services, name))
         return _job_response(services, job)
+
+
+def _check_change(body: ChangeBody, options: Mapping[str, Any], record: ModelRecord) -> None:
+    """Refuses a body that changes nothing, and a pin on what cannot be loaded.
+
+    Raises:
+        InvalidRequestError: Nothing is said.
+        ConflictError: The model has failed.
+    """
+    if not options and all(value is None for value in said(body).values()):
+        taken = ("pin", "alias", "keep_alive", *ReplanBody.model_fields)
+        raise InvalidRequestError(f"Say what to change: {', '.join(taken)}.", param="pin")
+    if body.pin and record.state is ModelState.FAILED:
+        raise ConflictError(
+            f"The model {record.name!r} has failed, so a pin cannot keep it. Onboard it again with "
+            "POST /models, which takes a pin, or delete it.",
+            param="pin",
+        )
 
 
 def _options(body: ChangeBody) -> Mapping[str, Any]:

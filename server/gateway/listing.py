@@ -6,10 +6,10 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from linker_core.errors import NotReadyError
 from server.gateway.cards import openai_card
 from server.gateway.services import Services
 from server.registry.records import ModelRecord, ModelState
+from server.residency.on_demand import not_servable
 
 
 def listing_router(services: Services) -> APIRouter:
@@ -29,9 +29,7 @@ def listing_router(services: Services) -> APIRouter:
     async def get_served(name: str) -> dict[str, Any]:
         record = services.shown(services.roster.named(name))
         if record.state not in (ModelState.READY, ModelState.UNLOADED):
-            raise NotReadyError(
-                f"The model {record.name!r} is {record.state.value}, so it cannot answer now."
-            )
+            raise not_servable(record)
         return openai_card(record, name=name)
 
     return router

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from linker_core.errors import EngineFailureError, QueueFullError
+from linker_core.errors import QueueFullError
 from server.registry.records import JobRecord
 
 MAX_LISTENERS = 64
@@ -80,11 +80,11 @@ class Listener:
         """Waits until something is new, and takes it.
 
         Raises:
-            EngineFailureError: More than `MAX_UNREAD` things have changed since the last call.
+            QueueFullError: More than `MAX_UNREAD` things have changed since the last call.
         """
         await self._new.wait()
         if self._lost:
-            raise EngineFailureError("The events were not read fast enough; ask for them anew.")
+            raise QueueFullError("The events were not read fast enough; ask for them anew.")
         changes = Changes(list(self._models), list(self._jobs.values()))
         self._clear()
         self._new.clear()

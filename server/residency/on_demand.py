@@ -205,8 +205,7 @@ class OnDemand:
         leaving = ready and self._catalog.turn(record.name).wanted
         lost = ready and self._engines.is_restored
         if record.state is not ModelState.UNLOADED and not leaving and not lost:
-            state = "coming back" if ready else record.state.value
-            raise NotReadyError(f"The model {record.name!r} is {state}, so it cannot answer now.")
+            raise not_servable(record)
 
     @contextmanager
     def _lease(self, name: str) -> Iterator[ServedModel]:
@@ -307,6 +306,18 @@ class OnDemand:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def not_servable(record: ModelRecord) -> NotReadyError:
+    """Returns what a request for a model is told that is not resident and will not be for it."""
+    if record.state is ModelState.FAILED:
+        why = "" if record.error is None else f" {record.error['message']}"
+        return NotReadyError(
+            f"The model {record.name!r} has failed and will not answer by itself.{why} Onboard it "
+            "again with POST /models once that is mended, or delete it."
+        )
+    state = "coming back" if record.state is ModelState.READY else record.state.value
+    return NotReadyError(f"The model {record.name!r} is {state}, so it cannot answer now.")
 
 
 def _for_requests(name: str, error: LinkerError) -> LinkerError:

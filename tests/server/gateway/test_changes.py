@@ -73,8 +73,42 @@ def test_change_that_is_refused_changes_nothing(live: LiveServer) -> None:
         failure(patch(live, pin=True, policy="exact", budget_kl=0.1), 400)["param"] == "budget_kl"
     )
     assert failure(patch(live, pin=True, alias="base"), 409)["param"] == "alias"
-    assert failure(patch(live), 400)["param"] == "policy"
     assert live.client.get("/models/near").json()["pinned"] is False
+
+
+@pytest.mark.parametrize("body", [{}, {"pin": None}, {"policy": None, "max_bytes": None}])
+def test_change_that_says_nothing_is_told_all_that_it_may_say(
+    live: LiveServer, body: dict[str, Any]
+) -> None:
+    for name in ("near", "base"):
+        message = failure(patch(live, name, **body), 400)["message"]
+        for field in ("pin", "alias", "keep_alive", "policy", "budget_kl", "max_bytes", "tier"):
+            assert field in message
+
+
+def test_failed_model_says_why_and_what_to_do(live: LiveServer, family: Path) -> None:
+    assert failure(live.onboard("dead", family / "far", policy="bytes", max_bytes=0), 400)
+    card = live.client.get("/models/dead").json()
+    assert card["state"] == "failed"
+    asked = live.client.post("/models/load", json={"model": "dead"})
+    for response in (asked, live.chat("dead"), live.client.get("/v1/models/dead")):
+        message = failure(response, 503)["message"]
+        for said in (card["error"]["message"], "POST /models", "delete"):
+            assert said in message
+    assert failure(patch(live, "dead", pin=True), 409)["param"] == "pin"
+    assert patch(live, "dead", alias="late").status_code == 200
+    assert live.client.get("/models/dead").json()["pinned"] is False
+    assert live.client.delete("/models/dead").status_code == 200
+
+
+def test_name_that_cannot_be_a_models_is_not_repeated_in_full(
+    live: LiveServer, family: Path
+) -> None:
+    long = "x" * 5_000
+    refused = live.onboard("late", family / "far", donor=long, wait=False)
+    deleted = live.client.delete(f"/models/{long}")
+    for response in (live.chat(long), refused, deleted, patch(live, long, pin=True)):
+        assert len(failure(response, 404)["message"]) < 300
 
 
 def test_options_beside_a_plan_are_set_with_its_job(live: LiveServer) -> None:

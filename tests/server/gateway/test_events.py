@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from linker_core.errors import EngineFailureError
+from linker_core.errors import QueueFullError
 from server.onboarding.feed import MAX_LISTENERS, MAX_UNREAD, Feed
 from server.registry.records import JobRecord, JobStatus
 from tests.server.live import LiveServer, live_server
@@ -144,7 +144,7 @@ def test_listener_that_is_too_far_behind_is_told_and_holds_nothing() -> None:
             for number in range(MAX_UNREAD + 100):
                 feed.note_job(job(number))
             assert not listener._jobs
-            with pytest.raises(EngineFailureError, match="fast enough"):
+            with pytest.raises(QueueFullError, match="fast enough"):
                 await listener.take()
 
     asyncio.run(scenario())
