@@ -7,7 +7,7 @@ evicted for what would not fit even then.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Container
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TypeVar
@@ -63,7 +63,13 @@ class Room:
 
     @asynccontextmanager
     async def taking(
-        self, nbytes: int, *, what: str, keep: Names = frozenset(), may_evict: bool = True
+        self,
+        nbytes: int,
+        *,
+        what: str,
+        keep: Names = frozenset(),
+        may_evict: bool = True,
+        founds: bool = False,
     ) -> AsyncIterator[None]:
         """Sees to it that so many bytes are free, and that nobody else takes them meanwhile.
 
@@ -74,6 +80,7 @@ class Room:
             what: What for, as in "The model 'a'".
             keep: Models that are not evicted for it.
             may_evict: Whether anybody is.
+            founds: Whether it is for a model that could do with less as a variant of a donor.
 
         Raises:
             InsufficientCapacityError: They cannot be freed, with what is needed, what is free and
@@ -82,7 +89,7 @@ class Room:
             LinkerError: There is no engine, or it died on the way.
         """
         async with self._turn:
-            await self._make(nbytes, what=what, keep=keep, may_evict=may_evict)
+            await self._make(nbytes, what=what, keep=keep, may_evict=may_evict, founds=founds)
             yield
 
     async def fit(
@@ -93,6 +100,7 @@ class Room:
         what: str,
         keep: Names = frozenset(),
         may_evict: bool = True,
+        founds: bool = False,
     ) -> _Result:
         """Does what takes so many bytes, in their `taking`.
 
@@ -103,7 +111,7 @@ class Room:
             InsufficientCapacityError: See `taking`; or the engine refuses all the same.
             LinkerError: See `taking`, and whatever `work` raises.
         """
-        async with self.taking(nbytes, what=what, keep=keep, may_evict=may_evict):
+        async with self.taking(nbytes, what=what, keep=keep, may_evict=may_evict, founds=founds):
             while True:
                 try:
                     return await work()
@@ -192,32 +200,43 @@ class Room:
     def check(self, nbytes: int, *, what: str, keep: Names = frozenset()) -> None:
         """Refuses what would not fit even once everything that runs now has ended.
 
+        Args:
+            nbytes: To be free.
+            what: See `taking`.
+            keep: See `taking`; nobody, where it is for a model that founds a family.
+
         Raises:
             InsufficientCapacityError: It would not; see `taking`.
         """
         client = self.client()
         if client is None or client.snapshot is None or nbytes <= self._free_bytes(client):
             return
-        error = self._refusal(nbytes, what, client, client.snapshot, keep)
+        holders, founds = self._holders(client.snapshot, keep), not keep
+        error = self._refusal(nbytes, client, holders, what=what, founds=founds)
         if error.retry_after_s is None:
             raise error
 
     # --- making room --------------------------------------------------------------------------
 
-    async def _make(self, nbytes: int, *, what: str, keep: Names, may_evict: bool) -> None:
+    async def _make(
+        self, nbytes: int, *, what: str, keep: Names, may_evict: bool, founds: bool
+    ) -> None:
+        needed: set[str] = set()  # who turned out not to be idle
         while True:
             await self._evictions.settled()  # what left meanwhile is free in the report below
             client = self._engine()
             if client.snapshot is None or nbytes <= self._free_bytes(client):
                 return
-            holders = self._holders(client.snapshot, keep)
-            leaving = None
-            if may_evict:
-                leaving = who_leaves(holders, nbytes, self._free_bytes(client), self._policy)
+            holders = self._holders(client.snapshot, keep, needed)
+            if not may_evict:
+                holders = [replace(holder, idle=False, passing=False) for holder in holders]
+            leaving = who_leaves(holders, nbytes, self._free_bytes(client), self._policy)
             if leaving is None:
-                raise self._refusal(nbytes, what, client, client.snapshot, keep)
+                raise self._refusal(
+                    nbytes, client, holders, what=what, founds=founds, may_evict=may_evict
+                )
             if not await self._evictions.evict_idle(leaving[0], EvictionReason.CAPACITY):
-                keep |= {leaving[0]}
+                needed.add(leaving[0])
 
     async def _evict_next(self, enough_bytes: int, keep: Names) -> bool:
         """Evicts whoever the policy asks first; False if nobody may, or there is enough."""
@@ -240,15 +259,23 @@ class Room:
     def _reserved_bytes(self, client: EngineClient) -> int:
         return sum(nbytes for lender, nbytes in self._reserved.values() if lender is client)
 
-    def _holders(self, snapshot: Snapshot, keep: Names) -> list[Holder]:
-        """Returns every resident model as what could give memory back."""
+    def _holders(
+        self, snapshot: Snapshot, keep: Names, needed: Container[str] = ()
+    ) -> list[Holder]:
+        """Returns every resident model as what could give memory back.
+
+        Args:
+            snapshot: Says what each holds.
+            keep: Models that stay.
+            needed: Models that stay for as long as what runs now.
+        """
         holders = []
         for model in self._catalog.models():
             record, held = self._rows.find(model.name), snapshot.models.get(model.name)
             if held is None:
                 continue  # the engine has not said so yet
             stays = model.name in keep or (record is not None and record.pinned)
-            idle = not stays and self._evictions.is_idle(model.name)
+            busy = model.name in needed or not self._evictions.is_idle(model.name)
             founds = model.donor is None
             holders.append(
                 Holder(
@@ -256,31 +283,41 @@ class Room:
                     donor=model.donor,
                     nbytes=held.unique + (self._kv_bytes(model.text.config) if founds else 0),
                     idle_s=self._catalog.idle_s(model.name),
-                    idle=idle,
-                    passing=not stays and not idle,
+                    idle=not stays and not busy,
+                    passing=not stays and busy,
                 )
             )
         return holders
 
     def _refusal(
-        self, nbytes: int, what: str, client: EngineClient, snapshot: Snapshot, keep: Names
+        self,
+        nbytes: int,
+        client: EngineClient,
+        holders: list[Holder],
+        *,
+        what: str,
+        founds: bool,
+        may_evict: bool = True,
     ) -> InsufficientCapacityError:
-        """Returns the error that says why so many bytes cannot be had."""
-        holders, free = self._holders(snapshot, keep), self._free_bytes(client)
-        evictable = evictable_bytes(holders)
-        later = self._later_bytes(client, snapshot, holders)
+        """Returns the error that says why so many bytes cannot be had from these holders."""
+        assert client.snapshot is not None
+        free, evictable = self._free_bytes(client), evictable_bytes(holders)
+        later = self._later_bytes(client, client.snapshot, holders)
         passing = nbytes <= free + evictable + later
+        gain = f"evicting what is idle and not pinned would give {evictable}"
         message = (
-            f"{what} needs {nbytes} bytes of device memory; {max(free, 0)} are free, and evicting "
-            f"what is idle and not pinned would give {evictable}. "
+            f"{what} needs {nbytes} bytes of device memory; {max(free, 0)} are free, and "
+            f"{gain if may_evict else 'no model leaves for it'}. "
         )
         if passing:
             message += f"{later} more are in use now; try again when that has ended."
-        else:
+        elif founds:
             message += (
                 "Unload or unpin a model, raise the memory budget, or onboard it as a variant of a "
                 "donor."
             )
+        else:
+            message += "Unload or unpin a model, or raise the memory budget."
         return InsufficientCapacityError(message, retry_after_s=_RETRY_AFTER_S if passing else None)
 
     def _engine_refused(

@@ -190,10 +190,51 @@ async def test_an_engine_that_always_refuses_empties_no_device() -> None:
 @in_loop
 async def test_who_may_not_evict_is_refused() -> None:
     on = device()
-    with pytest.raises(InsufficientCapacityError):
+    with pytest.raises(InsufficientCapacityError) as refusal:
         async with on.room.taking(151, what="It", may_evict=False):
             pass
     assert on.client.unloaded == []
+    # Nothing that runs is in the way, so nothing comes of trying again.
+    assert refusal.value.retry_after_s is None
+    assert "no model leaves for it" in refusal.value.message
+    assert "more are in use" not in refusal.value.message
+
+
+@in_loop
+async def test_who_may_not_evict_waits_for_a_reservation() -> None:
+    on = device()
+    async with on.room.reserving(on.engine(), "tuner", 100, what="Measuring"):
+        with pytest.raises(InsufficientCapacityError, match="100 more are in use") as refusal:
+            async with on.room.taking(150, what="It", may_evict=False):
+                pass
+        assert refusal.value.retry_after_s is not None
+
+
+@in_loop
+async def test_a_model_that_the_engine_still_needs_is_in_the_way_only_for_now() -> None:
+    on = Device(BUDGET)
+    on.put("base", 100)
+    on.client.donors["gone"] = "base"  # a variant on its way out, of which no row speaks
+    with pytest.raises(InsufficientCapacityError, match="150 more are in use") as refusal:
+        await take(on, BUDGET)
+    assert refusal.value.retry_after_s is not None
+    del on.client.donors["gone"]
+    assert await take(on, BUDGET) == BUDGET
+
+
+@in_loop
+async def test_only_a_model_that_founds_a_family_is_advised_to_join_one() -> None:
+    on = device()
+    for founds in (True, False):
+        with pytest.raises(InsufficientCapacityError, match="raise the memory budget") as refusal:
+            async with on.room.taking(851, what="It", founds=founds):
+                pass
+        assert ("as a variant of a donor" in refusal.value.message) is founds
+    with pytest.raises(InsufficientCapacityError, match="as a variant of a donor"):
+        on.room.check(851, what="It")
+    with pytest.raises(InsufficientCapacityError) as refusal:
+        on.room.check(851, what="It", keep=frozenset({"base"}))
+    assert "as a variant of a donor" not in refusal.value.message
 
 
 @in_loop
