@@ -100,6 +100,7 @@ def dry_run_card(dry_run: DryRun, *, would_evict: Sequence[str] | None) -> dict[
         dry_run: What it found.
         would_evict: Who would leave for the model; None: it does not fit even so.
     """
+    needs = dry_run.needs
     return {
         "object": "model.plan",
         "donor": dry_run.donor,
@@ -119,6 +120,13 @@ def dry_run_card(dry_run: DryRun, *, would_evict: Sequence[str] | None) -> dict[
         "frontier": dry_run.frontier,
         "fits": would_evict is not None,
         "free_bytes": dry_run.free_bytes,
+        "needed_bytes": {
+            "total": needs.total,
+            "unique": needs.unique,
+            "base": needs.base,
+            "kv": needs.kv,
+            "donor": needs.donor,
+        },
         "would_evict": list(would_evict or ()),
         "seconds": dry_run.seconds,
     }

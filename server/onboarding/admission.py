@@ -10,12 +10,12 @@ from linker_core.config import EngineConfig
 from linker_core.engine.kv_size import kv_cache_bytes
 from linker_core.engine.messages import BaseFiles, LoadModel, ModelLoaded, Snapshot
 from linker_core.errors import EngineFailureError, NotReadyError
-from linker_core.sharing.plan import Policy, SharePlan
+from linker_core.sharing.plan import SharePlan
 from linker_core.weights.architecture import ModelConfig
 from server.bridge.client import EngineClient, OnProgress
-from server.onboarding.adapters import AdapterSide, Source
+from server.onboarding.adapters import Source
 from server.onboarding.deltas import Deltas, Weights
-from server.onboarding.prediction import missing_base_bytes
+from server.onboarding.prediction import Needs, Prediction
 from server.onboarding.request import OnboardRequest
 from server.registry.records import ModelRecord
 from server.residency.catalog import Base, Catalog, ServedModel, TextSide
@@ -57,7 +57,7 @@ class Admission:
     ) -> None:
         self.deltas = deltas
         self.room = room
-        self._rows = rows
+        self.prediction = Prediction(catalog=catalog, rows=rows, kv_bytes=self.kv_bytes)
         self._catalog = catalog
         self._engine = engine
         self._engine_config = engine_config
@@ -108,11 +108,12 @@ class Admission:
                 return loaded
 
             loaded = await self.room.fit(
-                self._needed_bytes(command, lender),
+                self._needs(command, lender).total,
                 load,
                 what=f"The model {record.name!r}",
                 keep=frozenset(keep),
                 may_evict=may_evict,
+                founds=lender is None,
             )
         model = ServedModel(
             name=record.name,
@@ -159,23 +160,18 @@ class Admission:
             base=None if lender is None else _files(lender.text),
         )
 
-    def _needed_bytes(self, command: LoadModel, lender: Base | None) -> int:
-        """Predicts a load: unique bytes, a new family's cache, and what is missing of its base.
+    def _needs(self, command: LoadModel, lender: Base | None) -> Needs:
+        """Predicts a load.
 
         Args:
             command: The load.
             lender: What its plan was made against.
         """
-        donor = None if command.donor is None else self._catalog.get(command.donor)
-        kv_bytes = self.kv_bytes(command.config) if donor is None else 0
-        if lender is None or (donor is not None and donor.base is None):
-            return command.plan.unique_bytes + kv_bytes  # all of the base is there
-        family = [] if donor is None else [donor.name, *self._catalog.dependants(donor.name)]
-        plans = [row.plan for name in family if (row := self._rows.find(name)) and row.plan]
-        missing = missing_base_bytes(
-            command.plan, lender.text.config, [plan["rungs"] for plan in plans]
-        )
-        return command.plan.unique_bytes + kv_bytes + missing
+        plan = command.plan
+        if command.donor is not None:
+            return self.prediction.of_variant(plan.rungs, plan.unique_bytes, command.donor)
+        base = None if lender is None else lender.text.config
+        return self.prediction.of_head(plan.rungs, plan.unique_bytes, command.config, base)
 
     async def unload(self, name: str) -> None:
         """Takes a model out of the engine, if there is one."""
@@ -200,14 +196,8 @@ class Admission:
         self, request: OnboardRequest, source: Source, donor: ServedModel | None
     ) -> int:
         """Returns what a model takes on the device even if it can share all that may be shared."""
-        if isinstance(source, AdapterSide):
-            return 0  # its factors are small, and may be of another type
-        if donor is None:
-            return source.checkpoint_bytes + self.kv_bytes(source.config)
-        if source.delta is not None:
-            return source.delta.unique_bytes
-        # BS Eq. 3 shares blocks alone; under other policies the rest may be the donor's too.
-        return source.outside_blocks_bytes if request.policy == Policy.THRESHOLDS else 0
+        name = None if donor is None else donor.name
+        return self.prediction.at_least(source, request.policy, name)
 
     def kv_bytes(self, config: ModelConfig) -> int:
         """Returns what the KV cache of a new family takes."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from linker_core.errors import NotReadyError
-from linker_core.sharing.rungs import COARSE, AnyRung, coarse
+from linker_core.sharing.rungs import COARSE, AnyRung, Rung, coarse
 from linker_core.weights.architecture import DTYPE_BYTES, ModelConfig
 from linker_core.weights.keys import parse_key
 from linker_core.weights.shapes import expected_tensors
@@ -19,6 +19,7 @@ from server.onboarding.admission import Admission
 from server.onboarding.donor_choice import DonorChoice
 from server.onboarding.pairs import make_frontier
 from server.onboarding.planner import OnStage, Planned, Planner
+from server.onboarding.prediction import Needs, Rungs
 from server.onboarding.prepare import read_shape, read_source
 from server.onboarding.request import OnboardRequest
 from server.onboarding.timing import Stopwatch
@@ -40,7 +41,7 @@ class DryRun:
     donor_choice: Mapping[str, Any]  # DonorChoice.to_json
     policy: str
     bytes: Mapping[str, int]  # logical, unique, shared, checkpoint
-    needed_bytes: int  # unique bytes, and a family's KV cache for a donor
+    needs: Needs
     free_bytes: int
     seconds: Mapping[str, float]
     region: str | None = None  # what follows is None where there are shapes alone
@@ -52,6 +53,11 @@ class DryRun:
     rung_bytes: Mapping[str, int] | None = None  # unique bytes by kind of rung
     bits_per_weight: float | None = None
     frontier: list[dict[str, Any]] | None = None  # None: nothing was tuned
+
+    @property
+    def needed_bytes(self) -> int:
+        """What has to be free for it."""
+        return self.needs.total
 
 
 class Rehearsal:
@@ -115,7 +121,7 @@ class Rehearsal:
             donor_choice=choice.to_json(),
             policy=plan.policy.value,
             bytes=plan.bytes_by_kind,
-            needed_bytes=plan.unique_bytes + self._kv_bytes(planned.text.config, donor),
+            needs=self._needs(plan.rungs, plan.unique_bytes, planned.text.config, donor),
             free_bytes=self._free_bytes() if planned.free_bytes is None else planned.free_bytes,
             seconds=watch.to_json(),
             region=plan.region,
@@ -145,14 +151,19 @@ class Rehearsal:
             donor_choice=choice.to_json(),
             policy="donor" if donor is None else request.policy,
             bytes=held,
-            needed_bytes=held["unique"] + self._kv_bytes(config, donor),
+            needs=self._needs(_rungs_of_shape(config), held["unique"], config, donor),
             free_bytes=free_bytes,
             seconds=watch.to_json(),
             budget_kl=request.budget_kl,
         )
 
-    def _kv_bytes(self, config: ModelConfig, donor: ServedModel | None) -> int:
-        return self._admission.kv_bytes(config) if donor is None else 0
+    def _needs(
+        self, rungs: Rungs, unique_bytes: int, config: ModelConfig, donor: ServedModel | None
+    ) -> Needs:
+        prediction = self._admission.prediction
+        if donor is None:
+            return prediction.of_head(rungs, unique_bytes, config, None)
+        return prediction.of_variant(rungs, unique_bytes, donor.name)
 
     def _free_bytes(self) -> int:
         snapshot = self._admission.snapshot()
@@ -185,6 +196,15 @@ def bytes_of_shape(config: ModelConfig, donor: ModelConfig | None) -> dict[str, 
         "unique": unique,
         "shared": logical - unique,
         "checkpoint": checkpoint,
+    }
+
+
+def _rungs_of_shape(config: ModelConfig) -> dict[str, Rung]:
+    """Returns the rungs of a model that shares every block of its donor."""
+    keys = {name: parse_key(name) for name in expected_tensors(config)}
+    return {
+        name: Rung.OWN if key is None or key.layer is None else Rung.ALIAS
+        for name, key in keys.items()
     }
 
 

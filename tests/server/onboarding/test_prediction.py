@@ -41,16 +41,16 @@ def test_base_of_nobody_resident_counts_as_far_as_it_is_aliased(text: TextSide) 
     names = set(expected_tensors(text.config))
     for aliased in (set[str](), set(sorted(names)[:3]), names):
         plan = plan_of(text, aliased=aliased)
-        assert missing_base_bytes(plan, text.config, []) == nbytes(text, aliased)
+        assert missing_base_bytes(plan.rungs, text.config, []) == nbytes(text, aliased)
 
 
 def test_what_others_alias_too_is_there_already(text: TextSide) -> None:
     first, second, third = sorted(expected_tensors(text.config))[:3]
     plan = plan_of(text, aliased={first, second})
     stored = plan_of(text, aliased={second, third}).to_json()["rungs"]  # as rows have it
-    assert missing_base_bytes(plan, text.config, [stored]) == nbytes(text, {first})
+    assert missing_base_bytes(plan.rungs, text.config, [stored]) == nbytes(text, {first})
     others = [stored, plan_of(text, aliased={first}).rungs]
-    assert missing_base_bytes(plan, text.config, others) == 0
+    assert missing_base_bytes(plan.rungs, text.config, others) == 0
 
 
 def test_residuals_lean_on_the_base_as_aliases_do(text: TextSide) -> None:
@@ -58,5 +58,5 @@ def test_residuals_lean_on_the_base_as_aliases_do(text: TextSide) -> None:
     plan = plan_of(text, aliased=set())
     stored = {**plan.to_json()["rungs"], name: "int4:64"}
     wants = plan_of(text, aliased={name})
-    assert missing_base_bytes(wants, text.config, [plan.rungs]) == nbytes(text, {name})
-    assert missing_base_bytes(wants, text.config, [stored]) == 0
+    assert missing_base_bytes(wants.rungs, text.config, [plan.rungs]) == nbytes(text, {name})
+    assert missing_base_bytes(wants.rungs, text.config, [stored]) == 0
