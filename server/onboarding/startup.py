@@ -105,7 +105,7 @@ class Startup:
                 continue
             if record.state is ModelState.FAILED or record.error is not None:
                 failed.append(record.name)
-            elif record.state is not ModelState.UNLOADED and not self._is_there(record.name):
+            elif record.state is not ModelState.UNLOADED and not self._is_there(record):
                 return None
         return failed
 
@@ -128,8 +128,10 @@ class Startup:
             return request
         return replace(request, source=found.source)
 
-    def _is_there(self, name: str) -> bool:
-        return self._catalog.get(name) is not None
+    def _is_there(self, record: ModelRecord) -> bool:
+        """Whether a model is resident, and stored as that: until then it cannot be unloaded."""
+        stored = record.state is not ModelState.ONBOARDING
+        return stored and self._catalog.get(record.name) is not None
 
     def _is_to_come(self, record: ModelRecord) -> bool:
         """Whether a start waits for a model; of those that are not resident for few."""

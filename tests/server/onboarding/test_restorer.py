@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sqlite3
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,8 @@ from server.bridge.client import EngineClient
 from server.bridge.supervisor import EngineState
 from server.onboarding.planner import Planner
 from server.onboarding.returning import Returning, _key
-from server.registry.records import JobRecord, ModelRecord
+from server.onboarding.roster import Roster
+from server.registry.records import JobRecord, ModelRecord, ModelState, Record
 from server.residency.catalog import ServedModel, TextSide
 from tests.server.live import LiveServer, live_server
 from tests.server.onboarding.conftest import LIMITS
@@ -151,6 +153,7 @@ def test_start_up_model_whose_files_changed_is_planned_anew_with_its_variants(
         server.until(
             lambda: [server.chat(name).status_code for name in ("base", "near")] == [200, 200]
         )
+        server.until_ready()
         base, near = (server.client.get(f"/models/{name}").json() for name in ("base", "near"))
         assert base["state"] == near["state"] == "ready"
         assert near["blocks"]["alias"] == 0  # against the new weights
@@ -279,3 +282,25 @@ def test_what_the_engine_dies_before_is_tried_again(
     assert services.catalog.get("near") is None
     live.call(restorer.catch_up())
     assert services.catalog.get("near") is not None
+
+
+def test_start_is_over_once_its_models_are_stored(
+    tmp_path: Path, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resident, go_on = threading.Event(), threading.Event()
+    save = Roster.save
+
+    async def save_slowly(roster: Roster, *records: Record) -> None:
+        if any(isinstance(r, ModelRecord) and r.state is ModelState.READY for r in records):
+            resident.set()
+            await asyncio.to_thread(go_on.wait, 60)
+        await save(roster, *records)
+
+    monkeypatch.setattr(Roster, "save", save_slowly)
+    with live_server(tmp_path / "state", models={"base": models["base"]}) as server:
+        assert resident.wait(60)
+        assert server.services.catalog.get("base") is not None
+        assert server.client.get("/ready").status_code == 503
+        go_on.set()
+        server.until_ready()
+        assert server.client.post("/models/unload", json={"model": "base"}).status_code == 200
