@@ -95,7 +95,7 @@ class Admission:
             LinkerError: The engine could not load it.
         """
         assert record.fingerprint is not None
-        with self._leaning(record.donor) as donor:
+        with self._leased_donor(record.donor) as donor:
             lender = base if donor is None else Base.of(donor.lender)
             command = self._command(record, text, plan, weights, lender, replaces=replaces)
             keep = [record.name] if donor is None else [record.name, donor.name]
@@ -128,7 +128,7 @@ class Admission:
         return Arrival(model, loaded.alias_seconds, loaded.move_seconds)
 
     @contextlib.contextmanager
-    def _leaning(self, donor: str | None) -> Iterator[ServedModel | None]:
+    def _leased_donor(self, donor: str | None) -> Iterator[ServedModel | None]:
         """Keeps a donor resident."""
         if donor is None:
             yield None
