@@ -30,6 +30,7 @@ from linker_core.engine.messages import (
     Reserved,
     ReserveFailed,
     Shutdown,
+    Snapshot,
     StepOutput,
     Submit,
     TokenOutput,
@@ -121,6 +122,11 @@ class Engine:
         self._report_snapshot()
         events, self._events = self._events, []
         return events
+
+    def snapshot(self) -> Snapshot:
+        """Returns what it holds now."""
+        sequences = [sequence for _, sequence in self._sequences.values()]
+        return take_snapshot(self.residents, sequences, self.device)
 
     def close(self) -> None:
         """Lets the process end without waiting for what nobody waits for any more."""
@@ -256,7 +262,6 @@ class Engine:
             self._take_snapshot()
 
     def _take_snapshot(self) -> None:
-        sequences = [sequence for _, sequence in self._sequences.values()]
-        self._events.append(take_snapshot(self.residents, sequences, self.device))
+        self._events.append(self.snapshot())
         self._changed = bool(self._sequences)
         self._snapshot_due_s = self._clock() + SNAPSHOT_INTERVAL_S

@@ -301,6 +301,7 @@ class ModelLoad:
 class Snapshot:
     """The engine's state: twice a second while it changes, and before the event that ends a wait.
 
+    One follows `EngineReady`, so that a fresh engine's is known before its first command.
     Whoever waited for a load, an unload, a reservation or their failure finds what came of it here.
     """
 
@@ -317,6 +318,7 @@ class Snapshot:
     prefix_hits: int = 0  # those found
     # Of models that were replaced: what is in `device_weight_bytes` until their sequences end.
     leaving_bytes: int = 0
+    arriving_bytes: int = 0  # promised to a model that is being loaded, and not its yet
 
     @property
     def unreserved_bytes(self) -> int:

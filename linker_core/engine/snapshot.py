@@ -39,6 +39,7 @@ def take_snapshot(
         device_kv_bytes=residents.pool.budget.kv_bytes(),
         device_free_bytes=residents.pool.budget.free_bytes(),
         leaving_bytes=residents.leaving_bytes(),
+        arriving_bytes=residents.pool.budget.arriving_bytes(),
         reserved_bytes=residents.pool.budget.reserved_bytes(),
         kv_usage_ratio=num_used / num_pages if num_pages else 0.0,
         num_preemptions=residents.past_preemptions

@@ -48,6 +48,7 @@ def serve(engine: Engine, connection: Connection[Event, Command], heartbeat: Hea
         EngineBrokenError: Steps keep failing.
     """
     connection.send(EngineReady(device=str(engine.device)))
+    connection.send(engine.snapshot())  # what is free is known before the first command
     while True:
         heartbeat.beat()
         timeout_s = 0.0 if engine.has_work else IDLE_POLL_S

@@ -75,6 +75,9 @@ def _memory(models: Sequence[ModelRecord], snapshot: Snapshot | None) -> Iterato
         device.add_metric([snapshot.device, "weights"], snapshot.device_weight_bytes)
         device.add_metric([snapshot.device, "kv"], snapshot.device_kv_bytes)
         device.add_metric([snapshot.device, "free"], snapshot.device_free_bytes)
+        # Set aside for other processes, or for what is being loaded.
+        others = snapshot.reserved_bytes + snapshot.arriving_bytes
+        device.add_metric([snapshot.device, "other"], others)
     yield device
 
 

@@ -127,6 +127,10 @@ def test_worker_loads_generates_aborts_unloads_and_leaves_on_eof(
     base = make_checkpoint(tmp_path / "base", tie=False)
     variant = make_variant(tmp_path / "variant", base, scale=0.3)
     assert worker.next_event() == EngineReady(device="cpu")
+    fresh = worker.next_event()  # unasked, so that what is free is known at once
+    assert isinstance(fresh, Snapshot)
+    assert (fresh.models, fresh.device) == ({}, "cpu")
+    assert fresh.device_free_bytes > 0
     worker.wait_for_beats(3)  # idle
 
     worker.connection.send(load_message("base", base))
