@@ -8,14 +8,14 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from linker_core.errors import NotReadyError
-from linker_core.weights.checkpoint import Identity
 from server.metrics.admission import AdmissionMetrics
 from server.onboarding.adapters import Source
 from server.onboarding.admission import Admission, Arrival
 from server.onboarding.donors import Donors
+from server.onboarding.live_job import Checked
 from server.onboarding.outcomes import retimed_job, succeeded_job
 from server.onboarding.planner import OnStage, Planned, Planner, as_progress
 from server.onboarding.request import OnboardRequest
@@ -27,14 +27,6 @@ from server.registry.records import JobRecord, JobStage, ModelRecord, ModelState
 from server.residency.catalog import Catalog, ServedModel
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Checked:
-    """What was looked at before a job was accepted."""
-
-    identity: Identity  # of the weight files
-    seconds: float  # that took
 
 
 class Arrivals:

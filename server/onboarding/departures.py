@@ -122,7 +122,7 @@ class Departures:
         async with self._roster.names:
             self.check_unused(name)
             record = self._roster.model(name)
-            await self._roster.forget(name)
+            await self._roster.replace(delete=(name,))
             self._catalog.retract(name)
             self._leaving[name] = record.donor
         try:

@@ -21,16 +21,20 @@ from linker_core.weights.architecture import ModelConfig
 from server.metrics.admission import AdmissionMetrics
 from server.onboarding.adapters import Source
 from server.onboarding.admission import Admission
-from server.onboarding.arrivals import Arrivals, Checked
+from server.onboarding.arrivals import Arrivals
 from server.onboarding.departures import Departures
 from server.onboarding.donor_choice import DonorChoice
 from server.onboarding.donors import Donors
 from server.onboarding.fitting import FitRequest, Fitting, JointPlan
+from server.onboarding.job_ends import JobEnds
+from server.onboarding.job_rows import JobRows
 from server.onboarding.jobs import JobRunner
+from server.onboarding.live_job import Checked
 from server.onboarding.options import Options
 from server.onboarding.planner import OnStage, Planner, as_progress
 from server.onboarding.prepare import read_source
 from server.onboarding.rehearsal import DryRun, Rehearsal
+from server.onboarding.replan_jobs import ReplanJobs
 from server.onboarding.replans import Replans
 from server.onboarding.replays import Once
 from server.onboarding.request import (
@@ -44,6 +48,7 @@ from server.onboarding.restorer import Restorer
 from server.onboarding.roster import Roster
 from server.onboarding.sources import Found
 from server.onboarding.startup import Startup
+from server.onboarding.sweeping import Sweeping
 from server.onboarding.timing import Stopwatch
 from server.registry.records import JobRecord, ModelState
 from server.residency.catalog import Catalog
@@ -89,10 +94,32 @@ class Onboarder:
         self._options = Options(roster)
         self._queue_limit = queue_limit
         self._donors = Donors(catalog=catalog, comparisons=planner.comparisons)
-        self._jobs = JobRunner(
+        rows = JobRows(roster)
+        replans = Replans(
             roster=roster,
+            catalog=catalog,
             planner=planner,
             admission=admission,
+            restorer=restorer,
+        )
+        self._sweeping = Sweeping(
+            roster=roster,
+            planner=planner,
+            deltas=admission.deltas,
+            bases=restorer.returning.bases,
+            sources=self._sources,
+        )
+        self._jobs = JobRunner(
+            roster=roster,
+            rows=rows,
+            ends=JobEnds(
+                roster=roster,
+                rows=rows,
+                admission=admission,
+                restorer=restorer,
+                metrics=metrics,
+            ),
+            sweeping=self._sweeping,
             restorer=restorer,
             arrivals=Arrivals(
                 roster=roster,
@@ -103,15 +130,9 @@ class Onboarder:
                 restorer=restorer,
                 metrics=metrics,
             ),
-            replans=Replans(
-                roster=roster,
-                catalog=catalog,
-                planner=planner,
-                admission=admission,
-                restorer=restorer,
-            ),
-            metrics=metrics,
+            replans=replans,
         )
+        self._replans = ReplanJobs(roster=roster, rows=rows, replans=replans, jobs=self._jobs)
         self._rehearsal = Rehearsal(
             choose=self._choose_donor_now, planner=planner, admission=admission
         )
@@ -123,10 +144,11 @@ class Onboarder:
             admission=admission,
             bases=restorer.returning.bases,
             evictions=evictions,
-            is_replanning=self._jobs.is_replanning,
+            is_replanning=lambda name: self._jobs.replanning(name) is not None,
         )
         self._startup = Startup(
             roster=roster,
+            rows=rows,
             catalog=catalog,
             jobs=self._jobs,
             planner=planner,
@@ -140,7 +162,7 @@ class Onboarder:
         """Reads the registry and queues what is to be done; see `Startup.open`."""
         await self._startup.open(startup)
         await self._admission.deltas.clear_unfinished()
-        await self._jobs.sweep()
+        await self._sweeping.sweep()
 
     def startup_failures(self) -> list[str] | None:
         """Returns the start-up models that failed; None while some are still on their way."""
@@ -161,7 +183,7 @@ class Onboarder:
         Args:
             request: What to onboard.
             said: Policy and options that were asked for; the request's others are defaults.
-            options: See `Roster.set_options`. They are no part of the request: one that is
+            options: See `Options.set`. They are no part of the request: one that is
                 otherwise the same sets them.
             once: The idempotency key that the job answers from now on.
 
@@ -217,7 +239,7 @@ class Onboarder:
 
         Args:
             name: The model, or its alias.
-            options: See `Roster.set_options`.
+            options: See `Options.set`.
             said: Policy and options of another plan; with none of them the plan stays.
             defaults: What they leave open.
             once: The idempotency key that the job answers from now on.
@@ -233,11 +255,11 @@ class Onboarder:
             self._departures.check_gone(name)
             replans = not options or any(value is not None for value in said.values())
             if replans:
-                self._jobs.check_replan(name, said, defaults)
-                if not self._jobs.is_replanning(name):
+                self._replans.check(name, said, defaults)
+                if self._jobs.replanning(name) is None:
                     self._check_queue()
             await self._options.set(name, options)
-            return await self._jobs.replan(name, said, defaults, once=once) if replans else None
+            return await self._replans.queue(name, said, defaults, once=once) if replans else None
 
     async def rehearse(
         self, request: OnboardRequest, *, said: Mapping[str, Any] = MappingProxyType({})
@@ -402,7 +424,7 @@ class Onboarder:
     async def delete(self, name: str, *, rehome: bool = False) -> None:
         """Deletes a model; see `Departures.delete`."""
         await self._departures.delete(name, rehome=rehome)
-        await self._jobs.sweep()
+        await self._sweeping.sweep()
 
     async def flush(self) -> None:
         """Writes down when models were used, now and then, until cancelled."""
@@ -414,8 +436,8 @@ class Onboarder:
         """Writes down what is not stored yet; what cannot be written now is kept."""
         used_at = self._catalog.take_used()
         try:
-            await self._roster.note_use(used_at)
-            await self._roster.write_later()
+            await self._roster.writes.note_use(used_at)
+            await self._roster.writes.write_later()
         except NotReadyError as error:
             logger.warning("the registry cannot be written: %s", error.message)
             self._catalog.give_back(used_at)

@@ -6,6 +6,7 @@ Event loop only; whoever calls holds the roster's `names`.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from linker_core.errors import ConflictError
@@ -28,9 +29,11 @@ class Options:
 
         Args:
             name: The model.
-            options: See `Roster.set_options`.
+            options: `alias`, `pinned`, `keep_alive_s`, or some of them. Nothing else changes these
+                of a known model, whatever records are saved.
 
         Raises:
+            ModelNotFoundError: There is none of that name.
             InvalidRequestError: An alias that cannot be a name.
             ConflictError: An alias that another model is known by.
             NotReadyError: The registry cannot be written.
@@ -45,7 +48,9 @@ class Options:
                 )
             self.check_no_alias(alias, param="alias")
         if new:
-            await self._roster.set_options(name, new)
+            await self._roster.writes.change(
+                lambda: self._roster.model(name), lambda row: replace(row, **new)
+            )
 
     def check_no_alias(self, name: str, *, param: str = "name") -> None:
         """Refuses a name that is an alias.

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from linker_core.errors import LinkerError
 from server.onboarding.hub.source import is_hub_source
+from server.onboarding.job_rows import JobRows
 from server.onboarding.jobs import JobRunner
 from server.onboarding.outcomes import interrupted_job
 from server.onboarding.planner import Planner
@@ -30,6 +31,7 @@ class Startup:
 
     Args:
         roster: The known models and jobs.
+        rows: The rows of the jobs.
         catalog: The resident models.
         jobs: Takes what is to be onboarded.
         planner: Knows which prices still hold.
@@ -41,6 +43,7 @@ class Startup:
         self,
         *,
         roster: Roster,
+        rows: JobRows,
         catalog: Catalog,
         jobs: JobRunner,
         planner: Planner,
@@ -48,6 +51,7 @@ class Startup:
         sources: Sources,
     ) -> None:
         self._roster = roster
+        self._rows = rows
         self._catalog = catalog
         self._jobs = jobs
         self._planner = planner
@@ -64,7 +68,7 @@ class Startup:
         whatever was priced at another precision than is served now, or with its deltas rounded
         otherwise.
         """
-        interrupted = await self._roster.open()
+        interrupted = await self._rows.without_cancelled(await self._roster.open())
         pinned = await asyncio.gather(*map(self._pinned, startup))
         self._requested = {request.name: request for request in pinned}
         self._restorer.at_start = frozenset(self._requested)

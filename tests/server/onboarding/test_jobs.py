@@ -108,7 +108,7 @@ def test_job_whose_rows_cannot_be_written_fails_and_the_server_goes_on(
 def test_finished_jobs_leave_the_memory(live: LiveServer) -> None:
     jobs = live.client.get("/models/jobs").json()["data"]
     assert [job["status"] for job in jobs] == ["succeeded"] * 2
-    assert live.services.roster._jobs == {}
+    assert live.services.roster.shown.jobs == {}
 
 
 def test_sweep_that_fails_ends_neither_a_job_nor_the_server(
@@ -133,7 +133,7 @@ def fail_to_withdraw(live: LiveServer, monkeypatch: pytest.MonkeyPatch) -> None:
     async def failing(*_: Any) -> None:
         raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(live.services.roster, "withdraw", failing)
+    monkeypatch.setattr(live.services.onboarder._jobs._rows, "withdraw", failing)
 
 
 def test_fault_while_a_waiting_job_is_cancelled_is_told_and_nobody_waits_for_ever(

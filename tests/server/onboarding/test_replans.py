@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -86,6 +88,7 @@ def test_other_budget_changes_the_rungs_of_a_model_that_serves(
     assert after["bytes"]["unique"] == done["result"]["bytes"]["unique"]
     assert after["bytes"]["unique"] < before["bytes"]["unique"]
     assert (after["state"], after["created_at"]) == ("ready", before["created_at"])
+    live.until(lambda: len(delta_folders(tmp_path / "state")) == 1)  # swept after the job's end
     [new] = delta_folders(tmp_path / "state")
     assert (new != old, loads(new)) == (True, ["near"])
     assert live.metric('linker_model_rung_bytes{model="near",rung="int4"}') == 0
@@ -113,6 +116,24 @@ def test_same_options_return_the_job_that_made_the_plan(live: LiveServer) -> Non
     until_job(live, job["id"], "succeeded")
     again = patch(live, budget_kl=0.03)
     assert (again.status_code, again.json()["id"]) == (200, job["id"])
+
+
+def test_same_options_right_after_the_end_of_a_job_return_it(
+    live: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+
+    async def held_up() -> None:
+        await asyncio.to_thread(go_on.wait)
+
+    monkeypatch.setattr(live.services.onboarder._sweeping, "sweep", held_up)
+    try:
+        job = patch(live, policy="budget", budget_kl=0.03).json()
+        until_job(live, job["id"], "succeeded")
+        again = patch(live, budget_kl=0.03)
+        assert (again.status_code, again.json()["id"]) == (200, job["id"])
+    finally:
+        go_on.set()
 
 
 def test_other_options_with_the_same_rungs_move_nothing(live: LiveServer, tmp_path: Path) -> None:
