@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from linker_core.errors import (
     ForbiddenSourceError,
@@ -16,6 +17,7 @@ from linker_core.errors import (
     NotReadyError,
 )
 from linker_core.sharing.delta import is_delta
+from linker_core.sharing.plan import Policy
 from linker_core.weights.checkpoint import Identity
 from linker_core.weights.lora import is_adapter
 from server.onboarding.adapters import Source
@@ -23,6 +25,7 @@ from server.onboarding.hub.hub import Hub, OnProgress
 from server.onboarding.hub.listing import SourceKind
 from server.onboarding.hub.source import HubSource, is_hub_source
 from server.onboarding.prepare import read_again
+from server.onboarding.request import OnboardRequest, own_plan_request
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +38,21 @@ class Found(NamedTuple):
     source: str  # as rows have it: a directory, every link followed, or hub:ORG/NAME@COMMIT
     kind: SourceKind
     path: Path | None  # its directory; None: it is to be downloaded
+
+    def meant_by(self, request: OnboardRequest, said: Mapping[str, Any]) -> OnboardRequest:
+        """Returns a request with its source as found; where that has a plan, without a policy.
+
+        Args:
+            request: As it was asked.
+            said: Policy and options that were asked for; the request's others are defaults.
+
+        Raises:
+            InvalidRequestError: See `own_plan_request`.
+        """
+        request = replace(request, source=self.source)
+        if self.kind is SourceKind.CHECKPOINT:
+            return request
+        return own_plan_request(request, said, Policy(self.kind))
 
 
 class Sources:
@@ -145,7 +163,7 @@ class Sources:
 
     async def _until_here(self, source: HubSource) -> None:
         try:
-            await self.hub.fetch(source, on_progress=_ignore_progress)
+            await self.hub.fetch(source, on_progress=ignore_bytes)
         except LinkerError as error:
             logger.warning("%s cannot be downloaded again: %s", source, error.message)
         else:
@@ -191,5 +209,5 @@ def _do_nothing() -> None:
     pass
 
 
-def _ignore_progress(_done_bytes: int, _total_bytes: int) -> None:
-    pass
+def ignore_bytes(_done_bytes: int, _total_bytes: int) -> None:
+    """Nobody follows a download."""

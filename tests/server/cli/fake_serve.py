@@ -11,7 +11,7 @@ from pathlib import Path
 
 from server.cli import main, serve
 from server.gateway.services import build_services
-from server.onboarding.onboarder import Onboarder
+from server.onboarding.last_use import LastUse
 from tests.server.cached_scan import CACHED_SCAN
 
 ENGINE_VARIABLE = "LINKER_TEST_ENGINE"  # the engine's command line as JSON
@@ -32,5 +32,5 @@ if __name__ == "__main__":
     )
     if BREAK_VARIABLE in os.environ:
         sign = Path(os.environ[BREAK_VARIABLE])
-        setattr(Onboarder, "flush", lambda _self: _break_at(sign))  # noqa: B010
+        setattr(LastUse, "flush", lambda _self: _break_at(sign))  # noqa: B010
     sys.exit(main.main(["serve", *sys.argv[1:]]))

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from linker_core.weights.checkpoint import Checkpoint
-from server.onboarding import onboarder
+from server.onboarding import acceptance
 from server.onboarding.adapters import Source
 from server.onboarding.prepare import read_source
 from tests.server.fake_engine import MUTE_ENGINE, TOO_BIG
@@ -149,7 +149,7 @@ def test_second_admission_of_a_pair_scans_nothing(
     live.onboard("one", family / "near")
     fresh = make_variant(family / "fresh", family / "base", scale=0.02, seed=8)
     scans: list[tuple[bool, bool]] = []
-    scanner = live.services.onboarder._rehearsal._planner._scanner
+    scanner = live.services.onboarder._jobs._arrivals._planner._scanner
     run = scanner.run
 
     async def counting(*args: Any, **kwargs: Any) -> Any:
@@ -348,7 +348,7 @@ def test_validation_of_one_source_holds_up_nobody(
             assert go_on.wait(60)
         return read_source(path)
 
-    monkeypatch.setattr(onboarder, "read_source", read)
+    monkeypatch.setattr(acceptance, "read_source", read)
     answers: list[httpx.Response] = []
     slow = threading.Thread(target=lambda: answers.append(live.onboard("slow", family / "far")))
     slow.start()

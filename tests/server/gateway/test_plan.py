@@ -235,7 +235,7 @@ def test_dry_runs_take_turns_and_places_in_the_queue(family: Path, tmp_path: Pat
         ]
         for thread in asking:
             thread.start()
-        server.until(lambda: server.services.onboarder._num_rehearsing == 2)
+        server.until(lambda: server.services.onboarder._limit.num_rehearsing == 2)
         assert refused(server, 429, source=str(family / "near"))["code"] == "queue_full"
         refusal = server.onboard("near", family / "near", wait=False)
         assert refusal.status_code == 429

@@ -49,7 +49,7 @@ class Holdup:
 @contextmanager
 def held_up_scans(server: LiveServer) -> Iterator[Holdup]:
     """Lets no scan begin before the block ends, or before it says so."""
-    planner = server.services.onboarder._rehearsal._planner
+    planner = server.services.onboarder._jobs._arrivals._planner
     scanner = planner._scanner
     planner._fingerprints._digests.clear()  # what was hashed before would not be again
     run = scanner.run

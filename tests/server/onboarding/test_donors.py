@@ -171,7 +171,7 @@ def test_comparison_is_made_once(
     live: LiveServer, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[list[str]] = []
-    scanner = live.services.onboarder._rehearsal._planner._scanner
+    scanner = live.services.onboarder._jobs._arrivals._planner._scanner
     compare = scanner.compare
 
     async def counting(variant: Path, donors: list[Path], **more: Any) -> Any:
@@ -194,7 +194,7 @@ def test_whole_scan_of_a_pair_is_as_good_as_a_comparison(
     live: LiveServer, root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     live.onboard("nearer", root / "nearer", donor="two").raise_for_status()
-    scanner = live.services.onboarder._rehearsal._planner._scanner
+    scanner = live.services.onboarder._jobs._arrivals._planner._scanner
     asked: list[str] = []
     compare = scanner.compare
 
@@ -240,7 +240,7 @@ def test_donor_that_arrives_during_the_comparison_is_compared_too(
         late = server.services.catalog.get("two")
         assert late is not None
         server.services.catalog.retract("two")
-        donors = server.services.onboarder._donors
+        donors = server.services.onboarder._jobs._arrivals._donors
         make = donors._comparisons.make
         asked: list[list[str]] = []
 

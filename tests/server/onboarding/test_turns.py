@@ -38,7 +38,7 @@ def asked_aside(server: LiveServer, source: Path) -> Iterator[Callable[[], httpx
 
     thread = threading.Thread(target=ask)
     thread.start()
-    server.until(lambda: server.services.onboarder._num_rehearsing == 1)
+    server.until(lambda: server.services.onboarder._limit.num_rehearsing == 1)
 
     def answer() -> httpx.Response:
         thread.join(60)
@@ -111,7 +111,7 @@ def test_no_tuner_takes_room_while_a_job_loads(tmp_path: Path, models: dict[str,
         job = server.onboard(STUCK, models["near"], wait=False, policy="exact").json()
         server.until(lambda: stage_of(server, job) == "loading")
         with asked_aside(server, models["near"]):
-            assert server.services.onboarder._rehearsal._planner.turn.locked()
+            assert server.services.onboarder._jobs._arrivals._planner.turn.locked()
             assert not (models["near"] / LOG).exists()
             server.services.engine.kill()  # the fake engine would load it for ever
             until_job(server, job["id"], "failed")
