@@ -33,6 +33,9 @@ fix: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# Two files at a time, since tests of servers mostly wait. `PYTEST_ARGS=tests/test_project.py` runs one.
+PYTEST_ARGS ?= -n 2 --dist loadfile
+
 test: $(INSTALLED)
 	@$(MAKE) --no-print-directory postgresql
 	$(BIN)/pytest $(PYTEST_ARGS)
