@@ -73,7 +73,7 @@ def _check_change(body: ChangeBody, options: Mapping[str, Any], record: ModelRec
     """
     if not options and all(value is None for value in said(body).values()):
         taken = ("pin", "alias", "keep_alive", *ReplanBody.model_fields)
-        raise InvalidRequestError(f"Say what to change: {', '.join(taken)}.", param="pin")
+        raise InvalidRequestError(f"Say what to change: {', '.join(taken)}.")
     if body.pin and record.state is ModelState.FAILED:
         raise ConflictError(
             f"The model {record.name!r} has failed, so a pin cannot keep it. Onboard it again with "

@@ -258,7 +258,7 @@ def test_registry_that_cannot_be_written_hears_of_the_new_plan_later(
 @pytest.mark.parametrize(
     ("name", "options", "status", "param"),
     [
-        ("near", {}, 400, "policy"),
+        ("near", {}, 400, None),
         ("near", {"policy": "exact", "budget_kl": 0.1}, 400, "budget_kl"),
         ("near", {"policy": "delta"}, 400, "policy"),
         ("near", {"tau_cos": 0.9}, 400, "tau_frob"),
