@@ -173,10 +173,8 @@ def test_models_that_do_not_fit_today_come_back_when_they_fit_again(
         before = live.client.get("/models/far").json()["plan"]
     small = {"engine": {"memory_budget": 1000}}
     with live_server(tmp_path, root=root, engine_command=None, settings=small) as live:
-        live.until(lambda: live.client.get("/models/far").json()["state"] == "failed")
-        assert live.client.get("/ready").status_code == 503
-        error = live.client.get("/models/base").json()["error"]
-        assert error["code"] == "insufficient_capacity"
+        live.until(lambda: live.client.get("/models/far").json()["state"] == "unloaded")
+        assert live.complete("far", PROMPT, max_tokens=2).status_code == 507
     with live_server(tmp_path, root=root, engine_command=None) as live:
         live.until_ready()
         assert live.client.get("/models/far").json()["plan"] == before
