@@ -122,7 +122,8 @@ def install_error_handlers(
         return error_response(InvalidRequestError(first["msg"], param=str(first["loc"][-1])))
 
     async def on_our_fault(_request: Request, _error: Exception) -> JSONResponse:
-        return _response(500, our_fault_body())
+        # uvicorn hangs up after it; a client that is not told would send its next request there.
+        return _response(500, our_fault_body(), {"Connection": "close"})
 
     app.add_exception_handler(LinkerError, on_linker_error)
     app.add_exception_handler(HTTPException, on_http_error)
