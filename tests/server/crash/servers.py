@@ -144,12 +144,11 @@ class ServerProcess:
         assert response.status_code == 200, response.text
         return str(response.json()["choices"][0]["text"])
 
-    def metric(self, line: str) -> float:
-        """Returns a sample's value; `line` is its name with labels as exposed."""
-        for sample in self.client.get("/metrics").text.splitlines():
-            if sample.startswith(line + " "):
-                return float(sample.rsplit(" ", 1)[1])
-        raise AssertionError(f"no sample {line}")
+    def device_bytes(self) -> dict[str, float]:
+        """Returns the device's memory by use; nothing while there is no engine."""
+        lines = self.client.get("/metrics").text.splitlines()
+        samples = (line for line in lines if line.startswith("linker_device_memory_bytes{"))
+        return {line.split('"')[3]: float(line.rsplit(" ", 1)[1]) for line in samples}
 
     def until(self, condition: Callable[[], bool], *, what: str) -> None:
         """Polls until the condition holds; fails with the log after the deadline."""
