@@ -200,7 +200,8 @@ def test_engine_that_cannot_change_over_leaves_the_old_plan_serving(
         server.until(lambda: server.chat("near").status_code == 200)
         after = card(server)
         assert (after["plan"], after["bytes"]) == (before["plan"], before["bytes"])
-        [folder] = delta_folders(tmp_path / "state")  # the new one was swept
+        server.until(lambda: len(delta_folders(tmp_path / "state")) == 1)  # the new one is swept
+        [folder] = delta_folders(tmp_path / "state")
         assert loads(folder) == ["near"] * (1 if fault == "refuse" else 2)
 
 
