@@ -19,7 +19,7 @@ from linker_core.errors import InvalidRequestError
 from server.gateway.generation import Delta, SequenceSpec, generate
 from server.gateway.holding import hold
 from server.gateway.logprobs import prompt_logprobs
-from server.gateway.schemas import GenerationRequest, StreamOptions
+from server.gateway.schemas.generation import GenerationRequest, StreamOptions
 from server.gateway.services import Services
 from server.gateway.shared_prompts import SharedPrompts
 from server.gateway.streaming import DONE, EventStream, event, unless_disconnected

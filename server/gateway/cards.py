@@ -7,7 +7,7 @@ from typing import Any
 
 from linker_core.engine.messages import Snapshot
 from linker_core.sharing.plan import Policy
-from server.gateway.schemas import FOR_EVER_S
+from server.gateway.schemas.operators import FOR_EVER_S
 from server.onboarding.fitting import JointPlan
 from server.onboarding.hub.source import is_hub_source
 from server.onboarding.rehearsal import DryRun

@@ -15,7 +15,8 @@ from server.gateway.holding import hold
 from server.gateway.idempotency import once_of
 from server.gateway.management import said, shown_job, shown_model, until_succeeded
 from server.gateway.openapi import answers, takes
-from server.gateway.schemas import ChangeBody, LoadBody, ReplanBody, UnloadBody, parse_request
+from server.gateway.schemas.operators import ChangeBody, LoadBody, ReplanBody, UnloadBody
+from server.gateway.schemas.parsing import parse_request
 from server.gateway.services import Services
 from server.registry.records import JobRecord, ModelRecord, ModelState
 

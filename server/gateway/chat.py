@@ -15,7 +15,8 @@ from server.gateway.generation import Delta
 from server.gateway.logprobs import chat_logprobs
 from server.gateway.openapi import answers, takes
 from server.gateway.prompts import Lengths, Reports, chat_prompt, sequences, truncated
-from server.gateway.schemas import CHAT_NEUTRAL, ChatRequest, parse_request
+from server.gateway.schemas.chat import CHAT_NEUTRAL, ChatRequest
+from server.gateway.schemas.parsing import parse_request
 from server.gateway.services import Services
 
 

@@ -21,7 +21,8 @@ from server.gateway.prompts import (
     sequences,
     truncated,
 )
-from server.gateway.schemas import COMPLETION_NEUTRAL, CompletionRequest, parse_request
+from server.gateway.schemas.generation import COMPLETION_NEUTRAL, CompletionRequest
+from server.gateway.schemas.parsing import parse_request
 from server.gateway.services import Services
 
 

@@ -12,14 +12,14 @@ from server.gateway.body import read_object
 from server.gateway.cards import dry_run_card, job_card, joint_card, model_card
 from server.gateway.idempotency import once_of
 from server.gateway.openapi import answers, takes
-from server.gateway.schemas import (
+from server.gateway.schemas.operators import (
     FitBody,
     OnboardBody,
     PlanBody,
     ReplanBody,
     SharingBody,
-    parse_request,
 )
+from server.gateway.schemas.parsing import parse_request
 from server.gateway.services import Services
 from server.gateway.streaming import unless, unless_disconnected
 from server.onboarding.fitting import FitRequest

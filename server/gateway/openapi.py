@@ -11,10 +11,10 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from server.gateway.schemas import (
+from server.gateway.schemas.chat import ChatRequest
+from server.gateway.schemas.generation import CompletionRequest
+from server.gateway.schemas.operators import (
     ChangeBody,
-    ChatRequest,
-    CompletionRequest,
     FitBody,
     LoadBody,
     OnboardBody,

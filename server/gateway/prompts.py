@@ -11,7 +11,8 @@ from linker_core.errors import ContextLengthError, InvalidRequestError
 from server.gateway.formats import constraint_of
 from server.gateway.generation import SequenceSpec, TextOptions
 from server.gateway.sampling import check_token_ids, sampling_params
-from server.gateway.schemas import ChatRequest, CompletionRequest, GenerationRequest, Message
+from server.gateway.schemas.chat import ChatRequest, Message
+from server.gateway.schemas.generation import CompletionRequest, GenerationRequest
 from server.residency.catalog import ServedModel
 
 COMPLETION_MAX_TOKENS = 16  # where the client does not say

@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 
 from linker_core.engine.messages import SamplingParams
 from linker_core.errors import InvalidRequestError
-from server.gateway.schemas import GenerationRequest
+from server.gateway.schemas.generation import GenerationRequest
 from server.residency.catalog import ServedModel
 
 _GREEDY_BELOW = 1e-5  # a smaller temperature would overflow the division by it

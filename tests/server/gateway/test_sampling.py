@@ -9,7 +9,8 @@ import pytest
 
 from server.gateway.generation import SequenceSpec
 from server.gateway.prompts import Lengths, Reports, completion_prompts, sequences, truncated
-from server.gateway.schemas import COMPLETION_NEUTRAL, CompletionRequest, parse_request
+from server.gateway.schemas.generation import COMPLETION_NEUTRAL, CompletionRequest
+from server.gateway.schemas.parsing import parse_request
 from tests.server.live import LiveServer
 
 

@@ -1,0 +1,1 @@
+"""The bodies of requests: fields, types and bounds. Token ids are bounded later."""

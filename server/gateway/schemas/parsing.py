@@ -1,0 +1,75 @@
+"""From a parsed body to a checked record.
+
+A known field that is not honoured must carry its neutral value; unknown fields are ignored with a
+warning that names them, since clients forward parameters of their users.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from linker_core.errors import InvalidRequestError
+
+logger = logging.getLogger(__name__)
+
+_MAX_WARNED = 8
+_Request = TypeVar("_Request", bound=BaseModel)
+
+
+class Strict(BaseModel):
+    """A record of a client's: no type is guessed, no unknown field matters."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+def parse_request(
+    kind: type[_Request],
+    body: Mapping[str, Any],
+    *,
+    neutral: Mapping[str, tuple[object, ...]] = MappingProxyType({}),
+) -> _Request:
+    """Builds a request record from a parsed body.
+
+    Raises:
+        InvalidRequestError: A field of the wrong type or out of bounds, or one that cannot be
+            honoured; `param` is its dotted path.
+    """
+    for name, values in neutral.items():
+        if name in body and body[name] not in values:
+            raise InvalidRequestError(f"{name} is not supported here; leave it out.", param=name)
+    unknown = [name for name in body if name not in kind.model_fields and name not in neutral]
+    if unknown and kind.model_config.get("extra") != "forbid":
+        names = [name[:64] for name in unknown[:_MAX_WARNED]]
+        logger.warning("ignored %d unknown request fields: %r", len(unknown), names)
+    known = {name: value for name, value in body.items() if name not in neutral}
+    try:
+        return kind.model_validate(known)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_input=False)
+        faults = [(_dotted(body, fault["loc"]), fault["msg"]) for fault in found]
+        first = faults[0][0]
+        # Of a field that may be of several types, the alternative that fits best says most.
+        param, message = max(
+            (fault for fault in faults if fault[0].startswith(first)),
+            key=lambda fault: fault[0].count("."),
+        )
+        raise InvalidRequestError(f"{param}: {message}.", param=param) from None
+
+
+def _dotted(body: object, loc: tuple[int | str, ...]) -> str:
+    """Returns the path of a fault; the parts that name alternatives of a type are left out."""
+    parts: list[str] = []
+    for number, part in enumerate(loc):
+        if isinstance(body, dict) and (part in body or number == len(loc) - 1):
+            body = body.get(part)
+        elif isinstance(body, list) and isinstance(part, int) and part < len(body):
+            body = body[part]
+        else:
+            continue
+        parts.append(str(part)[:64])
+    return ".".join(parts)
