@@ -10,7 +10,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -84,7 +84,14 @@ def run(args: argparse.Namespace) -> int:
     """Serves until a signal; 0 after a clean drain."""
     settings = settings_from(args)
     requests = startup_requests(settings)
-    return asyncio.run(_serve(settings, requests))
+    return serve_until_stopped(settings, requests, build=build_services)
+
+
+def serve_until_stopped(
+    settings: Settings, requests: list[OnboardRequest], *, build: Callable[[Settings], Services]
+) -> int:
+    """Serves what is built until a signal; returns the exit status, 0 after a clean drain."""
+    return asyncio.run(_serve(settings, requests, build))
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
@@ -198,9 +205,11 @@ class _HttpServer(uvicorn.Server):
         yield
 
 
-async def _serve(settings: Settings, requests: list[OnboardRequest]) -> int:
+async def _serve(
+    settings: Settings, requests: list[OnboardRequest], build: Callable[[Settings], Services]
+) -> int:
     listener = listen(settings.http.host, settings.http.port)
-    services = build_services(settings)
+    services = build(settings)
     server = _HttpServer(server_config(create_app(services)))
     stopping = asyncio.Event()
     _install_signals(services, stopping)
