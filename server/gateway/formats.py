@@ -14,14 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from linker_core.errors import InvalidRequestError
 from linker_core.weights import strict_json
+from server.gateway.tools.bounds import MAX_SCHEMA_CHARS, MAX_SCHEMA_DEPTH, is_deeper
 
 STRUCTURED_OUTPUTS: Final = "structured_outputs"
 _RESPONSE_FORMAT: Final = "response_format"
-_MAX_CHARS = 64 * 1024  # of one constraint; about what the engine compiles
-_MAX_DEPTH = 32  # of a schema
 _MAX_CHOICES = 1024
 
-_Text = Annotated[str, Field(min_length=1, max_length=_MAX_CHARS)]
+_Text = Annotated[str, Field(min_length=1, max_length=MAX_SCHEMA_CHARS)]
 
 
 class JsonSchema(BaseModel):
@@ -135,9 +134,9 @@ def _of_text(kind: Literal["regex", "choice", "grammar"], text: str) -> Constrai
 
 
 def _of_schema(schema: Mapping[str, Any], param: str) -> Constraint:
-    if _is_deeper(schema, _MAX_DEPTH):
+    if is_deeper(schema, MAX_SCHEMA_DEPTH):
         raise InvalidRequestError(
-            f"{param} is nested deeper than {_MAX_DEPTH} levels. Flatten it.", param=param
+            f"{param} is nested deeper than {MAX_SCHEMA_DEPTH} levels. Flatten it.", param=param
         )
     text = json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
     _check_length(text, param)
@@ -155,16 +154,9 @@ def _parsed(text: str, param: str) -> Mapping[str, Any]:
 
 
 def _check_length(text: str, param: str) -> None:
-    if len(text) > _MAX_CHARS:
+    if len(text) > MAX_SCHEMA_CHARS:
         raise InvalidRequestError(
-            f"{param} has {len(text)} characters; at most {_MAX_CHARS} are compiled. Shorten it.",
+            f"{param} has {len(text)} characters; at most {MAX_SCHEMA_CHARS} are compiled. "
+            "Shorten it.",
             param=param,
         )
-
-
-def _is_deeper(value: object, levels: int) -> bool:
-    """Bodies are bounded in depth, so this recursion is."""
-    if not isinstance(value, dict | list):
-        return False
-    inner = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_is_deeper(one, levels - 1) for one in inner)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
 from server.gateway.formats import ResponseFormat, StructuredOutputs
-from server.gateway.schemas.parsing import Strict
+from server.gateway.schemas.parsing import Strict, Unhonoured
 
 _MAX_PROMPTS = 256
 
@@ -15,6 +15,8 @@ Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 StopText = Annotated[str, Field(min_length=1, max_length=1024)]
 TokenId = Annotated[int, Field(ge=0)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
+
+VariantMode = Literal["planned", "unshared"]  # unshared: bit for bit the weights onboarded
 
 
 def _printable(text: str) -> str:
@@ -32,6 +34,7 @@ class StreamOptions(Strict):
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
+    include_obfuscation: Literal[False] | None = None
 
 
 class GenerationRequest(Strict):
@@ -68,6 +71,7 @@ class GenerationRequest(Strict):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: str | None = None
+    variant_mode: VariantMode | None = None  # whose weights answer; None: as planned
 
     def stop_texts(self) -> tuple[str, ...]:
         """Returns the stop strings, one or many."""
@@ -92,11 +96,35 @@ class CompletionRequest(GenerationRequest):
 
 
 # Known fields that cannot be honoured, with the values under which they say nothing.
-NEUTRAL: dict[str, tuple[object, ...]] = {
-    "variant_mode": (None, "planned"),
+_USE_STRUCTURED = "Use structured_outputs"
+NEUTRAL: dict[str, Unhonoured] = {
+    "early_stopping": Unhonoured(False),
+    "ec_transfer_params": Unhonoured({}),
+    "guided_choice": Unhonoured(remedy=_USE_STRUCTURED),
+    "guided_decoding_backend": Unhonoured(remedy=_USE_STRUCTURED),
+    "guided_grammar": Unhonoured(remedy=_USE_STRUCTURED),
+    "guided_json": Unhonoured(remedy=_USE_STRUCTURED),
+    "guided_regex": Unhonoured(remedy=_USE_STRUCTURED),
+    "guided_whitespace_pattern": Unhonoured(remedy=_USE_STRUCTURED),
+    "kv_transfer_params": Unhonoured({}),
+    "length_penalty": Unhonoured(1),
+    "logits_processors": Unhonoured([]),
+    "logprob_token_ids": Unhonoured(),
+    "repetition_detection": Unhonoured(),
+    "request_id": Unhonoured(remedy="Send the header X-Request-Id"),
+    "return_prompt_text": Unhonoured(False),
+    "return_tokens_as_token_ids": Unhonoured(False, remedy="Use return_token_ids"),
+    "service_tier": Unhonoured("auto", "default"),
+    "spaces_between_special_tokens": Unhonoured(True),
+    "stream_interval": Unhonoured(1),
+    "structural_tag": Unhonoured(remedy=_USE_STRUCTURED),
+    "truncation_side": Unhonoured("left"),
+    "use_beam_search": Unhonoured(False),
+    "vllm_xargs": Unhonoured({}),
 }
-COMPLETION_NEUTRAL: dict[str, tuple[object, ...]] = {
+COMPLETION_NEUTRAL: dict[str, Unhonoured] = {
     **NEUTRAL,
-    "best_of": (None, 1),
-    "suffix": (None, ""),
+    "best_of": Unhonoured(1, remedy="Use n"),
+    "prompt_embeds": Unhonoured(),
+    "suffix": Unhonoured(""),
 }

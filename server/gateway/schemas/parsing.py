@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
 
 from linker_core.errors import InvalidRequestError
 
@@ -27,11 +28,35 @@ class Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
 
+class Unhonoured:
+    """A known field that no request can use here.
+
+    Args:
+        neutral: The values under which it says nothing; null always does.
+        remedy: What to do instead of setting it.
+    """
+
+    def __init__(self, *neutral: object, remedy: str = "Leave it out") -> None:
+        self.neutral = (None, *neutral)
+        self.remedy = remedy
+
+    def check(self, name: str, value: object) -> None:
+        """Refuses a value that says something.
+
+        Raises:
+            InvalidRequestError: It does.
+        """
+        # True is 1 to Python, but to no client.
+        is_bool = isinstance(value, bool)
+        if not any(value == one and is_bool == isinstance(one, bool) for one in self.neutral):
+            raise InvalidRequestError(f"{name} is not supported here. {self.remedy}.", param=name)
+
+
 def parse_request(
     kind: type[_Request],
     body: Mapping[str, Any],
     *,
-    neutral: Mapping[str, tuple[object, ...]] = MappingProxyType({}),
+    neutral: Mapping[str, Unhonoured] = MappingProxyType({}),
 ) -> _Request:
     """Builds a request record from a parsed body.
 
@@ -39,9 +64,8 @@ def parse_request(
         InvalidRequestError: A field of the wrong type or out of bounds, or one that cannot be
             honoured; `param` is its dotted path.
     """
-    for name, values in neutral.items():
-        if name in body and body[name] not in values:
-            raise InvalidRequestError(f"{name} is not supported here; leave it out.", param=name)
+    for name in neutral.keys() & body.keys():
+        neutral[name].check(name, body[name])
     unknown = [name for name in body if name not in kind.model_fields and name not in neutral]
     if unknown and kind.model_config.get("extra") != "forbid":
         names = [name[:64] for name in unknown[:_MAX_WARNED]]
@@ -51,7 +75,7 @@ def parse_request(
         return kind.model_validate(known)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
-        faults = [(_dotted(body, fault["loc"]), fault["msg"]) for fault in found]
+        faults = [(_dotted(body, fault["loc"]), _said(fault)) for fault in found]
         first = faults[0][0]
         # Of a field that may be of several types, the alternative that fits best says most.
         param, message = max(
@@ -59,6 +83,11 @@ def parse_request(
             key=lambda fault: fault[0].count("."),
         )
         raise InvalidRequestError(f"{param}: {message}.", param=param) from None
+
+
+def _said(fault: ErrorDetails) -> str:
+    """Returns a fault in words; pydantic puts the kind of error before what checks of ours say."""
+    return fault["msg"].removeprefix("Value error, ").rstrip(".")
 
 
 def _dotted(body: object, loc: tuple[int | str, ...]) -> str:
