@@ -84,6 +84,24 @@ class NotReadyError(LinkerError):
     code = "not_ready"
 
 
+class InvalidKeyError(LinkerError):
+    """No API key, or none that is known."""
+
+    code = "invalid_api_key"
+
+
+class PermissionDeniedError(LinkerError):
+    """A key, or an address, that this is not open to."""
+
+    code = "permission_denied"
+
+
+class RateLimitError(LinkerError):
+    """A key has used up what it may for now."""
+
+    code = "rate_limit_exceeded"
+
+
 class QueueFullError(LinkerError):
     """More work is waiting than the server accepts."""
 
@@ -106,6 +124,12 @@ class JobCancelledError(LinkerError):
     """A job was cancelled before it was done."""
 
     code = "job_cancelled"
+
+
+class DeadlineError(LinkerError):
+    """An answer took longer than it may."""
+
+    code = "deadline_exceeded"
 
 
 class EngineFailureError(LinkerError):
@@ -131,10 +155,14 @@ _BY_CODE: dict[str, type[LinkerError]] = {
         ModelNotFoundError,
         ConflictError,
         NotReadyError,
+        InvalidKeyError,
+        PermissionDeniedError,
+        RateLimitError,
         QueueFullError,
         InsufficientCapacityError,
         BudgetExceededError,
         JobCancelledError,
+        DeadlineError,
         EngineFailureError,
         NumericalError,
     )

@@ -21,6 +21,7 @@ _SIZE = re.compile(r"(\d+)\s*(?:([KMGT])(iB|B)?|B)?", re.IGNORECASE)
 _DURATION = re.compile(r"(-?\d+(?:\.\d+)?)\s*([smhd]?)", re.IGNORECASE)
 HUB_SCHEME = "hub:"  # what sources begin with that are downloaded
 _HOST = r"^[a-z0-9]([a-z0-9.-]*[a-z0-9])?$"
+_ALLOWED_HOST = r"^(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?)$"
 _ENDPOINT = (
     r"^https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?)(:[0-9]{1,5})?"
     r"(/[A-Za-z0-9._~/-]*)?$"
@@ -56,6 +57,7 @@ def parse_duration(value: object) -> object:
 
 Seconds = Annotated[float, Field(ge=0, le=10**9, allow_inf_nan=False)]
 KeepAlive = Annotated[Seconds | None, BeforeValidator(parse_duration)]
+Deadline = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]  # seconds
 Bytes = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 AtLeastZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
@@ -76,10 +78,25 @@ class HttpSettings(_Section):
     no_auth: bool = False  # must be said to listen on more than the loopback interface
     strict: bool = False  # exit when a start-up model fails
     drain_s: float = Field(default=30, ge=0, le=3600)  # what running streams get at shutdown
+    header_timeout_s: float = Field(default=10, gt=0, le=3600)  # what a request's head may take
+    body_timeout_s: float = Field(default=60, gt=0, le=3600)  # what its body may take
+    idle_timeout_s: float = Field(default=75, gt=0, le=3600)  # until an unused connection is closed
     # An answer that its client takes nothing of for so long is cut off.
     send_timeout_s: float = Field(default=30, gt=0, le=3600)
+    queue_timeout_s: Deadline = 120  # what a sequence may wait for its first step
+    first_token_timeout_s: Deadline = 300  # from its admission
+    stall_timeout_s: Deadline = 120  # between two tokens
+    total_timeout_s: Deadline = 3600  # from the arrival of a request to the end of its answer
+    max_connections: int = Field(default=2048, ge=1, le=65536)
+    max_connections_per_address: int = Field(default=1024, ge=1, le=65536)
+    max_header_bytes: Annotated[int, BeforeValidator(parse_size), Field(ge=1024)] = 32 * 1024
     max_body_bytes: Bytes = 2 * 1024**2
     max_inflight: int = Field(default=256, ge=1, le=65536)  # sequences waiting or running
+    # Tokens of prompts whose answers have not begun.
+    max_waiting_prompt_tokens: int = Field(default=262_144, ge=1, le=2**30)
+    # Names that requests may call the server by, beside the loopback's own. None of them: on the
+    # loopback only those, elsewhere any.
+    allowed_hosts: tuple[Annotated[str, Field(pattern=_ALLOWED_HOST)], ...] = ()
 
 
 class StorageSettings(_Section):

@@ -15,9 +15,12 @@ from typing import Any, ClassVar, Generic, TypeVar
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
 
-from linker_core.errors import InvalidRequestError
+from linker_core.errors import InvalidRequestError, LinkerError
+from server.bridge.client import EngineClient
+from server.gateway.caller import EVERYBODY, caller_of
+from server.gateway.deadlines import Deadlines, deadlines_of
 from server.gateway.generation import Delta, SequenceSpec, generate
-from server.gateway.holding import hold
+from server.gateway.holding import hold, to_be_loaded
 from server.gateway.logprobs import prompt_logprobs
 from server.gateway.schemas.generation import GenerationRequest, StreamOptions
 from server.gateway.services import Services
@@ -57,7 +60,7 @@ class Answer(ABC, Generic[_Request]):
         services: Of the server.
         request: The checked body.
         model: Who answers, resident until the answer has ended.
-        arrived_at: When the request came, monotonic seconds.
+        deadlines: What the request has left.
     """
 
     id_prefix: ClassVar[str]
@@ -65,17 +68,25 @@ class Answer(ABC, Generic[_Request]):
     chunk_object: ClassVar[str]
 
     def __init__(
-        self, services: Services, request: _Request, model: ServedModel, *, arrived_at: float
+        self, services: Services, request: _Request, model: ServedModel, deadlines: Deadlines
     ) -> None:
         self._services = services
         self._request = request
         self._model = model
-        self._arrived_at = arrived_at
+        self._deadlines = deadlines
+        self._caller = EVERYBODY
         # An id of our own making; clients' ids are never used inside.
         self._id = f"{self.id_prefix}-{uuid.uuid4().hex}"
         self._created = int(time.time())
         self._specs: Sequence[SequenceSpec] = ()
         self._num_cached: dict[int, int] = {}  # prompt tokens found in the cache, by choice
+
+    async def read(self) -> None:  # noqa: B027 - a prompt that is given as text needs nothing
+        """Makes a text of what the request says, before `prepare`.
+
+        Raises:
+            LinkerError: The request does not suit the model.
+        """
 
     @abstractmethod
     def prepare(self) -> None:
@@ -113,13 +124,18 @@ class Answer(ABC, Generic[_Request]):
             LinkerError: The request cannot be answered.
             ClientLeftError: Nobody waits for the answer any more.
         """
-        arrived_at = time.monotonic()
-        evicted = services.catalog.dormant(services.roster.named(request.model).name)
+        limits = services.settings.http
+        deadlines = deadlines_of(http_request, limits, arrived_at=time.monotonic())
+        evicted = to_be_loaded(services, request.model, mode=request.variant_mode)
         if evicted is not None:
-            await asyncio.to_thread(cls(services, request, evicted, arrived_at=arrived_at).prepare)
+            early = cls(services, request, evicted, deadlines)
+            await early.read()
+            await asyncio.to_thread(early.prepare)
         async with AsyncExitStack() as until_answered:
-            model = await hold(services, http_request, request.model, until_answered)
-            answer = cls(services, request, model, arrived_at=arrived_at)
+            async with deadlines.bounding():
+                mode, name = request.variant_mode, request.model
+                model = await hold(services, http_request, name, until_answered, mode=mode)
+            answer = cls(services, request, model, deadlines)
             return await answer.begin(http_request, until_answered)
 
     async def begin(self, http_request: Request, until_answered: AsyncExitStack) -> Response:
@@ -129,8 +145,17 @@ class Answer(ABC, Generic[_Request]):
             LinkerError: See `respond`, as `ClientLeftError`.
         """
         services, request = self._services, self._request
+        await self.read()
         await asyncio.to_thread(self.prepare)
-        self._specs = [replace(spec, arrived_at=self._arrived_at) for spec in self._specs]
+        times = {
+            "arrived_at": self._deadlines.arrived_at,
+            "start_within_s": self._deadlines.start_within_s,
+        }
+        caller = self._caller = caller_of(http_request)
+        self._specs = [
+            replace(spec, cache_salt=caller.cache_salt(spec.cache_salt), **times)
+            for spec in self._specs
+        ]
         if request.stream:
             if request.prompt_logprobs is not None:
                 raise InvalidRequestError(
@@ -203,17 +228,30 @@ class Answer(ABC, Generic[_Request]):
     async def _deltas(self) -> AsyncGenerator[Delta, None]:
         """Runs the sequences while they hold places among those in flight."""
         services = self._services
-        with services.gate.admit(len(self._specs)):
+        prompts = self._specs[:: self._request.n or 1]
+        prompt_tokens = sum(len(spec.prompt_ids) for spec in prompts)
+        with services.gate.admit(
+            len(self._specs), prompt_tokens=prompt_tokens, caller=self._caller
+        ) as place:
             client = services.engine.serving_client
             pieces = generate(self._specs, client=client, metrics=services.metrics)
             reports = self._specs[0].sampling.prompt_logprobs is not None
             shared = SharedPrompts(self._request.n or 1) if reports else None
-            async with aclosing(pieces):
-                async for delta in pieces:
-                    if delta.token.num_cached_tokens is not None:
-                        self._num_cached[delta.index] = delta.token.num_cached_tokens
-                    for ready in [delta] if shared is None else shared.take(delta):
-                        yield ready
+            with self._deadlines.watching(partial(self._fail, client)) as watch:
+                async with aclosing(pieces):
+                    async for delta in pieces:
+                        watch.came()
+                        if delta.token.num_cached_tokens is not None:
+                            self._num_cached[delta.index] = delta.token.num_cached_tokens
+                            place.begun()
+                        place.answered(1)
+                        for ready in [delta] if shared is None else shared.take(delta):
+                            yield ready
+                        watch.awaits()
+
+    def _fail(self, client: EngineClient, error: LinkerError) -> None:
+        for spec in self._specs:
+            client.fail(spec.request_id, error)
 
     def _event(self, choices: list[Json], more: Json) -> bytes:
         return event(self._record(self.chunk_object, choices, more))

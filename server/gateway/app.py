@@ -7,12 +7,14 @@ from importlib.metadata import version
 from fastapi import FastAPI, Request, Response
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
+from server.gateway.access import Access
 from server.gateway.body import RefuseBodies
 from server.gateway.changes import changes_router
 from server.gateway.chat import chat_router
 from server.gateway.completions import completions_router
 from server.gateway.errors import install_error_handlers
 from server.gateway.events import events_router
+from server.gateway.hosts import HostGuard
 from server.gateway.listing import listing_router
 from server.gateway.management import management_router
 from server.gateway.openapi import describe_bodies
@@ -44,10 +46,17 @@ def create_app(services: Services) -> FastAPI:
     install_error_handlers(app, services.metrics, routes=routes)
     describe_bodies(app)
     app.add_exception_handler(ClientLeftError, _on_client_left)
-    max_bytes = services.settings.http.max_body_bytes
-    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=max_bytes)
-    app.add_middleware(RefuseBodies, max_bytes=max_bytes, metrics=services.metrics)
+    _guard(app, services)
     return app
+
+
+def _guard(app: FastAPI, services: Services) -> None:
+    """Adds what requests pass before they reach a route; the first to see them comes last."""
+    http, metrics = services.settings.http, services.metrics
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=http.max_body_bytes)
+    app.add_middleware(RefuseBodies, max_bytes=http.max_body_bytes, metrics=metrics)
+    app.add_middleware(Access, keys=services.keys, quotas=services.gate.quotas, metrics=metrics)
+    app.add_middleware(HostGuard, bound=http.host, allowed=http.allowed_hosts, metrics=metrics)
 
 
 async def _on_client_left(_request: Request, _error: Exception) -> Response:

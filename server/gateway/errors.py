@@ -18,16 +18,20 @@ from linker_core.errors import (
     BudgetExceededError,
     ConflictError,
     ContextLengthError,
+    DeadlineError,
     EngineFailureError,
     ForbiddenSourceError,
     InsufficientCapacityError,
+    InvalidKeyError,
     InvalidRequestError,
     JobCancelledError,
     LinkerError,
     ModelNotFoundError,
     NotReadyError,
     NumericalError,
+    PermissionDeniedError,
     QueueFullError,
+    RateLimitError,
     UnsupportedFormatError,
 )
 from server.metrics.serving import ServingMetrics
@@ -35,21 +39,25 @@ from server.metrics.serving import ServingMetrics
 logger = logging.getLogger(__name__)
 
 _MAX_RETRY_AFTER = 120  # seconds; clients give up above that
-_RETRY_AFTER = {429: "1", 503: "2"}  # where the error does not say
+_RETRY_AFTER = {429: "1", 503: "2", 504: "2"}  # where the error does not say
 _STATUS: dict[type[LinkerError], tuple[int, str]] = {
     InvalidRequestError: (400, "invalid_request_error"),
     ContextLengthError: (400, "invalid_request_error"),
     BadCheckpointError: (400, "invalid_request_error"),
     UnsupportedFormatError: (400, "invalid_request_error"),
     BudgetExceededError: (400, "invalid_request_error"),
+    InvalidKeyError: (401, "authentication_error"),
+    PermissionDeniedError: (403, "permission_error"),
     ForbiddenSourceError: (403, "permission_error"),
     ModelNotFoundError: (404, "not_found_error"),
     ConflictError: (409, "conflict_error"),
     JobCancelledError: (409, "conflict_error"),
+    RateLimitError: (429, "rate_limit_error"),
     QueueFullError: (429, "rate_limit_error"),
     NotReadyError: (503, "service_unavailable_error"),
     EngineFailureError: (503, "service_unavailable_error"),
     NumericalError: (500, "server_error"),
+    DeadlineError: (504, "timeout_error"),
     InsufficientCapacityError: (507, "insufficient_capacity_error"),
 }
 _HTTP_CODES = {
@@ -151,6 +159,8 @@ def _response(
     response = JSONResponse(body, status_code=status, headers=headers)
     if status in _RETRY_AFTER:
         response.headers["Retry-After"] = _RETRY_AFTER[status]
+    if status == HTTPStatus.UNAUTHORIZED:
+        response.headers["WWW-Authenticate"] = "Bearer"
     if status == HTTPStatus.CONFLICT:
         response.headers["x-should-retry"] = "false"  # the SDK would repeat a 409
     return response

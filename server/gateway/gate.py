@@ -1,4 +1,4 @@
-"""How much work is taken: a bound on sequences in flight, and the drain at the end."""
+"""How much work is taken: bounds on sequences in flight and prompts in wait, and the drain."""
 
 from __future__ import annotations
 
@@ -7,17 +7,61 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from linker_core.errors import InvalidRequestError, NotReadyError, QueueFullError
+from server.gateway.caller import EVERYBODY, Caller
+from server.gateway.limits import Quotas
+
+
+class Place:
+    """What one request holds of the gate, from its admission to its end. Event loop only.
+
+    Args:
+        gate: Which counts it.
+        caller: Whose it is.
+        num_sequences: Of the request.
+        prompt_tokens: Of all of them together.
+    """
+
+    def __init__(
+        self, gate: Gate, caller: Caller, *, num_sequences: int, prompt_tokens: int
+    ) -> None:
+        self._gate = gate
+        self.caller = caller
+        self.num_sequences = num_sequences
+        self._waiting_each = prompt_tokens // num_sequences
+        self.waiting_tokens = prompt_tokens  # of prompts that have no answer yet
+
+    def begun(self) -> None:
+        """Notes that a sequence has its first token: its prompt waits no longer."""
+        tokens = min(self._waiting_each, self.waiting_tokens)
+        self.waiting_tokens -= tokens
+        self._gate.waiting_tokens -= tokens
+
+    def answered(self, num_tokens: int) -> None:
+        """Counts tokens of the answer against the key's minute."""
+        if self.caller.limits.tokens_per_minute is not None:
+            self._gate.quotas.spend(self.caller, num_tokens)
 
 
 class Gate:
-    """Counts sequences at admission, before any work. Event loop only.
+    """Counts sequences and their prompts at admission, before any work. Event loop only.
 
     Args:
         limit: Sequences waiting or running at once.
+        max_waiting_tokens: Tokens of prompts without an answer yet; None: as many as come.
+        quotas: What keys may do.
     """
 
-    def __init__(self, limit: int) -> None:
+    def __init__(
+        self,
+        limit: int,
+        *,
+        max_waiting_tokens: int | None = None,
+        quotas: Quotas | None = None,
+    ) -> None:
         self._limit = limit
+        self._max_waiting_tokens = max_waiting_tokens
+        self.quotas = quotas or Quotas()
+        self.waiting_tokens = 0
         self._inflight = 0
         self._empty = asyncio.Event()
         self._empty.set()
@@ -29,30 +73,32 @@ class Gate:
         return self.closing.is_set()
 
     @contextmanager
-    def admit(self, num_sequences: int) -> Iterator[None]:
+    def admit(
+        self, num_sequences: int, *, prompt_tokens: int = 0, caller: Caller = EVERYBODY
+    ) -> Iterator[Place]:
         """Holds places for the sequences of one request.
+
+        Args:
+            num_sequences: At least 1.
+            prompt_tokens: Of all prompts together.
+            caller: Whose request it is.
 
         Raises:
             NotReadyError: The server is shutting down.
-            InvalidRequestError: More sequences than would ever be admitted.
-            QueueFullError: Too many sequences are in flight.
+            InvalidRequestError: More than would ever be admitted.
+            RateLimitError: The key has used up what it may.
+            QueueFullError: Too much is waiting or running.
         """
         self.check_open()
-        if num_sequences > self._limit:
-            raise InvalidRequestError(
-                f"The request makes {num_sequences} sequences, and the server runs at most "
-                f"{self._limit} at once; send fewer prompts or a smaller n."
-            )
-        if self._inflight + num_sequences > self._limit:
-            raise QueueFullError("Too many requests are waiting; try again in a moment.")
-        self._inflight += num_sequences
-        self._empty.clear()
+        self._check_sizes(num_sequences, prompt_tokens)
+        self.quotas.check(caller, num_sequences=num_sequences, prompt_tokens=prompt_tokens)
+        self._check_room(num_sequences, prompt_tokens)
+        place = Place(self, caller, num_sequences=num_sequences, prompt_tokens=prompt_tokens)
+        self._enter(place, prompt_tokens)
         try:
-            yield
+            yield place
         finally:
-            self._inflight -= num_sequences
-            if not self._inflight:
-                self._empty.set()
+            self._leave(place)
 
     def check_open(self) -> None:
         """Refuses new work while the server drains.
@@ -76,3 +122,37 @@ class Gate:
         except TimeoutError:
             return False
         return True
+
+    def _check_sizes(self, num_sequences: int, prompt_tokens: int) -> None:
+        if num_sequences > self._limit:
+            raise InvalidRequestError(
+                f"The request makes {num_sequences} sequences, and the server runs at most "
+                f"{self._limit} at once; send fewer prompts or a smaller n."
+            )
+        if self._max_waiting_tokens is not None and prompt_tokens > self._max_waiting_tokens:
+            raise InvalidRequestError(
+                f"The prompts have {prompt_tokens} tokens together, and the server lets at most "
+                f"{self._max_waiting_tokens} wait; send fewer of them at once."
+            )
+
+    def _check_room(self, num_sequences: int, prompt_tokens: int) -> None:
+        waiting = self.waiting_tokens + prompt_tokens
+        is_full = self._inflight + num_sequences > self._limit or (
+            self._max_waiting_tokens is not None and waiting > self._max_waiting_tokens
+        )
+        if is_full:
+            raise QueueFullError("Too many requests are waiting; try again in a moment.")
+
+    def _enter(self, place: Place, prompt_tokens: int) -> None:
+        self._inflight += place.num_sequences
+        self.waiting_tokens += prompt_tokens
+        self._empty.clear()
+        self.quotas.run(place.caller, place.num_sequences)
+        self.quotas.spend(place.caller, prompt_tokens)
+
+    def _leave(self, place: Place) -> None:
+        self._inflight -= place.num_sequences
+        self.waiting_tokens -= place.waiting_tokens
+        self.quotas.run(place.caller, -place.num_sequences)
+        if not self._inflight:
+            self._empty.set()

@@ -18,6 +18,8 @@ from server.bridge.process import ENGINE_COMMAND
 from server.bridge.supervisor import EngineState, EngineSupervisor, SupervisionLimits
 from server.gateway.errors import REJECTION_REASONS
 from server.gateway.gate import Gate
+from server.gateway.hosts import is_loopback
+from server.gateway.keys import KeyRing
 from server.metrics.admission import AdmissionMetrics
 from server.metrics.collector import FleetCollector
 from server.metrics.evictions import EvictionMetrics
@@ -41,9 +43,12 @@ from server.onboarding.scanner import SCAN_COMMAND, Scanner
 from server.onboarding.sources import Sources
 from server.onboarding.timing import STAGES
 from server.onboarding.tuner import TUNE_COMMAND, Tuner
+from server.onboarding.twin_rows import TwinRows
+from server.onboarding.twins import Twins
 from server.registry.lock import StateLock
 from server.registry.records import ModelRecord, ModelState
 from server.registry.store import Registry
+from server.rendering.templates import Templates
 from server.residency.catalog import Catalog
 from server.residency.evictions import Evictions
 from server.residency.keep_alive import KeepAlive
@@ -67,20 +72,30 @@ class Services:
     evictions: Evictions
     room: Room
     on_demand: OnDemand
+    twin_rows: TwinRows
     keep_alive: KeepAlive
     engine: EngineSupervisor
     metrics: ServingMetrics
     exposition: CollectorRegistry
     sharing: SharingExposition
     gate: Gate
+    keys: KeyRing
     replays: Replays
+    templates: Templates
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def start(self, startup: Sequence[OnboardRequest]) -> None:
         """Starts the engine and the jobs; returns at once, models come behind it."""
+        self.templates.start()
         await self.onboarder.open(startup)
         onboarder = self.onboarder
-        for work in (self.engine.run(), onboarder.run(), onboarder.flush(), self.keep_alive.run()):
+        for work in (
+            self.engine.run(),
+            onboarder.run(),
+            onboarder.flush(),
+            self.keep_alive.run(),
+            self.keys.follow(),
+        ):
             self.tasks.append(asyncio.ensure_future(work))
 
     async def stop(self) -> None:
@@ -88,7 +103,7 @@ class Services:
         for task in reversed(self.tasks):
             task.cancel()
         # Together: what waits for the engine ends with it.
-        parts = (self.on_demand.stop(), self.evictions.stop())
+        parts = (self.on_demand.stop(), self.evictions.stop(), self.templates.close())
         await asyncio.gather(*self.tasks, *parts, return_exceptions=True)
         with contextlib.suppress(OSError):
             await self.onboarder.flush_once()
@@ -161,15 +176,16 @@ def build_services(
 
     engine_config = settings.engine.to_engine_config()
     roster = Roster(registry=registry, metrics=metrics)
+    rows = TwinRows(roster, catalog)  # what is resident may be a twin
     evictions = Evictions(
         catalog=catalog,
-        rows=roster,
+        rows=rows,
         engine=lambda: services.engine.client,
         metrics=EvictionMetrics(exposition),
     )
     room = Room(
         catalog=catalog,
-        rows=roster,
+        rows=rows,
         engine=lambda: services.engine.client,
         evictions=evictions,
         kv_bytes=lambda config: kv_cache_bytes(config, engine_config),
@@ -190,7 +206,7 @@ def build_services(
     deltas = Deltas(settings.deltas_directory(), encoder)
     admission = Admission(
         catalog=catalog,
-        rows=roster,
+        rows=rows,
         room=room,
         deltas=deltas,
         engine=lambda: services.engine.client,
@@ -220,10 +236,18 @@ def build_services(
         sources=sources,
     )
     restorer = Restorer(roster=roster, catalog=catalog, admission=admission, returning=returning)
+    twins = Twins(
+        rows=rows,
+        roster=roster,
+        catalog=catalog,
+        planner=planner,
+        admission=admission,
+        returning=returning,
+    )
     on_demand = OnDemand(
         catalog=catalog,
-        rows=roster,
-        bring_back=returning.bring_back,
+        rows=rows,
+        bring_back=twins.bring_back,
         close_one=room.close_one,
         engines=restorer,
         max_waiting=settings.models.load_queue,
@@ -232,10 +256,10 @@ def build_services(
     onboarder = Onboarder(
         roster=roster,
         catalog=catalog,
-        planner=planner,
         admission=admission,
         restorer=restorer,
         evictions=evictions,
+        twins=twins,
         metrics=AdmissionMetrics(exposition, stages=STAGES),
         queue_limit=settings.models.onboarding_queue,
     )
@@ -245,6 +269,10 @@ def build_services(
         on_down=restorer.engine_down,
         command=engine_command,
         limits=limits,
+    )
+    gate = Gate(
+        settings.http.max_inflight,
+        max_waiting_tokens=settings.http.max_waiting_prompt_tokens,
     )
     services = Services(
         settings=settings,
@@ -256,9 +284,10 @@ def build_services(
         evictions=evictions,
         room=room,
         on_demand=on_demand,
+        twin_rows=rows,
         keep_alive=KeepAlive(
             catalog=catalog,
-            rows=roster,
+            rows=rows,
             evictions=evictions,
             default_s=settings.models.keep_alive,
         ),
@@ -266,13 +295,21 @@ def build_services(
         metrics=metrics,
         exposition=exposition,
         sharing=SharingExposition(models=roster.models, registry=registry),
-        gate=Gate(settings.http.max_inflight),
+        gate=gate,
+        keys=KeyRing(
+            registry.keys,
+            no_auth=settings.http.no_auth,
+            is_private=is_loopback(settings.http.host),
+            on_change=gate.quotas.keep,
+        ),
         replays=Replays(registry),
+        templates=Templates(),
     )
-    catalog.on_moved = roster.feed.note_model
+    catalog.on_moved = rows.note_moved
     exposition.register(
         FleetCollector(
             models=lambda: [services.shown(record) for record in roster.models()],
+            twins=rows.owners,
             snapshot=lambda: supervisor.snapshot,
         )
     )

@@ -41,6 +41,14 @@ class JobStage(StrEnum):
     LOADING = "loading"
 
 
+class Role(StrEnum):
+    """What a key is for."""
+
+    CLIENT = "client"  # generation, and the models to generate with
+    ADMIN = "admin"  # everything
+    METRICS = "metrics"  # what a scraper reads
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRecord:
     """One model. `request` is the onboarding request it came from, the measure of "identical"."""
@@ -99,4 +107,20 @@ class ReplayRecord:
     created_at: float  # seconds since the epoch
 
 
-Record = ModelRecord | JobRecord | BaseRecord | ReplayRecord
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeyRecord:
+    """An API key, but for the key itself, which nobody has but its owner."""
+
+    id: str
+    name: str
+    role: Role
+    prefix: str  # the key's first characters, to recognise it by
+    digest: str  # SHA-256 of the key
+    created_at: float  # seconds since the epoch
+    revoked_at: float | None = None
+    requests_per_minute: int | None = None  # None: no limit of its own
+    tokens_per_minute: int | None = None
+    max_parallel: int | None = None  # sequences waiting or running
+
+
+Record = ModelRecord | JobRecord | BaseRecord | ReplayRecord | KeyRecord

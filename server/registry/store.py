@@ -22,12 +22,21 @@ from sqlalchemy.orm import Session
 
 from linker_core.errors import ConflictError, NotReadyError
 from server.registry.database import open_database
-from server.registry.records import BaseRecord, JobRecord, Json, ModelRecord, Record, ReplayRecord
+from server.registry.records import (
+    BaseRecord,
+    JobRecord,
+    Json,
+    KeyRecord,
+    ModelRecord,
+    Record,
+    ReplayRecord,
+)
 from server.registry.refusal import reason_of
 from server.registry.tables import (
     Base,
     BaseRow,
     JobRow,
+    KeyRow,
     ModelRow,
     ReplayRow,
     ScanRow,
@@ -45,6 +54,7 @@ _ROWS: Mapping[type[Record], type[Base]] = {
     JobRecord: JobRow,
     BaseRecord: BaseRow,
     ReplayRecord: ReplayRow,
+    KeyRecord: KeyRow,
 }
 
 
@@ -172,6 +182,12 @@ class Registry:
         """Forgets a base, if it is known."""
         with self._transaction() as session:
             session.execute(remove(BaseRow).where(BaseRow.fingerprint == fingerprint))
+
+    def keys(self) -> list[KeyRecord]:
+        """Returns every API key, revoked ones included, in order of creation."""
+        with self._transaction() as session:
+            rows = session.scalars(select(KeyRow).order_by(KeyRow.created_at, KeyRow.id))
+            return [KeyRecord(**_columns(row, KeyRecord)) for row in rows]
 
     def replay(self, key: str) -> ReplayRecord | None:
         """Returns what an idempotency key was used for, or None."""

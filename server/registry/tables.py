@@ -6,6 +6,7 @@ They describe what `migrations` has made; whoever changes one here adds a step t
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import (
@@ -14,16 +15,17 @@ from sqlalchemy import (
     Dialect,
     Enum,
     ForeignKey,
+    String,
     TypeDecorator,
     UniqueConstraint,
     false,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from server.registry.records import JobStage, JobStatus, ModelState
+from server.registry.records import JobStage, JobStatus, ModelState, Role
 
 
-def _by_value(kind: type[ModelState] | type[JobStatus] | type[JobStage]) -> Enum:
+def _by_value(kind: type[StrEnum]) -> Enum:
     return Enum(
         kind, native_enum=False, length=16, values_callable=lambda e: [member.value for member in e]
     )
@@ -139,3 +141,21 @@ class ReplayRow(Base):
     digest: Mapped[str]
     job: Mapped[str]
     created_at: Mapped[float] = mapped_column(index=True)
+
+
+class KeyRow(Base):
+    """A `KeyRecord`."""
+
+    __tablename__ = "keys"
+    __table_args__ = (UniqueConstraint("digest", name="keys_digest_key"),)
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    role: Mapped[Role] = mapped_column(_by_value(Role))
+    prefix: Mapped[str]
+    digest: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[float]
+    revoked_at: Mapped[float | None]
+    requests_per_minute: Mapped[int | None]
+    tokens_per_minute: Mapped[int | None]
+    max_parallel: Mapped[int | None]

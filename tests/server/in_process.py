@@ -179,7 +179,7 @@ class Server:
         self.faults = faults
         self._engines = engines
         transport = httpx.ASGITransport(app=create_app(services))
-        self.client = httpx.AsyncClient(transport=transport, base_url="http://server")
+        self.client = httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
     @classmethod
     async def start(cls, settings: Settings) -> Self:

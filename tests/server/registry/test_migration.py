@@ -115,4 +115,4 @@ def test_current_registry_is_opened_without_a_write(url: URL) -> None:
 
 def test_steps_are_one_line_of_descent() -> None:
     scripts = ScriptDirectory(str(migration._SCRIPTS))
-    assert [step.revision for step in scripts.walk_revisions()] == ["0002", "0001"]
+    assert [step.revision for step in scripts.walk_revisions()] == ["0003", "0002", "0001"]

@@ -1,0 +1,139 @@
+"""Who may do what: every route's audience, and the key that each request has to show for it.
+
+A path is judged as the router will see it, after every rewriting. What nobody has classified is the
+operators', so a new route is never open by forgetting.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import Enum
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from linker_core.errors import LinkerError, PermissionDeniedError
+from server.gateway.caller import EVERYBODY, SCOPE_KEY, STRANGER, Caller
+from server.gateway.errors import error_response
+from server.gateway.keys import KeyRing
+from server.gateway.limits import Quotas
+from server.metrics.serving import ServingMetrics
+from server.registry.records import Role
+
+
+class Audience(Enum):
+    """Whom a route is for; the value says whose keys open it, None that it takes no key."""
+
+    ANYONE = None
+    CLIENTS = frozenset({Role.CLIENT, Role.ADMIN})
+    SCRAPERS = frozenset({Role.METRICS, Role.ADMIN})
+    OPERATORS = frozenset({Role.ADMIN})
+
+
+# Every route of the application, by path and method; `{name}` stands for any rest of a path.
+AUDIENCES: Mapping[str, Mapping[str, Audience]] = {
+    "/health": {"GET": Audience.ANYONE, "HEAD": Audience.ANYONE},
+    "/ready": {"GET": Audience.ANYONE, "HEAD": Audience.ANYONE},
+    "/metrics": {"GET": Audience.SCRAPERS, "HEAD": Audience.SCRAPERS},
+    "/version": {"GET": Audience.CLIENTS, "HEAD": Audience.CLIENTS},
+    "/openapi.json": {"GET": Audience.CLIENTS, "HEAD": Audience.CLIENTS},
+    "/v1/chat/completions": {"POST": Audience.CLIENTS},
+    "/v1/completions": {"POST": Audience.CLIENTS},
+    "/v1/models": {"GET": Audience.CLIENTS},
+    "/v1/models/{name:path}": {"GET": Audience.CLIENTS, "DELETE": Audience.OPERATORS},
+    "/models": {"GET": Audience.OPERATORS, "POST": Audience.OPERATORS},
+    "/models/plan": {"POST": Audience.OPERATORS},
+    "/models/load": {"POST": Audience.OPERATORS},
+    "/models/unload": {"POST": Audience.OPERATORS},
+    "/models/events": {"GET": Audience.OPERATORS},
+    "/models/jobs": {"GET": Audience.OPERATORS},
+    "/models/jobs/{job_id}": {"GET": Audience.OPERATORS},
+    "/models/jobs/{job_id}/cancel": {"POST": Audience.OPERATORS},
+    "/models/{name:path}": {
+        "GET": Audience.OPERATORS,
+        "PATCH": Audience.OPERATORS,
+        "DELETE": Audience.OPERATORS,
+    },
+}
+# Those whose audience is not the operators' whatever their rest is.
+_PREFIXES = tuple(
+    (template.partition("{")[0], methods)
+    for template, methods in AUDIENCES.items()
+    if "{" in template and set(methods.values()) != {Audience.OPERATORS}
+)
+_STRICTEST = (Audience.OPERATORS, Audience.SCRAPERS, Audience.CLIENTS, Audience.ANYONE)
+_BEARER = re.compile(r"bearer +([!-~]+)", re.IGNORECASE)
+
+
+def audience_of(method: str, path: str) -> Audience:
+    """Returns whom a request's path and method are for.
+
+    A method that a known path does not take runs nothing, so it needs what the path's strictest
+    route needs; an unknown path needs an operator's key.
+    """
+    methods = AUDIENCES.get(path)
+    if methods is None:
+        found = (taken for prefix, taken in _PREFIXES if path.startswith(prefix))
+        methods = next(found, {})
+    if method in methods:
+        return methods[method]
+    return next((a for a in _STRICTEST if a in methods.values()), Audience.OPERATORS)
+
+
+class Access:
+    """ASGI middleware: finds out whose request it is before its body is read.
+
+    Args:
+        app: What is guarded.
+        keys: Those that are good.
+        quotas: What they have used.
+        metrics: Counts refusals.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, keys: KeyRing, quotas: Quotas, metrics: ServingMetrics
+    ) -> None:
+        self._app = app
+        self._keys = keys
+        self._quotas = quotas
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                scope[SCOPE_KEY] = self._caller(scope)
+            except LinkerError as error:
+                self._metrics.rejected(error.code)
+                await error_response(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _caller(self, scope: Scope) -> Caller:
+        """Returns whose request it is, and counts it.
+
+        Raises:
+            InvalidKeyError: No key, or none that is good.
+            PermissionDeniedError: A key of another role.
+            RateLimitError: A key that has used up its minute.
+        """
+        if self._keys.are_optional:
+            return EVERYBODY
+        audience = audience_of(scope["method"], scope["path"])
+        if audience is Audience.ANYONE:
+            return STRANGER
+        caller = self._keys.find(_presented(scope))
+        if caller.role not in audience.value:
+            raise PermissionDeniedError(
+                f"This needs a key of another role than {caller.role.value}; `linker keys create "
+                "NAME --role ROLE` makes one."
+            )
+        self._quotas.count_request(caller)
+        return caller
+
+
+def _presented(scope: Scope) -> str | None:
+    """Returns the key of a request, None without one that could be one."""
+    said = Headers(scope=scope).getlist("Authorization")
+    match = _BEARER.fullmatch(said[0].strip()) if len(said) == 1 else None
+    return None if match is None else match[1]

@@ -1,0 +1,80 @@
+"""Which names a request may call the server by: a page elsewhere must not reach a loopback server.
+
+A browser sends the name that its page was loaded under, even where that name has come to mean
+127.0.0.1 since (DNS rebinding). So a server on the loopback answers to the loopback's names alone.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Collection
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from linker_core.errors import InvalidRequestError, LinkerError, PermissionDeniedError
+from server.gateway.errors import error_response
+from server.metrics.serving import ServingMetrics
+
+_HOST = re.compile(rb"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(:[0-9]{1,5})?")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or an address means this machine and nobody beyond it."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class HostGuard:
+    """ASGI middleware: refuses requests for other names than the server's.
+
+    Args:
+        app: What is guarded.
+        bound: Where the server listens. Beyond the loopback every name is taken unless some are
+            named.
+        allowed: Names beside the loopback's own, without ports.
+        metrics: Counts refusals.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, bound: str, allowed: Collection[str], metrics: ServingMetrics
+    ) -> None:
+        self._app = app
+        self._any = not allowed and not is_loopback(bound)
+        self._allowed = frozenset(name.lower().strip("[]") for name in allowed)
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                self._check(scope)
+            except LinkerError as error:
+                self._metrics.rejected(error.code)
+                await error_response(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        """Refuses a request that names another host, or that could be read two ways.
+
+        Raises:
+            InvalidRequestError: No name, several, or none that could be one.
+            PermissionDeniedError: Another name.
+        """
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        if not hosts and scope["http_version"] == "1.0":
+            return  # which had no such header; browsers have not spoken it for long
+        match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
+        if match is None:
+            raise InvalidRequestError("A request needs one Host header.", param="Host")
+        name = match[1].decode().lower().strip("[]")
+        if not self._any and name not in self._allowed and not is_loopback(name):
+            raise PermissionDeniedError(
+                "This server does not answer to that name; call it localhost, or have it started "
+                "with --allowed-host and the name.",
+                param="Host",
+            )
