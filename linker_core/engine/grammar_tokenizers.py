@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from linker_core.engine.grammar import GRAMMAR_PARAM
 from linker_core.errors import InvalidRequestError, LinkerError
 from linker_core.sharing.delta import open_weights
-from linker_core.text.tokenizer import MAX_FILE_BYTES, TOKENIZER_FILE
+from linker_core.text.files import MAX_FILE_BYTES, TOKENIZER_FILE
 from linker_core.weights.files import read_optional
 
 if TYPE_CHECKING:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from linker_core.text.chat_template import TEMPLATE_FILE
-from linker_core.text.tokenizer import MAX_FILE_BYTES, TOKENIZER_FILE, read_tokenizer_config
+from linker_core.text.files import (
+    MAX_FILE_BYTES,
+    TEMPLATE_FILE,
+    TOKENIZER_FILE,
+    read_tokenizer_config,
+)
 from linker_core.weights.architecture import CONFIG_FILE
 from linker_core.weights.files import read_optional
 from linker_core.weights.generation import GENERATION_FILE

@@ -1,16 +1,16 @@
-"""A checkpoint's chat template: messages to the prompt's text. Knows no tokenizer and no model.
+"""A checkpoint's chat template, compiled: messages to the prompt's text.
 
 Templates are programs of strangers. They run in jinja2's sandbox, where they reach no code of ours;
-the length of what they return is bounded. Their time and memory on the way are not.
+the length of what they return is bounded. Their time and memory on the way are bounded by the
+process that they run in, which is never one that does anything else (`template_worker`).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime
-from pathlib import Path
-from typing import Any, Final, NoReturn, Self
+from typing import Any, Final, NoReturn
 
 import jinja2
 from jinja2 import nodes
@@ -20,12 +20,9 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from linker_core.errors import BadCheckpointError, InvalidRequestError
-from linker_core.text.tokenizer import read_tokenizer_config
-from linker_core.weights.files import read_optional
+from linker_core.text.template_source import TemplateSource
 
-TEMPLATE_FILE: Final = "chat_template.jinja"
 MAX_PROMPT_CHARS: Final = 4 << 20
-MAX_TEMPLATE_CHARS: Final = 1 << 20
 _MAX_POWER_BITS: Final = 4_096  # of an integer that a template may build with **
 _MAX_MESSAGE_CHARS: Final = 300  # of a template's own complaint
 
@@ -39,27 +36,21 @@ _TEMPLATE_FAILURES: Final = (
     AttributeError,
     RuntimeError,  # RecursionError too
     SyntaxError,  # of the Python that jinja2 makes of deeply nested blocks
-    MemoryError,
 )
 
 
 class ChatTemplate:
     """Renders messages as `apply_chat_template(…, tokenize=False)` of transformers does."""
 
-    def __init__(self, source: str, *, origin: str = "chat template") -> None:
+    def __init__(self, source: TemplateSource) -> None:
         """Compiles the template.
 
-        Args:
-            source: The template's text.
-            origin: Where it came from, for messages.
-
         Raises:
-            BadCheckpointError: The template is too long or does not compile.
+            BadCheckpointError: It does not compile.
         """
-        if len(source) > MAX_TEMPLATE_CHARS:
-            raise BadCheckpointError(f"{origin}: longer than {MAX_TEMPLATE_CHARS} characters")
+        origin = source.origin
         try:
-            self._template = _environment().from_string(source)
+            self._template = _environment().from_string(source.text)
         except jinja2.TemplateSyntaxError as error:
             raise BadCheckpointError(
                 f"{origin}: line {error.lineno} does not compile: {_bounded(error)}"
@@ -67,68 +58,27 @@ class ChatTemplate:
         except _TEMPLATE_FAILURES as error:
             raise BadCheckpointError(f"{origin}: does not compile: {_bounded(error)}") from error
 
-    @classmethod
-    def load(cls, directory: Path) -> Self | None:
-        """Reads the template of a checkpoint; None where it has none.
-
-        `chat_template.jinja` comes first, then `chat_template` of `tokenizer_config.json`: a text,
-        or a list of named templates of which `default` is taken.
-
-        Raises:
-            BadCheckpointError: The files are damaged, or the template does not compile.
-        """
-        data = read_optional(directory, TEMPLATE_FILE, max_bytes=4 * MAX_TEMPLATE_CHARS)
-        if data is not None:
-            return cls(_decoded(data), origin=TEMPLATE_FILE)
-        value = read_tokenizer_config(directory).get("chat_template")
-        if isinstance(value, list):
-            value = _default_of(value)
-        if value is None:
-            return None
-        origin = "tokenizer_config.json: chat_template"
-        if not isinstance(value, str):
-            raise BadCheckpointError(f"{origin}: neither a text nor a list of named templates")
-        return cls(value, origin=origin)
-
-    def render(
-        self,
-        messages: Sequence[Mapping[str, object]],
-        *,
-        add_generation_prompt: bool = True,
-        tools: Sequence[Mapping[str, object]] | None = None,
-        bos_token: str | None,
-        eos_token: str | None,
-    ) -> str:
+    def render(self, variables: Mapping[str, object]) -> str:
         """Returns the prompt's text; it holds its special tokens, so encode it without adding any.
 
         Args:
-            messages: Plain JSON records with `role` and `content`.
-            add_generation_prompt: Whether the text ends where the assistant's answer begins.
-            tools: Function descriptions as JSON records.
-            bos_token: Left undefined in the template if None, as transformers leaves it.
-            eos_token: Likewise.
+            variables: See `template_variables`.
 
         Raises:
             InvalidRequestError: The template refuses these messages, or its text grows too long.
+            MemoryError: It takes more than this process has.
         """
-        special = {"bos_token": bos_token, "eos_token": eos_token}
         parts: list[str] = []
         num_chars = 0
         try:
-            for part in self._template.generate(
-                messages=messages,
-                tools=tools,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **{name: token for name, token in special.items() if token is not None},
-            ):
+            for part in self._template.generate(variables):
                 num_chars += len(part)
                 if num_chars > MAX_PROMPT_CHARS:
                     raise _too_long()
                 parts.append(part)
         except _TEMPLATE_FAILURES as error:
             raise InvalidRequestError(
-                f"the model's chat template refuses these messages: {_bounded(error)}",
+                f"The model's chat template refuses these messages: {_bounded(error)}",
                 param="messages",
             ) from error
         return "".join(parts)
@@ -206,20 +156,6 @@ def _check_repetition(num_items: int, times: int) -> None:
 
 def _too_long() -> jinja2.TemplateRuntimeError:
     return jinja2.TemplateRuntimeError(f"it makes more than {MAX_PROMPT_CHARS} characters")
-
-
-def _decoded(data: bytes) -> str:
-    try:
-        return data.decode()
-    except UnicodeDecodeError as error:
-        raise BadCheckpointError(f"{TEMPLATE_FILE}: not UTF-8 at byte {error.start}.") from error
-
-
-def _default_of(templates: list[object]) -> object:
-    for entry in templates:
-        if isinstance(entry, Mapping) and entry.get("name") == "default":
-            return entry.get("template")
-    return None
 
 
 def _bounded(error: BaseException) -> str:

@@ -17,10 +17,15 @@ from weakref import WeakValueDictionary
 import tokenizers
 
 from linker_core.errors import BadCheckpointError, InvalidRequestError, LinkerError
+from linker_core.text.byte_tokens import ByteTokens
+from linker_core.text.files import (
+    MAX_FILE_BYTES,
+    TOKENIZER_FILE,
+    read_tokenizer_config,
+    token_name,
+)
 from linker_core.weights.files import parse_object, read_optional
 
-TOKENIZER_FILE: Final = "tokenizer.json"
-MAX_FILE_BYTES: Final = 64 << 20  # the largest known tokenizer.json has 34 MB
 MAX_ADDED_TOKENS: Final = 65_536  # each costs a pattern of the splitter; a million take minutes
 
 
@@ -35,6 +40,7 @@ class Tokenizer:
         special_ids: Ids that `decode` leaves out unless asked otherwise.
         bos_token: Text of the beginning-of-sequence token, if the configuration names one.
         eos_token: Text of the end-of-sequence token, if the configuration names one.
+        byte_tokens: What each token stands for, where decoding only joins that.
     """
 
     def __init__(
@@ -43,6 +49,7 @@ class Tokenizer:
         inner.no_truncation()
         inner.no_padding()
         self._inner = inner
+        self.byte_tokens = ByteTokens.of(inner)
         self.bos_token = bos_token
         self.eos_token = eos_token
         added = inner.get_added_tokens_decoder()
@@ -68,8 +75,8 @@ class Tokenizer:
         special = read_tokenizer_config(directory)
         contents = _Contents(
             hashlib.sha256(data).digest(),
-            _token_name(special, "bos_token"),
-            _token_name(special, "eos_token"),
+            token_name(special, "bos_token"),
+            token_name(special, "eos_token"),
         )
         tokenizer = _held(contents) or _parse(data, contents)
         with _failures_as(BadCheckpointError(f"{TOKENIZER_FILE}: cannot be used")):
@@ -162,20 +169,6 @@ def _parse(data: bytes, contents: _Contents) -> Tokenizer:
     return tokenizer
 
 
-def read_tokenizer_config(directory: Path) -> Mapping[str, object]:
-    """Returns `tokenizer_config.json` over `special_tokens_map.json`, empty where neither is.
-
-    Raises:
-        BadCheckpointError: A file is damaged.
-    """
-    merged: dict[str, object] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        data = read_optional(directory, name, max_bytes=MAX_FILE_BYTES)
-        if data is not None:
-            merged |= parse_object(data, name)
-    return merged
-
-
 def _check_declared_tokens(inner: tokenizers.Tokenizer, config: Mapping[str, object]) -> None:
     """Refuses a configuration that declares tokens which `tokenizer.json` does not know.
 
@@ -189,15 +182,6 @@ def _check_declared_tokens(inner: tokenizers.Tokenizer, config: Mapping[str, obj
                 f"tokenizer_config.json: declares token {key!r:.20} as {text!r:.60}, which "
                 "tokenizer.json does not hold. Load and save the tokenizer once more."
             )
-
-
-def _token_name(config: Mapping[str, object], key: str) -> str | None:
-    value = config.get(key)
-    if isinstance(value, Mapping):  # the form that keeps the added token's flags
-        value = value.get("content")
-    if value is not None and not isinstance(value, str):
-        raise BadCheckpointError(f"tokenizer_config.json: {key} is neither a text nor a token")
-    return value
 
 
 @contextmanager

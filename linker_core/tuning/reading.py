@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from linker_core.errors import InvalidRequestError
-from linker_core.text.chat_template import ChatTemplate
+from linker_core.text.template_source import Renders, template_variables
 from linker_core.text.tokenizer import Tokenizer
 from linker_core.tuning.dialogues import Dialogue, Turn
 
@@ -19,7 +19,7 @@ class VariantReader:
     """A variant's text side, as serving uses it."""
 
     tokenizer: Tokenizer
-    template: ChatTemplate | None
+    template: Renders | None
     eos_token_ids: frozenset[int]  # end an answer in serving
     vocab_size: int  # rows of the variant's own embedding
 
@@ -105,12 +105,13 @@ class VariantReader:
         if self.template is None:
             text = _SEPARATOR.join(turn.content for turn in turns)
             return text + _SEPARATOR if turns and open_answer else text
-        return self.template.render(
+        variables = template_variables(
             [{"role": turn.role, "content": turn.content} for turn in turns],
             add_generation_prompt=open_answer,
             bos_token=self.tokenizer.bos_token,
             eos_token=self.tokenizer.eos_token,
         )
+        return self.template.render(variables)
 
     def _encode(self, text: str) -> list[int]:
         # As serving does: a rendered template holds its special tokens already.

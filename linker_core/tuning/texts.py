@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from linker_core.config import MatmulPrecision
 from linker_core.pace import Pace
-from linker_core.text.chat_template import ChatTemplate
+from linker_core.text.template_process import template_process
+from linker_core.text.template_source import TemplateSource
 from linker_core.text.tokenizer import Tokenizer
 from linker_core.tuning.answers import own_answers
 from linker_core.tuning.calibration import MAX_RESPONSE_TOKENS, CalibrationText, with_answers
@@ -37,16 +38,18 @@ def calibration_text(
         InsufficientCapacityError: The whole variant does not fit, so it cannot answer.
         InvalidRequestError: The file is of no use.
     """
-    reader = VariantReader(
-        tokenizer=Tokenizer.load(variant.path),
-        template=ChatTemplate.load(variant.path),
-        eos_token_ids=variant.eos_token_ids,
-        vocab_size=variant.config.vocab_size,
-    )
+    tokenizer = Tokenizer.load(variant.path)
     context = variant.config.max_position_embeddings
-    if calibration != SELF_CALIBRATION:
-        return written_text(calibration, reader, context=context)
-    prompts = prompts_to_answer(reader, context=context)
+    with template_process(TemplateSource.load(variant.path)) as template:
+        reader = VariantReader(
+            tokenizer=tokenizer,
+            template=template,
+            eos_token_ids=variant.eos_token_ids,
+            vocab_size=variant.config.vocab_size,
+        )
+        if calibration != SELF_CALIBRATION:
+            return written_text(calibration, reader, context=context)
+        prompts = prompts_to_answer(reader, context=context)
     answers = own_answers(
         variant,
         prompts,

@@ -81,7 +81,7 @@ class Answer(ABC, Generic[_Request]):
         self._specs: Sequence[SequenceSpec] = ()
         self._num_cached: dict[int, int] = {}  # prompt tokens found in the cache, by choice
 
-    async def read(self) -> None:  # noqa: B027 - a prompt that is given as text needs nothing
+    async def read(self) -> None:
         """Makes a text of what the request says, before `prepare`.
 
         Raises:

@@ -8,13 +8,19 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from linker_core.errors import InvalidRequestError
 from server.gateway.answers import Answer, Collected, Json
 from server.gateway.body import read_object
 from server.gateway.generation import Delta
 from server.gateway.logprobs import chat_logprobs
 from server.gateway.openapi import answers, takes
-from server.gateway.prompts import Lengths, Reports, chat_prompt, sequences, truncated
+from server.gateway.prompts import (
+    Lengths,
+    Reports,
+    chat_prompt,
+    chat_text,
+    sequences,
+    truncated,
+)
 from server.gateway.schemas.chat import CHAT_NEUTRAL, ChatRequest
 from server.gateway.schemas.parsing import parse_request
 from server.gateway.services import Services
@@ -33,8 +39,6 @@ def chat_router(services: Services) -> APIRouter:
         services.gate.check_open()
         body = await read_object(http_request)
         request = parse_request(ChatRequest, body, neutral=CHAT_NEUTRAL)
-        if request.top_logprobs and not request.logprobs:
-            raise InvalidRequestError("top_logprobs needs logprobs: true.", param="top_logprobs")
         return await ChatAnswer.respond(services, request, http_request)
 
     return router
@@ -47,10 +51,16 @@ class ChatAnswer(Answer[ChatRequest]):
     whole_object = "chat.completion"
     chunk_object = "chat.completion.chunk"
 
+    async def read(self) -> None:
+        templates = self._services.templates
+        self._text = await chat_text(self._request, self._model, templates)
+
     def prepare(self) -> None:
         request, model = self._request, self._model
         max_tokens = request.max_completion_tokens or request.max_tokens
-        prompt = truncated(chat_prompt(request, model), request, model, max_tokens=max_tokens)
+        prompt = truncated(
+            chat_prompt(request, model, self._text), request, model, max_tokens=max_tokens
+        )
         num_top = (request.top_logprobs or 0) if request.logprobs else None
         self._specs = sequences(
             request,

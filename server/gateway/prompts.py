@@ -1,18 +1,24 @@
-"""From a request to token ids and sequences, checked against the model. Blocking."""
+"""From a request to token ids and sequences, checked against the model.
+
+Blocking, but for the text of a dialogue, which comes from other processes.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from linker_core.errors import ContextLengthError, InvalidRequestError
+from linker_core.text.template_source import template_variables
+from server.gateway.dialogue import rendering
 from server.gateway.formats import constraint_of
 from server.gateway.generation import SequenceSpec, TextOptions
 from server.gateway.sampling import check_token_ids, sampling_params
-from server.gateway.schemas.chat import ChatRequest, Message
+from server.gateway.schemas.chat import ChatRequest
 from server.gateway.schemas.generation import CompletionRequest, GenerationRequest
+from server.rendering.templates import Templates
 from server.residency.catalog import ServedModel
 
 COMPLETION_MAX_TOKENS = 16  # where the client does not say
@@ -32,24 +38,39 @@ class Reports(NamedTuple):
     prompt_logprobs: int | None
 
 
-def chat_prompt(request: ChatRequest, model: ServedModel) -> list[int]:
-    """Renders a dialogue with the model's own template and tokenises it.
+async def chat_text(request: ChatRequest, model: ServedModel, templates: Templates) -> str:
+    """Renders a dialogue with the model's own template.
 
     Raises:
-        InvalidRequestError: The model has no template, or the template refuses the messages.
+        InvalidRequestError: The model has no template, or the template refuses the messages or
+            comes to no end with them.
+        LinkerError: See `Templates.render`.
     """
     text = model.text
     if text.template is None:
         raise InvalidRequestError(
             f"The model {model.name!r} has no chat template; use /v1/completions.", param="model"
         )
-    rendered = text.template.render(
-        [_template_record(message) for message in request.messages],
-        add_generation_prompt=request.add_generation_prompt is not False,
+    given = rendering(request, text.template.text)
+    variables = template_variables(
+        given.messages,
+        add_generation_prompt=given.add_generation_prompt,
         bos_token=text.tokenizer.bos_token,
         eos_token=text.tokenizer.eos_token,
+        tools=given.tools,
+        more=given.more,
     )
-    return text.tokenizer.encode(rendered, add_special_tokens=request.add_special_tokens is True)
+    return given.cut(await templates.render(text.template, variables))
+
+
+def chat_prompt(request: ChatRequest, model: ServedModel, text: str) -> list[int]:
+    """Tokenises the text of a dialogue, which holds its special tokens.
+
+    Raises:
+        InvalidRequestError: The tokenizer refuses it.
+    """
+    special = request.add_special_tokens is True
+    return model.text.tokenizer.encode(text, add_special_tokens=special)
 
 
 def completion_prompts(request: CompletionRequest, model: ServedModel) -> list[list[int]]:
@@ -160,14 +181,6 @@ def sequences(
                 )
             )
     return specs
-
-
-def _template_record(message: Message) -> Mapping[str, object]:
-    content = message.content
-    if isinstance(content, list):
-        content = "\n".join(part.text for part in content)
-    name = {} if message.name is None else {"name": message.name}
-    return {"role": message.role, "content": content or "", **name}
 
 
 def _answer_tokens(

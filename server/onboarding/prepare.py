@@ -10,7 +10,7 @@ from pathlib import Path
 
 from linker_core.errors import BadCheckpointError
 from linker_core.sharing.delta import DeltaFile, open_weights
-from linker_core.text.chat_template import ChatTemplate
+from linker_core.text.template_source import TemplateSource
 from linker_core.text.tokenizer import Tokenizer
 from linker_core.weights.architecture import CONFIG_FILE, ModelConfig, parse_config
 from linker_core.weights.checkpoint import Checkpoint, Identity
@@ -37,7 +37,7 @@ def read_text_side(path: Path) -> TextSide:
             identity=weights.identity,
             config=weights.config,
             tokenizer=Tokenizer.load(path),
-            template=ChatTemplate.load(path),
+            template=TemplateSource.load(path),
             eos_token_ids=weights.eos_token_ids,
             generation=dict(weights.generation),
             checkpoint_bytes=weights.nbytes if delta is None else delta.checkpoint_bytes,

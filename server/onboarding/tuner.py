@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from linker_core.errors import EngineFailureError, InsufficientCapacityError, NotReadyError
+from linker_core.text.template_process import template_process
 from linker_core.tuning.calibration import MAX_PROMPT_TOKENS
 from linker_core.tuning.memory import (
     ANSWER_TOKENS,
@@ -173,12 +174,24 @@ def encode_text(
     Raises:
         InvalidRequestError: The calibration text cannot be used with this variant.
     """
-    reader = VariantReader(
-        tokenizer=variant.tokenizer,
-        template=variant.template,
-        eos_token_ids=variant.eos_token_ids,
-        vocab_size=variant.config.vocab_size,
-    )
+    with template_process(variant.template) as template:
+        reader = VariantReader(
+            tokenizer=variant.tokenizer,
+            template=template,
+            eos_token_ids=variant.eos_token_ids,
+            vocab_size=variant.config.vocab_size,
+        )
+        return _encode(donor, variant, calibration, reader, device=device)
+
+
+def _encode(
+    donor: TextSide,
+    variant: TextSide,
+    calibration: str | None,
+    reader: VariantReader,
+    *,
+    device: Device,
+) -> EncodedText:
     context = variant.config.max_position_embeddings
     if calibration != SELF_CALIBRATION:
         text = written_text(calibration, reader, context=context)

@@ -18,7 +18,7 @@ from typing import Literal, Self
 from weakref import WeakValueDictionary
 
 from linker_core.sharing.plan import SharePlan
-from linker_core.text.chat_template import ChatTemplate
+from linker_core.text.template_source import TemplateSource
 from linker_core.text.tokenizer import Tokenizer
 from linker_core.weights.architecture import ModelConfig
 from linker_core.weights.checkpoint import Identity
@@ -34,7 +34,7 @@ class TextSide:
     identity: Identity  # of the weight files when validated
     config: ModelConfig
     tokenizer: Tokenizer
-    template: ChatTemplate | None
+    template: TemplateSource | None
     eos_token_ids: frozenset[int]
     generation: Mapping[str, float | int | bool]
     checkpoint_bytes: int
@@ -67,6 +67,12 @@ class ServedModel:
     max_model_len: int
     text: TextSide
     base: Base | None = None  # of a donor that took its family over; else None
+    answered_by: str | None = None  # what the engine runs in its place; None: the model itself
+
+    @property
+    def engine_name(self) -> str:
+        """What the engine knows as whoever answers for the model."""
+        return self.answered_by or self.name
 
     @property
     def lender(self) -> ServedModel:

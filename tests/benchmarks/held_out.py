@@ -7,13 +7,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from linker_core.sharing.scan import scan
-from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer
 from linker_core.tuning.calibration import CalibrationText, encode
 from linker_core.tuning.dialogues import load_dialogues
 from linker_core.tuning.reading import VariantReader
 from linker_core.weights.checkpoint import Checkpoint
 from tests.linker_core.tuning.pairs import Pair
+from tests.templates import compiled_in
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def held_out_text(variant: Checkpoint) -> CalibrationText:
     path = variant.path
     reader = VariantReader(
         tokenizer=Tokenizer.load(path),
-        template=ChatTemplate.load(path),
+        template=compiled_in(path),
         eos_token_ids=variant.eos_token_ids,
         vocab_size=variant.config.vocab_size,
     )

@@ -11,8 +11,7 @@ from huggingface_hub.hf_api import RepoSibling
 
 from linker_core.errors import BadCheckpointError, UnsupportedFormatError
 from linker_core.sharing.delta_layout import DELTA_FILE
-from linker_core.text.chat_template import TEMPLATE_FILE
-from linker_core.text.tokenizer import TOKENIZER_FILE
+from linker_core.text.files import TEMPLATE_FILE, TOKENIZER_FILE
 from linker_core.weights.architecture import CONFIG_FILE
 from linker_core.weights.files import refuse_foreign_formats
 from linker_core.weights.generation import GENERATION_FILE

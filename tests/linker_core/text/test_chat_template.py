@@ -8,8 +8,10 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from linker_core.errors import BadCheckpointError, InvalidRequestError
-from linker_core.text.chat_template import MAX_PROMPT_CHARS, ChatTemplate
+from linker_core.text.chat_template import MAX_PROMPT_CHARS
+from linker_core.text.template_source import TemplateSource
 from tests.linker_core.text import tokenizers_by_kind as kinds
+from tests.templates import compiled, compiled_in, rendered
 
 Messages = list[dict[str, Any]]
 
@@ -29,7 +31,7 @@ CHATS: tuple[Messages, ...] = (
 
 
 def render(source: str) -> str:
-    return ChatTemplate(source).render(CHATS[0], bos_token=None, eos_token=None)
+    return rendered(compiled(source), CHATS[0])
 
 
 def reference(source: str, bos: str | None, eos: str | None) -> PreTrainedTokenizerFast:
@@ -56,11 +58,11 @@ def reference(source: str, bos: str | None, eos: str | None) -> PreTrainedTokeni
 def test_render_equals_transformers(shared: Path, name: str) -> None:
     bos, eos = "<s>", "</s>"
     source = (shared / "data" / "chat_templates" / f"{name}.jinja").read_text()
-    ours, theirs = ChatTemplate(source), reference(source, bos, eos)
+    ours, theirs = compiled(source), reference(source, bos, eos)
     for messages in CHATS:
         for prompt in (True, False):
-            assert ours.render(
-                messages, add_generation_prompt=prompt, bos_token=bos, eos_token=eos
+            assert rendered(
+                ours, messages, prompt=prompt, bos=bos, eos=eos
             ) == theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
 
 
@@ -73,7 +75,7 @@ def test_render_with_tools_equals_transformers(shared: Path) -> None:
         {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "content": "21"},
     ]
-    ours = ChatTemplate(source).render(messages, tools=[TOOL], bos_token=None, eos_token=None)
+    ours = rendered(compiled(source), messages, tools=[TOOL])
     assert ours == reference(source, None, None).apply_chat_template(
         messages, tools=[TOOL], tokenize=False, add_generation_prompt=True
     )
@@ -96,11 +98,11 @@ def test_render_with_tools_equals_transformers(shared: Path) -> None:
 )
 def test_render_small_templates_equals_transformers(source: str) -> None:
     theirs = reference(source, None, "</s>")
-    ours = ChatTemplate(source)
+    ours = compiled(source)
     for messages in CHATS:
         for prompt in (True, False):
-            assert ours.render(
-                messages, add_generation_prompt=prompt, bos_token=None, eos_token="</s>"
+            assert rendered(
+                ours, messages, prompt=prompt, eos="</s>"
             ) == theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
 
 
@@ -135,9 +137,9 @@ def test_template_that_raises_gives_its_own_words_bounded() -> None:
     ],
 )
 def test_render_misbehaving_template_is_an_invalid_request(source: str) -> None:
-    template = ChatTemplate(source)
+    template = compiled(source)
     with pytest.raises(InvalidRequestError):
-        template.render(CHATS[0], bos_token=None, eos_token=None)
+        rendered(template, CHATS[0])
 
 
 def test_render_out_of_bounds_says_the_bound() -> None:
@@ -148,44 +150,42 @@ def test_render_out_of_bounds_says_the_bound() -> None:
 @pytest.mark.parametrize("source", ["{% if %}", "{{ x", "{% nonsense %}", "{{{"])
 def test_template_that_does_not_compile_is_a_bad_checkpoint(source: str) -> None:
     with pytest.raises(BadCheckpointError, match="does not compile"):
-        ChatTemplate(source)
+        compiled(source)
 
 
 def test_template_nested_too_deep_or_too_long_is_a_bad_checkpoint() -> None:
     with pytest.raises(BadCheckpointError):
-        ChatTemplate("{{ " + "(" * 100_000 + " }}")
+        compiled("{{ " + "(" * 100_000 + " }}")
     with pytest.raises(BadCheckpointError, match="longer"):
-        ChatTemplate("a" * ((1 << 20) + 1))
+        TemplateSource.of("a" * ((1 << 20) + 1))
 
 
 def test_load_prefers_the_file_of_its_own(tmp_path: Path) -> None:
     config = tmp_path / "tokenizer_config.json"
-    assert ChatTemplate.load(tmp_path) is None
+    assert TemplateSource.load(tmp_path) is None
     config.write_text(json.dumps({"chat_template": "from config"}))
-    assert rendered(tmp_path) == "from config"
+    assert render_of(tmp_path) == "from config"
     (tmp_path / "chat_template.jinja").write_text("from file")
-    assert rendered(tmp_path) == "from file"
+    assert render_of(tmp_path) == "from file"
 
 
 def test_load_takes_the_default_of_named_templates(tmp_path: Path) -> None:
     named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
     config = tmp_path / "tokenizer_config.json"
     config.write_text(json.dumps({"chat_template": named}))
-    assert rendered(tmp_path) == "plain"
+    assert render_of(tmp_path) == "plain"
     config.write_text(json.dumps({"chat_template": named[:1]}))
-    assert ChatTemplate.load(tmp_path) is None
+    assert TemplateSource.load(tmp_path) is None
 
 
 def test_load_odd_template_is_a_bad_checkpoint(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": 7}))
     with pytest.raises(BadCheckpointError, match="chat_template"):
-        ChatTemplate.load(tmp_path)
+        TemplateSource.load(tmp_path)
 
 
-def rendered(directory: Path) -> str:
-    template = ChatTemplate.load(directory)
-    assert template is not None
-    return template.render(CHATS[0], bos_token=None, eos_token=None)
+def render_of(directory: Path) -> str:
+    return rendered(compiled_in(directory), CHATS[0])
 
 
 def test_template_that_links_outside_is_refused(tmp_path: Path) -> None:
@@ -193,12 +193,12 @@ def test_template_that_links_outside_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "chat_template.jinja").symlink_to(tmp_path / "secret")
     with pytest.raises(BadCheckpointError, match="symbolic link"):
-        ChatTemplate.load(tmp_path / "model")
+        TemplateSource.load(tmp_path / "model")
 
 
 def test_template_failures_of_every_kind_are_the_requests() -> None:
     with pytest.raises(InvalidRequestError):
-        ChatTemplate("{{ cycler() }}").render([], bos_token=None, eos_token=None)
+        rendered(compiled("{{ cycler() }}"), [])
     nested = "{% for a in b %}" * 30 + "{% endfor %}" * 30
     with pytest.raises(BadCheckpointError, match="compile"):
-        ChatTemplate(nested)
+        compiled(nested)

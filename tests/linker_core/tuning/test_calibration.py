@@ -9,7 +9,6 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from linker_core.errors import InvalidRequestError
-from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer
 from linker_core.tuning.calibration import (
     CalibrationPrompt,
@@ -22,13 +21,14 @@ from linker_core.tuning.dialogues import Dialogue, Turn, load_dialogues, text_di
 from linker_core.tuning.reading import VariantReader
 from linker_core.weights.checkpoint import Checkpoint
 from tests import tiny
+from tests.templates import compiled, compiled_in
 
 
 def reader_of(directory: Path) -> VariantReader:
     checkpoint = Checkpoint.open(directory)
     return VariantReader(
         tokenizer=Tokenizer.load(directory),
-        template=ChatTemplate.load(directory),
+        template=compiled_in(directory),
         eos_token_ids=checkpoint.eos_token_ids,
         vocab_size=checkpoint.config.vocab_size,
     )
@@ -162,7 +162,7 @@ def test_dialogues_that_the_template_refuses_are_left_out(reader: VariantReader)
         turns=(Turn(role="system", content="Be brief."), *said("Q?", "A.").turns), kind="talk"
     )
     strict = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
-    picky = replace(reader, template=ChatTemplate(strict + tiny.CHATML))
+    picky = replace(reader, template=compiled(strict + tiny.CHATML))
     text = encode([*many(2), system], picky)
     assert system.digest not in {sequence.text_digest for sequence in text.sequences}
     assert len(text.sequences) == len(prompts_only([*many(2), system], picky)) == 2
@@ -237,7 +237,7 @@ def test_mini_models_read_enough_of_the_shipped_dialogues(shared: Path, name: st
 def test_shipped_dialogues_are_enough_with_a_large_vocabulary(qwen: Tokenizer) -> None:
     variant = VariantReader(
         tokenizer=qwen,
-        template=ChatTemplate(tiny.CHATML),
+        template=compiled(tiny.CHATML),
         eos_token_ids=frozenset({151_645}),
         vocab_size=151_936,
     )
@@ -265,7 +265,7 @@ def test_shipped_dialogues_are_enough_in_every_format(
     source = (shared / "data" / "chat_templates" / f"{name}.jinja").read_text()
     variant = VariantReader(
         tokenizer=qwen,
-        template=ChatTemplate(source),
+        template=compiled(source),
         eos_token_ids=frozenset({151_645}),
         vocab_size=151_936,
     )

@@ -9,7 +9,6 @@ import pytest
 from linker_core.sharing.report import Region
 from linker_core.sharing.rungs import Residual, Rung
 from linker_core.sharing.scan import scan
-from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer
 from linker_core.tuning.calibration import CalibrationText, encode
 from linker_core.tuning.dialogues import load_dialogues
@@ -19,6 +18,7 @@ from linker_core.tuning.result import TuneResult
 from linker_core.tuning.tuner import tune
 from linker_core.weights.checkpoint import Checkpoint
 from tests.linker_core.tuning.pairs import Pair
+from tests.templates import compiled_in
 
 pytestmark = [pytest.mark.shared, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -50,7 +50,7 @@ def held_out_text(pair: Pair) -> CalibrationText:
     file = variant.path.parent / "heldout" / f"{variant.path.name}.jsonl"
     reader = VariantReader(
         tokenizer=Tokenizer.load(variant.path),
-        template=ChatTemplate.load(variant.path),
+        template=compiled_in(variant.path),
         eos_token_ids=variant.eos_token_ids,
         vocab_size=variant.config.vocab_size,
     )

@@ -9,12 +9,12 @@ import tokenizers
 from tokenizers import AddedToken, pre_tokenizers, processors
 
 from linker_core.errors import InvalidRequestError
-from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer
 from linker_core.tuning.dialogues import Dialogue, Role, Turn
 from linker_core.tuning.reading import VariantReader
 from tests import tiny
 from tests.linker_core.text import tokenizers_by_kind as kinds
+from tests.templates import compiled, rendered
 
 TEMPLATES = (
     "alpaca",
@@ -54,7 +54,7 @@ def reader(
         tokenizer=Tokenizer(
             inner or tiny.byte_level_tokenizer(512), bos_token="<s>", eos_token="</s>"
         ),
-        template=None if template is None else ChatTemplate(template),
+        template=None if template is None else compiled(template),
         eos_token_ids=frozenset(eos),
         vocab_size=vocab_size,
     )
@@ -91,10 +91,8 @@ def test_each_answer_follows_the_prompt_that_serving_makes() -> None:
     assert variant.prompt(chat()) == ids[: spans[1].start]
     first = talk(("user", "Name a fish."), ("assistant", "-"))
     assert variant.prompt(first) == ids[: spans[0].start]
-    rendered = ChatTemplate(tiny.CHATML).render(
-        [{"role": "user", "content": "Name a fish."}], bos_token=None, eos_token=None
-    )
-    assert variant.prompt(first) == variant.tokenizer.encode(rendered, add_special_tokens=False)
+    text = rendered(compiled(tiny.CHATML), [{"role": "user", "content": "Name a fish."}])
+    assert variant.prompt(first) == variant.tokenizer.encode(text, add_special_tokens=False)
 
 
 def test_prompt_keeps_its_tokens_where_the_answer_would_merge_with_it() -> None:

@@ -11,13 +11,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from linker_core.errors import BadCheckpointError
 from linker_core.sharing.delta import DeltaFile
 from linker_core.sharing.rungs import Residual
-from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import EMBED_NAME
 from server.cli.bench.synthetic import Kinship, words, write_family
 from server.cli.bench.synthetic_delta import write_delta_once
 from tests.server.cli.bench.small import SHAPE
+from tests.templates import compiled_in, rendered
 
 
 def _family(root: Path, kinship: Kinship, num_models: int = 2) -> list[Path]:
@@ -66,13 +66,7 @@ def test_checkpoints_pass_validation_with_tokenizer_and_template(tmp_path: Path)
         with Checkpoint.open(path) as checkpoint:
             assert checkpoint.notes == ()
             assert checkpoint.config.vocab_size == Tokenizer.load(path).num_tokens
-        tokenizer, template = Tokenizer.load(path), ChatTemplate.load(path)
-        assert template is not None
-        said = template.render(
-            [{"role": "user", "content": "hello"}],
-            bos_token=tokenizer.bos_token,
-            eos_token=tokenizer.eos_token,
-        )
+        said = rendered(compiled_in(path), [{"role": "user", "content": "hello"}])
         assert said == "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
 
 

@@ -9,7 +9,6 @@ from transformers import AutoTokenizer
 
 from linker_core.sharing.report import ScanReport
 from linker_core.sharing.scan import scan
-from linker_core.text.chat_template import ChatTemplate
 from linker_core.text.tokenizer import Tokenizer
 from linker_core.tuning.dialogues import load_dialogues
 from linker_core.weights.checkpoint import Checkpoint
@@ -17,6 +16,7 @@ from server.cli.demo import train
 from server.cli.demo.build import FamilyBuilder
 from server.cli.demo.corpus import Message, conversations, instructions, read_corpus
 from server.cli.demo.recipes import FAMILY, MODELS, tiny, version
+from tests.templates import compiled_in, rendered
 
 TINY = tiny(FAMILY, steps=3)
 TAU_COS, TAU_FROB = 0.999, 0.05  # the conservative tier
@@ -58,9 +58,8 @@ def test_text_side_is_what_transformers_reads(family: Path) -> None:
         Tokenizer.load(family / "chat"),
         AutoTokenizer.from_pretrained(family / "chat"),
     )
-    template = ChatTemplate.load(family / "chat")
-    assert template is not None
-    prompt = template.render(messages, bos_token=ours.bos_token, eos_token=ours.eos_token)
+    template = compiled_in(family / "chat")
+    prompt = rendered(template, messages, bos=ours.bos_token, eos=ours.eos_token)
     assert prompt == theirs.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True
     )

@@ -1,0 +1,1 @@
+"""Renders chat templates where they do no harm: in processes that can be killed."""
