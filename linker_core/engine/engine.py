@@ -43,7 +43,8 @@ from linker_core.engine.resident_model import ResidentModel
 from linker_core.engine.residents import Residents
 from linker_core.engine.sequence import SequenceState
 from linker_core.engine.snapshot import take_snapshot
-from linker_core.errors import LinkerError
+from linker_core.engine.start_deadlines import StartDeadlines
+from linker_core.errors import DeadlineError, LinkerError
 
 SNAPSHOT_INTERVAL_S = 0.5
 # How long loading may hold the loop: short beside a decode step while sequences run.
@@ -73,6 +74,7 @@ class Engine:
         self._loading = LoadQueue(self.residents, clock=clock)
         self._sequences: dict[str, tuple[ResidentModel, SequenceState]] = {}
         self._grammars = GrammarBuilds()
+        self._start_deadlines = StartDeadlines()
         self._arrivals = itertools.count()
         self._events: list[Event] = []
         self._crashed_steps = 0
@@ -117,6 +119,7 @@ class Engine:
         """
         self._advance_loading()
         self._admit_constrained()
+        self._refuse_late()
         self._step_families()
         self._finish_unloading()
         self._report_snapshot()
@@ -165,6 +168,8 @@ class Engine:
                 self._refuse(command.request_id, error)
                 return
         self._sequences[command.request_id] = (served, sequence)
+        if command.start_within_s is not None:
+            self._start_deadlines.add(command.request_id, self._clock() + command.start_within_s)
 
     def _abort(self, request_id: str) -> None:
         found = self._sequences.pop(request_id, None)
@@ -216,6 +221,15 @@ class Engine:
             else:
                 served, _ = self._sequences[sequence.request_id]
                 served.family.add(sequence, matcher)
+
+    def _refuse_late(self) -> None:
+        """Gives up sequences that no step has taken in time."""
+        for request_id in self._start_deadlines.due(self._clock()):
+            found = self._sequences.get(request_id)
+            if found is not None and found[1].num_cached is None:
+                self._abort(request_id)
+                message = "The request waited too long for its turn; try again in a moment."
+                self._refuse(request_id, DeadlineError(message))
 
     def _refuse(self, request_id: str, error: LinkerError) -> None:
         self._events.append(RequestFailed(request_id=request_id, error=error.to_record()))

@@ -40,7 +40,7 @@ from linker_core.engine.messages import (
     UnloadFailed,
     UnloadModel,
 )
-from linker_core.errors import EngineFailureError, from_record
+from linker_core.errors import EngineFailureError, LinkerError, from_record
 from server.bridge.mailbox import Mailbox
 
 logger = logging.getLogger(__name__)
@@ -85,6 +85,7 @@ class EngineClient:
         *,
         priority: int = 0,
         cache_salt: str = "",
+        start_within_s: float | None = None,
     ) -> AsyncGenerator[TokenOutput, None]:
         """Generates one sequence, a token at a time. Closing the iterator early aborts it.
 
@@ -95,6 +96,7 @@ class EngineClient:
             sampling: How tokens are chosen.
             priority: Smaller is sooner.
             cache_salt: Prefixes are shared among sequences of the same salt alone.
+            start_within_s: How long it may wait for its first step; None: for ever.
 
         Raises:
             LinkerError: The sequence failed, or the engine died.
@@ -109,6 +111,7 @@ class EngineClient:
                 sampling=sampling,
                 priority=priority,
                 cache_salt=cache_salt,
+                start_within_s=start_within_s,
             )
         )
         finished = False
@@ -209,6 +212,12 @@ class EngineClient:
     def release(self, name: str) -> None:
         """Gives a reservation back; harmless when the engine is gone."""
         self._outbox.put(Release(name=name))
+
+    def fail(self, request_id: str, error: LinkerError) -> None:
+        """Ends a sequence: its reader gets the tokens that are there, then the error."""
+        mailbox = self._mailboxes.get(request_id)
+        if mailbox is not None:
+            mailbox.fail(error)
 
     def fail_all(self, message: str) -> None:
         """Ends everything that waits for the engine with `EngineFailureError`, now."""

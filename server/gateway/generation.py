@@ -41,6 +41,7 @@ class SequenceSpec:
     arrived_at: float  # monotonic seconds
     priority: int = 0  # smaller is sooner
     cache_salt: str = ""
+    start_within_s: float | None = None  # what it may wait for its first step; None: for ever
     grammar_param: str | None = None  # the field that asked for the grammar, if there is one
     prompt_only: bool = False  # the one token that is generated is no answer
 
@@ -113,11 +114,12 @@ async def _run(
     num_tokens, ended = 0, "abort"
     tokens = client.submit(
         spec.request_id,
-        spec.model.name,
+        spec.model.engine_name,
         spec.prompt_ids,
         spec.sampling,
         priority=spec.priority,
         cache_salt=spec.cache_salt,
+        start_within_s=spec.start_within_s,
     )
     try:
         async with aclosing(tokens):
