@@ -5,7 +5,7 @@ A scrape asks the engine nothing and covers models that are not resident.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -21,6 +21,8 @@ class FleetCollector(Collector):
 
     Args:
         models: Returns the known models, each with its state as shown to clients.
+        twins: Returns the model of every twin, whose memory is its family's, and its load the
+            model's.
         snapshot: Returns the engine's last report, or None.
     """
 
@@ -28,9 +30,11 @@ class FleetCollector(Collector):
         self,
         *,
         models: Callable[[], Sequence[ModelRecord]],
+        twins: Callable[[], Mapping[str, str]],
         snapshot: Callable[[], Snapshot | None],
     ) -> None:
         self._models = models
+        self._twins = twins
         self._snapshot = snapshot
 
     def describe(self) -> Iterable[Metric]:
@@ -40,12 +44,15 @@ class FleetCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yields every family of gauges."""
         models, snapshot = self._models(), self._snapshot()
-        yield from _memory(models, snapshot)
+        twins = {owner: twin for twin, owner in self._twins().items()}
+        yield from _memory(models, snapshot, twins)
         yield from _states(models)
-        yield from _load(models, snapshot)
+        yield from _load(models, snapshot, twins)
 
 
-def _memory(models: Sequence[ModelRecord], snapshot: Snapshot | None) -> Iterator[Metric]:
+def _memory(
+    models: Sequence[ModelRecord], snapshot: Snapshot | None, twins: Mapping[str, str]
+) -> Iterator[Metric]:
     weights = GaugeMetricFamily(
         "linker_model_weight_bytes",
         "Weights of a model: what a separate copy would hold, only it holds, the donor holds.",
@@ -65,6 +72,8 @@ def _memory(models: Sequence[ModelRecord], snapshot: Snapshot | None) -> Iterato
             )
         if held is not None:
             resident[family] += held.unique
+        if snapshot is not None and (twin := snapshot.models.get(twins.get(model.name, ""))):
+            resident[family] += twin.unique
     for family, held_bytes in resident.items():
         families.add_metric([family], held_bytes)
     yield from (weights, families)
@@ -91,14 +100,18 @@ def _states(models: Sequence[ModelRecord]) -> Iterator[Metric]:
     yield states
 
 
-def _load(models: Sequence[ModelRecord], snapshot: Snapshot | None) -> Iterator[Metric]:
+def _load(
+    models: Sequence[ModelRecord], snapshot: Snapshot | None, twins: Mapping[str, str]
+) -> Iterator[Metric]:
     for state in ("running", "waiting"):
         gauge = GaugeMetricFamily(
             f"linker_num_requests_{state}", f"Sequences {state} in the engine.", labels=["model"]
         )
         for model in models:
-            load = None if snapshot is None else snapshot.load.get(model.name)
-            gauge.add_metric([model.name], 0 if load is None else getattr(load, state))
+            loads = {} if snapshot is None else snapshot.load
+            both = (loads.get(model.name), loads.get(twins.get(model.name, "")))
+            total = sum(getattr(load, state) for load in both if load is not None)
+            gauge.add_metric([model.name], total)
         yield gauge
     yield GaugeMetricFamily(
         "linker_kv_cache_usage_ratio",

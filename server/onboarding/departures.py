@@ -13,6 +13,7 @@ from linker_core.errors import ConflictError, EngineFailureError
 from server.onboarding.admission import Admission
 from server.onboarding.bases import Bases
 from server.onboarding.roster import Roster
+from server.onboarding.twins import Twins
 from server.onboarding.unbroken import unbroken
 from server.registry.records import ModelRecord, ModelState
 from server.residency.catalog import Catalog
@@ -31,6 +32,7 @@ class Departures:
         admission: Has the engine.
         evictions: Takes out what stays servable.
         bases: Keeps what families share whose donor goes.
+        twins: Leave with their models, and before what they lean on.
         is_replanning: Whether a ready model waits for another plan.
     """
 
@@ -42,6 +44,7 @@ class Departures:
         admission: Admission,
         evictions: Evictions,
         bases: Bases,
+        twins: Twins,
         is_replanning: Callable[[str], bool],
     ) -> None:
         self._roster = roster
@@ -49,6 +52,7 @@ class Departures:
         self._admission = admission
         self._evictions = evictions
         self._bases = bases
+        self._twins = twins
         self._is_replanning = is_replanning
         # Deleted, but not yet out of the engine, each with its donor, which it still reads from.
         self._leaving: dict[str, str | None] = {}
@@ -91,9 +95,12 @@ class Departures:
             self._evictions.note_request(name)
             return
         self._check_settled(self._roster.model(name))
-        for variant in self._roster.dependants(name):
+        variants = self._roster.dependants(name)
+        for variant in variants:
             self._check_settled(self._roster.model(variant))
-        await self._evictions.unload(name)
+        stays = any(self._catalog.get(variant) is not None for variant in variants)
+        async with self._twins.away((name,) if stays else (name, *variants)):
+            await self._evictions.unload(name)
 
     def check_gone(self, name: str) -> None:
         """Refuses a name whose last holder is still in the engine.
@@ -129,8 +136,9 @@ class Departures:
             engine = self._admission.engine_or_none()
             await self._catalog.until_unused(name)
             # Also what is not resident yet: it may be on its way back into the engine.
-            if engine is not None and record.state is not ModelState.FAILED:
-                await engine.unload(name)
+            async with self._twins.away((name,)):
+                if engine is not None and record.state is not ModelState.FAILED:
+                    await engine.unload(name)
         except EngineFailureError:
             logger.info("the engine ended before it had unloaded %s", name)
         finally:
@@ -138,7 +146,8 @@ class Departures:
 
     async def _rehome(self, name: str, *, stays: bool) -> None:
         async with AsyncExitStack() as own_turn:
-            async with AsyncExitStack() as heirs_turn:
+            family = (name, *self._roster.dependants(name))
+            async with self._twins.away(family), AsyncExitStack() as heirs_turn:
                 heir = None
                 while heir is None:
                     heir = await self._bequeath(name, heirs_turn, own_turn, stays=stays)

@@ -19,7 +19,6 @@ from server.onboarding.job_ends import JobEnds
 from server.onboarding.job_rows import JobRows
 from server.onboarding.jobs import JobRunner
 from server.onboarding.last_use import LastUse
-from server.onboarding.planner import Planner
 from server.onboarding.prospects import Prospects
 from server.onboarding.queue_limit import QueueLimit
 from server.onboarding.replan_jobs import ReplanJobs
@@ -29,6 +28,7 @@ from server.onboarding.restorer import Restorer
 from server.onboarding.roster import Roster
 from server.onboarding.startup import Startup
 from server.onboarding.sweeping import Sweeping
+from server.onboarding.twins import Twins
 from server.residency.catalog import Catalog
 from server.residency.evictions import Evictions
 
@@ -39,10 +39,10 @@ class Onboarder:
     Args:
         roster: The known models and jobs.
         catalog: Filled with what is resident.
-        planner: Decides what is stored.
         admission: Loads what was planned.
         restorer: Says when donors are resident.
         evictions: Takes models off the device.
+        twins: Leave with their models; has who decides what is stored.
         metrics: Told how admissions end and what they spent.
         queue_limit: Jobs and dry runs, waiting or running.
 
@@ -64,14 +64,15 @@ class Onboarder:
         *,
         roster: Roster,
         catalog: Catalog,
-        planner: Planner,
         admission: Admission,
         restorer: Restorer,
         evictions: Evictions,
+        twins: Twins,
         metrics: AdmissionMetrics,
         queue_limit: int,
     ) -> None:
         sources, bases = restorer.returning.sources, restorer.returning.bases
+        planner = twins.planner
         rows = JobRows(roster)
         donors = Donors(catalog=catalog, comparisons=planner.comparisons)
         replans = Replans(
@@ -109,6 +110,7 @@ class Onboarder:
             admission=admission,
             bases=bases,
             evictions=evictions,
+            twins=twins,
             is_replanning=lambda name: jobs.replanning(name) is not None,
         )
         startup = Startup(

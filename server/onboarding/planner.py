@@ -127,6 +127,29 @@ class Planner:
             check_budget(planned.plan)
         return planned
 
+    async def is_scanned(self, donor_fingerprint: str, fingerprint: str) -> bool:
+        """Whether a variant and what it is compared with need no scan to be planned."""
+        stored = await asyncio.to_thread(self._registry.scan, donor_fingerprint, fingerprint)
+        return restored(ScanReport.from_json, stored) is not None
+
+    async def lossless(self, text: TextSide, fingerprint: str, donor: ServedModel) -> SharePlan:
+        """Returns what is stored of a checkpoint so that none of its weights changes.
+
+        The caller holds `turn` unless the two are scanned.
+
+        Args:
+            text: Its validated side.
+            fingerprint: Its own.
+            donor: What it is compared with.
+
+        Raises:
+            LinkerError: The two cannot be scanned.
+        """
+        report = await self._report(text, fingerprint, donor, Stopwatch(), ignore_progress)
+        pair = Pair(text=text, fingerprint=fingerprint, donor=donor, report=report)
+        request = OnboardRequest(name="", source="", policy=Policy.EXACT.value)
+        return await asyncio.to_thread(pair.draft, request)
+
     async def spread(
         self, text: TextSide, donor: ServedModel, *, watch: Stopwatch, on_stage: OnStage
     ) -> TuneResult:

@@ -140,11 +140,45 @@ class Returning:
         with ExitStack() as leases:
             donor: ServedModel | None = None
             while (needed := self._roster.model(name).donor) is not None and donor is None:
-                async with self._catalog.turn(needed):
-                    if self._roster.model(name).donor == needed:  # the family may have another now
-                        donor = (await self._donor(needed, may_evict=may_evict)).lender
-                        leases.enter_context(self._catalog.lease(needed))
+                donor = await self._leased(name, needed, leases, may_evict=may_evict)
             yield donor
+
+    @asynccontextmanager
+    async def head(self, name: str) -> AsyncIterator[ServedModel]:
+        """Keeps the head of a model's family where it is: its donor, or the model itself.
+
+        The caller holds neither's turn.
+
+        Yields:
+            What the model's twin is planned against and loaded over.
+
+        Raises:
+            LinkerError: See `bring_back`, of the head.
+        """
+        with ExitStack() as leases:
+            head: ServedModel | None = None
+            while head is None:
+                needed = self._roster.model(name).donor
+                head = await self._leased(name, needed, leases, may_evict=True)
+            yield head
+
+    async def text_side(self, record: ModelRecord, donor: ServedModel | None) -> TextSide:
+        """Returns what of a model is not weights, as it was onboarded; reads it if need be.
+
+        Args:
+            record: A model that is servable.
+            donor: What it leans on, as `leaning` yields it.
+
+        Raises:
+            LinkerError: Its files cannot be read, or are others by now.
+        """
+        assert record.plan is not None
+        served = self._catalog.get(record.name)
+        if served is not None and served.fingerprint == record.fingerprint:
+            return served.text
+        plan = SharePlan.from_json(record.plan)
+        known = self._remembered(record) or await self._read(record, plan, donor)
+        return known.text
 
     async def recall_donors(self) -> None:
         """Reads what is not known of unloaded donors, so that models can be planned against them.
@@ -203,6 +237,22 @@ class Returning:
                     base=known.base,
                 )
             )
+
+    async def _leased(
+        self, name: str, donor: str | None, leases: ExitStack, *, may_evict: bool
+    ) -> ServedModel | None:
+        """Brings a model's donor back, or the model where it has none, and leases it.
+
+        Returns:
+            What the family's plans are compared with; None: the family has another donor by now.
+        """
+        needed = donor or name
+        async with self._catalog.turn(needed):
+            if self._roster.model(name).donor != donor:
+                return None
+            held = await self._donor(needed, may_evict=may_evict)
+            leases.enter_context(self._catalog.lease(needed))
+            return held.lender
 
     async def _donor(self, name: str, *, may_evict: bool) -> ServedModel:
         try:

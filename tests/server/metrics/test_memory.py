@@ -22,7 +22,7 @@ def test_all_states_of_the_devices_memory_add_up_to_the_budget() -> None:
         num_preemptions=0,
     )
     registry = CollectorRegistry()
-    registry.register(FleetCollector(models=list, snapshot=lambda: report))
+    registry.register(FleetCollector(models=list, twins=dict, snapshot=lambda: report))
     found = {
         state: registry.get_sample_value(
             "linker_device_memory_bytes", {"device": "cpu", "state": state}
