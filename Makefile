@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 INSTALLED := $(VENV)/.installed
 PACKAGES := server linker_core analysis configs
 
-.PHONY: install check fix test postgresql gpu-check demo serve bench clean
+.PHONY: install check fix test clients postgresql gpu-check demo serve bench clean
 .DEFAULT_GOAL := install
 
 install: $(INSTALLED)
@@ -39,6 +39,11 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 test: $(INSTALLED)
 	@$(MAKE) --no-print-directory postgresql
 	$(BIN)/pytest $(PYTEST_ARGS)
+
+# Real clients, each in an environment of its own outside of here, against two servers.
+clients: $(INSTALLED)
+	PYTHON=$(PYTHON) tests/clients/install.sh
+	$(BIN)/pytest -m client tests/clients
 
 # The registry is tested on PostgreSQL, too. Tests start their own server of these programs.
 postgresql:

@@ -59,10 +59,11 @@ def test_whole_and_streamed_chats_say_the_same(answers: Findings) -> None:
 
 
 def test_stream_helper_rebuilds_the_answer(answers: Findings) -> None:
-    found, whole = answers["chat_helper"], answers["chat"]["whole"]
-    assert found["final"]["choices"][0]["message"]["content"] == (
-        whole["choices"][0]["message"]["content"]
-    )
+    found = answers["chat_helper"]
+    choice = found["final"]["choices"][0]
+    assert "".join(found["deltas"]) == choice["message"]["content"]
+    assert choice["message"]["content"] in ("yes", "no")
+    assert choice["finish_reason"] == "stop"
     assert {"chunk", "content.delta", "content.done"} <= set(found["kinds"])
 
 
@@ -145,7 +146,7 @@ def test_full_server_is_tried_again_when_it_says(faults: Findings) -> None:
     found = faults["full_server"]
     assert (found["refused"]["class"], found["refused"]["code"]) == ("RateLimitError", "queue_full")
     wait = found["refused"]["headers"]["retry-after"]
-    assert found["tries"][0] == f"Retrying request to /chat/completions in {int(wait):f} seconds"
+    assert f" in {int(wait):f} seconds" in found["tries"][0]
     assert found["answer"] == "hi"
 
 
@@ -155,13 +156,11 @@ def test_dead_engine_breaks_its_stream_and_is_back_for_who_tries_again(faults: F
     assert (found["broken"]["class"], found["broken"]["code"]) == ("APIError", "engine_failure")
     assert (found["refused"]["class"], found["refused"]["status"]) == ("InternalServerError", 503)
     wait = int(found["refused"]["headers"]["retry-after"])
-    assert found["tries"][0] == f"Retrying request to /chat/completions in {wait:f} seconds"
+    assert f" in {wait:f} seconds" in found["tries"][0]
     assert found["answer"] == "hi"
 
 
-def test_client_that_gives_up_leaves_nothing_running(
-    faults: Findings, echoing: LiveServer
-) -> None:
+def test_client_that_gives_up_leaves_nothing_running(faults: Findings, echoing: LiveServer) -> None:
     assert faults["impatience"]["class"] == "APITimeoutError"
     line = f'linker_num_requests_running{{model="{DONOR}"}}'
     echoing.until(lambda: echoing.metric(line) == 0)

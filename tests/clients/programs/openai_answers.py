@@ -13,6 +13,8 @@ from tests.clients.programs.scenarios import DONOR, VARIANT, Servers, run
 MESSAGES = [{"role": "user", "content": "Once upon a time"}]
 GREEDY = {"temperature": 0, "max_tokens": 12}
 EXTRAS = {"ignore_eos": True, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+# Greedy, a random model may write white space for ever.
+FREELY = {"temperature": 1, "seed": 1, "max_tokens": 400}
 
 
 class Verdict(BaseModel):
@@ -61,13 +63,19 @@ def chat(servers: Servers) -> object:
 
 
 def chat_helper(servers: Servers) -> object:
+    """The helper takes no answer that was cut, so this one ends by itself."""
+    extras = {"structured_outputs": {"choice": ["yes", "no"]}}
     with client_of(servers) as client:
         with client.chat.completions.stream(
-            model=VARIANT, messages=MESSAGES, extra_body=EXTRAS, **GREEDY
+            model=VARIANT, messages=MESSAGES, temperature=0, extra_body=extras
         ) as stream:
-            kinds = [event.type for event in stream]
+            events = list(stream)
             final = stream.get_final_completion()
-        return {"kinds": kinds, "final": final.model_dump()}
+        return {
+            "kinds": [event.type for event in events],
+            "deltas": [event.delta for event in events if event.type == "content.delta"],
+            "final": final.model_dump(),
+        }
 
 
 def chat_async(servers: Servers) -> object:
@@ -135,10 +143,10 @@ def completions(servers: Servers) -> object:
 def parsed(servers: Servers) -> object:
     with client_of(servers) as client:
         whole = client.chat.completions.parse(
-            model=VARIANT, messages=MESSAGES, response_format=Verdict, max_tokens=200
+            model=VARIANT, messages=MESSAGES, response_format=Verdict, **FREELY
         )
         with client.chat.completions.stream(
-            model=VARIANT, messages=MESSAGES, response_format=Verdict, max_tokens=200
+            model=VARIANT, messages=MESSAGES, response_format=Verdict, **FREELY
         ) as stream:
             for _event in stream:
                 pass
