@@ -19,6 +19,7 @@ COMMANDS = {
     "plan": "say what would be aliased, what it would save and what it would cost",
     "tune": "measure what plans of a pair cost and choose one",
     "export": "write a variant as its delta to the donor, to ship in the place of a copy",
+    "keys": "make, list and revoke API keys, also while a server runs",
     "bench": "measure scan, admission, tuner, engine and server on this machine",
     "demo": "build a small family, serve it, ask it and print what sharing saves",
 }

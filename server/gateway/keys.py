@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import hmac
 import logging
 from collections.abc import Callable, Sequence
 
 from linker_core.errors import InvalidKeyError, NotReadyError
 from server.gateway.caller import STRANGER, Caller
+from server.registry.keys import digest_of
 from server.registry.records import KeyRecord, Role
 
 logger = logging.getLogger(__name__)
@@ -53,9 +53,10 @@ class KeyRing:
         """Whether everybody may do everything."""
         return self._no_auth or not self._is_required
 
-    def num_good(self, *roles: Role) -> int:
-        """Returns how many good keys of some roles there are."""
-        return sum(caller.role in roles for _, caller in self._callers.values())
+    @property
+    def roles(self) -> frozenset[Role]:
+        """What there are good keys for."""
+        return frozenset(caller.role for _, caller in self._callers.values())
 
     def find(self, key: str | None) -> Caller:
         """Returns whose key it is, in the same steps whether it is anybody's or not.
@@ -63,7 +64,7 @@ class KeyRing:
         Raises:
             InvalidKeyError: Nobody's, or revoked.
         """
-        digest = hashlib.sha256((key or "").encode("ascii")).hexdigest()
+        digest = digest_of(key or "")
         stored, caller = self._callers.get(digest, _NOBODY)
         if not hmac.compare_digest(digest, stored):
             what = "An API key is needed" if key is None else "The API key is not known here"

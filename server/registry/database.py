@@ -14,7 +14,7 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from linker_core.errors import InvalidRequestError
-from server.registry.migration import migrate
+from server.registry.migration import is_current, migrate
 from server.registry.refusal import REGISTRY_PARAM, reason_of, unusable
 from server.registry.tenure import TakenError, Tenure
 
@@ -43,8 +43,13 @@ class Database(NamedTuple):
     tenure: Tenure | None  # None: the lock of the state directory does
 
 
-def open_database(url: str | URL) -> Database:
+def open_database(url: str | URL, *, beside: bool = False) -> Database:
     """Opens a database and makes or migrates its tables.
+
+    Args:
+        url: Which.
+        beside: Nobody is kept out, for rows that servers read again while they run. Tables are
+            made or migrated all the same, unless a server uses them.
 
     Raises:
         InvalidRequestError: Not a URL, no driver for it, no such database, a damaged one, one that
@@ -63,7 +68,7 @@ def open_database(url: str | URL) -> Database:
 
     event.listen(engine, "connect", tell)
     try:
-        return _opened(engine)
+        return _opened_beside(engine) if beside else _opened(engine)
     except TakenError as error:
         engine.dispose()
         raise unusable(
@@ -91,6 +96,14 @@ def _opened(engine: Engine) -> Database:
         tenure.end()
         raise
     return Database(engine, tenure)
+
+
+def _opened_beside(engine: Engine) -> Database:
+    if not is_current(engine):
+        tenure = _opened(engine).tenure
+        if tenure is not None:
+            tenure.end()
+    return Database(engine, None)
 
 
 def _parse(url: str | URL) -> URL:

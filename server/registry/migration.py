@@ -48,6 +48,15 @@ def migrate(engine: Engine) -> None:
     _check_columns(engine)
 
 
+def is_current(engine: Engine) -> bool:
+    """Whether there is nothing to migrate.
+
+    Raises:
+        SQLAlchemyError: The database cannot be asked.
+    """
+    return _revision(engine) == ScriptDirectory(str(_SCRIPTS)).get_current_head()
+
+
 def _revision(engine: Engine) -> str | None:
     options = {"version_table": VERSION_TABLE}
     with engine.connect() as connection:

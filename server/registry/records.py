@@ -70,6 +70,7 @@ class ModelRecord:
     pinned: bool = False  # never evicted, and loaded at every start
     keep_alive_s: float | None = None  # idle seconds until eviction; None: the settings'
     donor_choice: Json | None = None  # DonorChoice.to_json; None: not chosen yet, or long ago
+    scores: Json | None = None  # by whose weights and task; see `server.onboarding.scores`
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

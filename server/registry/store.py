@@ -74,6 +74,15 @@ class Registry:
         """
         return cls(*open_database(url))
 
+    @classmethod
+    def open_beside(cls, url: str | URL) -> Self:
+        """Opens the registry while a server may use it, for its API keys alone.
+
+        Raises:
+            InvalidRequestError: See `open`.
+        """
+        return cls(*open_database(url, beside=True))
+
     def close(self) -> None:
         """Closes every connection; another server may open the registry then."""
         if self._tenure is not None:
@@ -183,7 +192,7 @@ class Registry:
         with self._transaction() as session:
             session.execute(remove(BaseRow).where(BaseRow.fingerprint == fingerprint))
 
-    def keys(self) -> list[KeyRecord]:
+    def api_keys(self) -> list[KeyRecord]:
         """Returns every API key, revoked ones included, in order of creation."""
         with self._transaction() as session:
             rows = session.scalars(select(KeyRow).order_by(KeyRow.created_at, KeyRow.id))

@@ -81,6 +81,7 @@ class ModelRow(Base):
     pinned: Mapped[bool] = mapped_column(server_default=false())
     keep_alive_s: Mapped[float | None]
     donor_choice: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    scores: Mapped[dict[str, Any] | None] = mapped_column(_DamagedAsEmpty(none_as_null=True))
 
 
 class ScanRow(Base):

@@ -1,4 +1,4 @@
-"""API keys."""
+"""API keys, and what benchmarks say of models."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Adds the tables."""
+    """Adds the table and the column."""
     _add_keys()
+    _add_scores()
 
 
 def _add_keys() -> None:
@@ -29,3 +30,7 @@ def _add_keys() -> None:
         sa.Column("max_parallel", sa.Integer()),
         sa.UniqueConstraint("digest", name="keys_digest_key"),
     )
+
+
+def _add_scores() -> None:
+    op.add_column("models", sa.Column("scores", sa.JSON()))

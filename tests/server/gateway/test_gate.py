@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import asyncio
+from contextlib import ExitStack
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from linker_core.errors import InvalidRequestError, NotReadyError, QueueFullError, RateLimitError
+from server.gateway.caller import Caller, KeyLimits
+from server.gateway.gate import Gate, Place
+from server.registry.records import Role
+
+
+def key(name: str, **limits: int) -> Caller:
+    return Caller(key_id=name, role=Role.CLIENT, limits=KeyLimits(**limits))
+
+
+def test_sequences_beyond_the_bound_are_refused_until_some_have_ended() -> None:
+    gate = Gate(3)
+    with gate.admit(2):
+        with pytest.raises(QueueFullError), gate.admit(2):
+            pass
+        with gate.admit(1):
+            pass
+    with gate.admit(3):
+        pass
+
+
+def test_prompts_in_wait_are_bounded_and_wait_no_longer_once_answered() -> None:
+    gate = Gate(10, max_waiting_tokens=100)
+    with gate.admit(2, prompt_tokens=61) as place:
+        with pytest.raises(QueueFullError), gate.admit(1, prompt_tokens=40):
+            pass
+        place.begun()
+        with gate.admit(1, prompt_tokens=69):
+            pass
+        place.begun()
+        assert gate.waiting_tokens == 1  # of the sum's remainder, until the end
+    assert gate.waiting_tokens == 0
+
+
+def test_what_would_never_be_admitted_is_not_worth_trying_again() -> None:
+    gate = Gate(4, max_waiting_tokens=100)
+    with pytest.raises(InvalidRequestError, match="at most 4 at once"), gate.admit(5):
+        pass
+    with (
+        pytest.raises(InvalidRequestError, match="at most 100 wait"),
+        gate.admit(1, prompt_tokens=101),
+    ):
+        pass
+
+
+def test_a_refused_request_has_used_nothing() -> None:
+    gate, caller = Gate(1), key("a", tokens_per_minute=10, max_parallel=1)
+    with (
+        gate.admit(1),
+        pytest.raises(QueueFullError),
+        gate.admit(1, prompt_tokens=10, caller=caller),
+    ):
+        pass
+    with gate.admit(1, prompt_tokens=10, caller=caller):
+        pass
+
+
+def test_a_keys_tokens_are_those_of_its_prompts_and_answers() -> None:
+    gate, caller = Gate(10), key("a", tokens_per_minute=10)
+    with gate.admit(1, prompt_tokens=4, caller=caller) as place:
+        place.answered(6)
+    with pytest.raises(RateLimitError), gate.admit(1, prompt_tokens=1, caller=caller):
+        pass
+    with gate.admit(1, prompt_tokens=1, caller=key("b", tokens_per_minute=10)):
+        pass
+
+
+def test_a_failed_request_gives_its_places_back() -> None:
+    gate, caller = Gate(1, max_waiting_tokens=5), key("a", max_parallel=1)
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError), gate.admit(1, prompt_tokens=5, caller=caller):
+            raise ZeroDivisionError
+    assert gate.waiting_tokens == 0
+
+
+@given(
+    requests=st.lists(
+        st.tuples(st.integers(1, 4), st.integers(1, 50), st.integers(0, 5)), max_size=20
+    )
+)
+def test_every_count_is_nought_when_all_have_ended(requests: list[tuple[int, int, int]]) -> None:
+    gate = Gate(1000, max_waiting_tokens=10**6)
+    with ExitStack() as stack:
+        for num_sequences, prompt_tokens, num_begun in requests:
+            place = stack.enter_context(gate.admit(num_sequences, prompt_tokens=prompt_tokens))
+            assert isinstance(place, Place)
+            for _ in range(num_begun):
+                place.begun()
+            assert 0 <= place.waiting_tokens <= prompt_tokens
+        waiting = gate.waiting_tokens
+        assert 0 <= waiting <= sum(tokens for _, tokens, _ in requests)
+    assert gate.waiting_tokens == 0
+    assert asyncio.run(gate.drain(0)) is True
+
+
+def test_nothing_is_admitted_while_the_server_drains() -> None:
+    gate = Gate(1)
+    gate.close()
+    with pytest.raises(NotReadyError), gate.admit(1):
+        pass
