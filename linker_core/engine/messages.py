@@ -6,7 +6,7 @@ pair. Token ids cross this boundary, text never does.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -214,6 +214,52 @@ class StepOutput:
     """All tokens of one step, one message."""
 
     tokens: tuple[TokenOutput, ...]
+
+    def __reduce__(self) -> tuple[Callable[[tuple[_TokenFields, ...]], StepOutput], tuple[object]]:
+        # A frozen record with slots is pickled and read by Python code, field by field, which is
+        # most of what a token costs between the processes; tuples are not.
+        rows = tuple(
+            (
+                token.request_id,
+                token.token_id,
+                token.finish_reason,
+                token.logprob,
+                token.top_logprobs,
+                token.prompt_logprobs,
+                token.num_cached_tokens,
+            )
+            for token in self.tokens
+        )
+        return _step_output, (rows,)
+
+
+_TokenFields = tuple[
+    str,
+    int,
+    FinishReason | None,
+    float | None,
+    tuple[tuple[int, float], ...],
+    Iterable[PromptLogprob] | None,
+    int | None,
+]
+
+
+def _step_output(rows: tuple[_TokenFields, ...]) -> StepOutput:
+    """Returns the step that was pickled as these fields."""
+    return StepOutput(
+        tokens=tuple(
+            TokenOutput(
+                request_id=request_id,
+                token_id=token_id,
+                finish_reason=finish_reason,
+                logprob=logprob,
+                top_logprobs=top,
+                prompt_logprobs=prompt,
+                num_cached_tokens=num_cached,
+            )
+            for request_id, token_id, finish_reason, logprob, top, prompt, num_cached in rows
+        )
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,6 @@
 """The asynchronous side of one engine process: commands out, events in. Knows no HTTP.
 
-Two threads own the blocking ends of the connection, so the event loop never waits for the socket;
-all other state belongs to the event loop.
+All of it belongs to the event loop, which never waits for the socket.
 """
 
 from __future__ import annotations
@@ -9,11 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import queue
-import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from multiprocessing.connection import Connection
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from linker_core.engine.messages import (
     Abort,
@@ -41,6 +38,7 @@ from linker_core.engine.messages import (
     UnloadModel,
 )
 from linker_core.errors import EngineFailureError, LinkerError, from_record
+from server.bridge.channel import Channel
 from server.bridge.mailbox import Mailbox
 
 logger = logging.getLogger(__name__)
@@ -60,9 +58,7 @@ class EngineClient:
     """
 
     def __init__(self, connection: Connection) -> None:
-        self._connection = connection
         self._loop = asyncio.get_running_loop()
-        self._outbox: queue.SimpleQueue[Command | None] = queue.SimpleQueue()
         self._mailboxes: dict[str, Mailbox] = {}
         self._loads: dict[str, asyncio.Future[ModelLoaded]] = {}
         self._unloads: dict[str, asyncio.Future[None]] = {}
@@ -71,10 +67,11 @@ class EngineClient:
         self.snapshot: Snapshot | None = None
         self.ready: asyncio.Future[EngineReady] = self._loop.create_future()
         self.closed = asyncio.Event()
-        self._reader = threading.Thread(target=self._read, name="engine-reader", daemon=True)
-        self._writer = threading.Thread(target=self._write, name="engine-writer", daemon=True)
-        self._reader.start()
-        self._writer.start()
+        self._channel = Channel(
+            connection,
+            on_message=lambda message: self._on_event(cast(Event, message)),
+            on_closed=self._on_closed,
+        )
 
     async def submit(
         self,
@@ -86,8 +83,10 @@ class EngineClient:
         priority: int = 0,
         cache_salt: str = "",
         start_within_s: float | None = None,
-    ) -> AsyncGenerator[TokenOutput, None]:
-        """Generates one sequence, a token at a time. Closing the iterator early aborts it.
+    ) -> AsyncGenerator[list[TokenOutput], None]:
+        """Generates one sequence; yields the tokens that have come since, most often one.
+
+        Closing the iterator early aborts the sequence.
 
         Args:
             request_id: Unique among running sequences.
@@ -103,7 +102,7 @@ class EngineClient:
         """
         self._check_open()
         mailbox = self._mailboxes[request_id] = Mailbox(MAX_UNREAD_TOKENS)
-        self._outbox.put(
+        self._put(
             Submit(
                 request_id=request_id,
                 model=model,
@@ -117,13 +116,13 @@ class EngineClient:
         finished = False
         try:
             while not finished:
-                token = await mailbox.get()
-                finished = token.finish_reason is not None
-                yield token
+                tokens = await mailbox.take()
+                finished = tokens[-1].finish_reason is not None
+                yield tokens
         finally:
             self._mailboxes.pop(request_id, None)
             if not finished:
-                self._outbox.put(Abort(request_id=request_id))
+                self._put(Abort(request_id=request_id))
 
     async def load(
         self, command: LoadModel, *, on_progress: OnProgress | None = None
@@ -142,11 +141,11 @@ class EngineClient:
         self._loads[command.model] = future
         if on_progress is not None:
             self._on_progress[command.model] = on_progress
-        self._outbox.put(command)
+        self._put(command)
         try:
             return await asyncio.shield(future)
         except asyncio.CancelledError:
-            self._outbox.put(CancelLoad(model=command.model))
+            self._put(CancelLoad(model=command.model))
             await asyncio.wait({future})  # who was quicker
             if future.exception() is None:
                 if command.replaces:
@@ -180,7 +179,7 @@ class EngineClient:
         future = self._unloads.get(model)
         if future is None:
             future = self._unloads[model] = self._loop.create_future()
-            self._outbox.put(UnloadModel(model=model, heir=heir))
+            self._put(UnloadModel(model=model, heir=heir))
         return asyncio.shield(future)
 
     async def reserve(self, name: str, nbytes: int) -> None:
@@ -200,7 +199,7 @@ class EngineClient:
         assert name not in self._reservations
         future: asyncio.Future[None] = self._loop.create_future()
         self._reservations[name] = future
-        self._outbox.put(Reserve(name=name, nbytes=nbytes))
+        self._put(Reserve(name=name, nbytes=nbytes))
         try:
             await future
         except asyncio.CancelledError:
@@ -211,7 +210,7 @@ class EngineClient:
 
     def release(self, name: str) -> None:
         """Gives a reservation back; harmless when the engine is gone."""
-        self._outbox.put(Release(name=name))
+        self._put(Release(name=name))
 
     def fail(self, request_id: str, error: LinkerError) -> None:
         """Ends a sequence: its reader gets the tokens that are there, then the error."""
@@ -235,10 +234,12 @@ class EngineClient:
 
     def shut_down(self) -> None:
         """Asks the engine to leave."""
-        self._outbox.put(Shutdown())
-        self._outbox.put(None)
+        self._put(Shutdown())
 
     # --- event loop ---------------------------------------------------------------------------
+
+    def _put(self, command: Command) -> None:
+        self._channel.send(command)
 
     def _check_open(self) -> None:
         if self.closed.is_set():
@@ -292,37 +293,7 @@ class EngineClient:
 
     def _on_closed(self) -> None:
         self.closed.set()
-        self._outbox.put(None)
         self.fail_all("The engine stopped before it could finish; try again in a moment.")
-
-    # --- threads ------------------------------------------------------------------------------
-
-    def _read(self) -> None:
-        while True:
-            try:
-                event = self._connection.recv()
-            except (EOFError, OSError):
-                self._call(self._on_closed)
-                return
-            if not self._call(self._on_event, event):
-                return
-
-    def _write(self) -> None:
-        while (command := self._outbox.get()) is not None:
-            try:
-                self._connection.send(command)
-            except OSError:
-                break  # the reader sees the closed connection and says so
-        # Closed by the last user: a descriptor closed under a reader could be someone else's next.
-        self._reader.join()
-        self._connection.close()
-
-    def _call(self, function: Callable[..., None], *args: object) -> bool:
-        try:
-            self._loop.call_soon_threadsafe(function, *args)
-        except RuntimeError:
-            return False  # the event loop is closed: nobody listens any more
-        return True
 
 
 def _resolve(future: asyncio.Future[_Value] | None, value: _Value) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from typing import Final
 
 from linker_core.engine.messages import TokenOutput
 from linker_core.errors import LinkerError
+
+# At once, so that one reader with much to read does not keep the others waiting.
+MAX_TAKEN: Final = 16
 
 
 class Mailbox:
@@ -14,33 +17,40 @@ class Mailbox:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._tokens: deque[TokenOutput] = deque()
+        self._tokens: list[TokenOutput] = []
         self._failure: LinkerError | None = None
-        self._wake = asyncio.Event()
+        self._waiting: asyncio.Future[None] | None = None  # the reader, while it waits
 
     def put(self, token: TokenOutput) -> bool:
         """Adds a token; False if the reader is too far behind to take it."""
         if len(self._tokens) >= self._limit:
             return False
         self._tokens.append(token)
-        self._wake.set()
+        self._wake()
         return True
 
     def fail(self, error: LinkerError) -> None:
         """Ends the sequence: the reader gets the tokens that are there, then the error."""
         if self._failure is None:
             self._failure = error
-        self._wake.set()
+        self._wake()
 
-    async def get(self) -> TokenOutput:
-        """Waits for the next token.
+    async def take(self) -> list[TokenOutput]:
+        """Waits for the next token and returns those that are there, the first `MAX_TAKEN`.
 
         Raises:
             LinkerError: The sequence failed.
         """
+        if self._tokens:
+            await asyncio.sleep(0)  # the others' turn: this reader is behind
         while not self._tokens:
             if self._failure is not None:
                 raise self._failure
-            self._wake.clear()
-            await self._wake.wait()
-        return self._tokens.popleft()
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
+        taken, self._tokens = self._tokens[:MAX_TAKEN], self._tokens[MAX_TAKEN:]
+        return taken
+
+    def _wake(self) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(None)

@@ -162,11 +162,9 @@ class Answer(ABC, Generic[_Request]):
                     "prompt_logprobs come with whole answers; leave stream out.",
                     param="prompt_logprobs",
                 )
-            timeout_s = services.settings.http.send_timeout_s
             return EventStream(
                 self.stream(),
                 metrics=services.metrics,
-                send_timeout_s=timeout_s,
                 until_sent=until_answered.pop_all(),
             )
         if request.stream_options is not None:
@@ -183,10 +181,11 @@ class Answer(ABC, Generic[_Request]):
         """
         collected = [Collected() for _ in self._specs]
         num_tokens = 0
-        async with aclosing(self._deltas()) as deltas:
-            async for delta in deltas:
-                num_tokens += delta.is_answer
-                collected[delta.index].add(delta)
+        async with aclosing(self._deltas()) as batches:
+            async for deltas in batches:
+                for delta in deltas:
+                    num_tokens += delta.is_answer
+                    collected[delta.index].add(delta)
         # Off the event loop: every token of every prompt may have its text to be found.
         return await asyncio.to_thread(self._whole, collected, num_tokens)
 
@@ -196,7 +195,7 @@ class Answer(ABC, Generic[_Request]):
         return self._record(self.whole_object, choices, more)
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
-        """Yields encoded events, one write per piece, `[DONE]` last.
+        """Yields encoded events, those that wait together as one write, `[DONE]` last.
 
         Raises:
             LinkerError: A sequence failed.
@@ -204,29 +203,32 @@ class Answer(ABC, Generic[_Request]):
         options = self._request.stream_options or StreamOptions()
         begun: set[int] = set()
         num_tokens = 0
-        async with aclosing(self._deltas()) as deltas:
-            async for delta in deltas:
-                num_tokens += delta.is_answer
-                more: Json = {"usage": None} if options.include_usage else {}
-                if options.continuous_usage_stats:
-                    more = {"usage": self._usage(num_tokens)}
-                if not begun:
-                    more |= self._beside_choices(delta)
-                is_first = delta.index not in begun
-                begun.add(delta.index)
-                if delta.token.prompt_logprobs is None:
-                    choices = self._chunk_choices(delta, is_first=is_first)
-                else:
-                    work = partial(self._chunk_choices, delta, is_first=is_first)
-                    choices = await asyncio.to_thread(work)
-                if choices:
-                    yield b"".join(self._event([choice], more) for choice in choices)
+        async with aclosing(self._deltas()) as batches:
+            async for deltas in batches:
+                events: list[bytes] = []
+                for delta in deltas:
+                    num_tokens += delta.is_answer
+                    more: Json = {"usage": None} if options.include_usage else {}
+                    if options.continuous_usage_stats:
+                        more = {"usage": self._usage(num_tokens)}
+                    if not begun:
+                        more |= self._beside_choices(delta)
+                    is_first = delta.index not in begun
+                    begun.add(delta.index)
+                    if delta.token.prompt_logprobs is None:
+                        choices = self._chunk_choices(delta, is_first=is_first)
+                    else:
+                        work = partial(self._chunk_choices, delta, is_first=is_first)
+                        choices = await asyncio.to_thread(work)
+                    events += [self._event([choice], more) for choice in choices]
+                if events:
+                    yield b"".join(events)
         if options.include_usage:
             yield self._event([], {"usage": self._usage(num_tokens)})
         yield DONE
 
-    async def _deltas(self) -> AsyncGenerator[Delta, None]:
-        """Runs the sequences while they hold places among those in flight."""
+    async def _deltas(self) -> AsyncGenerator[list[Delta], None]:
+        """Runs the sequences while they hold places among those in flight; see `generate`."""
         services = self._services
         prompts = self._specs[:: self._request.n or 1]
         prompt_tokens = sum(len(spec.prompt_ids) for spec in prompts)
@@ -239,13 +241,15 @@ class Answer(ABC, Generic[_Request]):
             shared = SharedPrompts(self._request.n or 1) if reports else None
             with self._deadlines.watching(partial(self._fail, client)) as watch:
                 async with aclosing(pieces):
-                    async for delta in pieces:
+                    async for deltas in pieces:
                         watch.came()
-                        if delta.token.num_cached_tokens is not None:
-                            self._num_cached[delta.index] = delta.token.num_cached_tokens
+                        num_cached = deltas[0].token.num_cached_tokens
+                        if num_cached is not None:
+                            self._num_cached[deltas[0].index] = num_cached
                             place.begun()
-                        place.answered(1)
-                        for ready in [delta] if shared is None else shared.take(delta):
+                        place.answered(len(deltas))
+                        ready = deltas if shared is None else shared.take(deltas)
+                        if ready:
                             yield ready
                         watch.awaits()
 

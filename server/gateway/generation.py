@@ -59,8 +59,10 @@ class Delta:
 
 async def generate(
     specs: Sequence[SequenceSpec], *, client: EngineClient, metrics: ServingMetrics
-) -> AsyncGenerator[Delta, None]:
+) -> AsyncGenerator[list[Delta], None]:
     """Runs all sequences and yields their pieces as they come; closing it aborts what runs.
+
+    Pieces that wait together come together, each list those of one sequence.
 
     Raises:
         Exception: A sequence failed, most often with a `LinkerError`; the others are aborted.
@@ -68,10 +70,10 @@ async def generate(
     streams = [_run(spec, client=client, metrics=metrics) for spec in specs]
     if len(streams) == 1:
         async with aclosing(streams[0]) as only:
-            async for delta in only:
-                yield delta
+            async for deltas in only:
+                yield deltas
         return
-    arrivals: asyncio.Queue[Delta | Exception | None] = asyncio.Queue(_MERGE_DEPTH)
+    arrivals: asyncio.Queue[list[Delta] | Exception | None] = asyncio.Queue(_MERGE_DEPTH)
     pumps = [asyncio.create_task(_pump(stream, arrivals)) for stream in streams]
     try:
         running = len(pumps)
@@ -90,12 +92,13 @@ async def generate(
 
 
 async def _pump(
-    stream: AsyncGenerator[Delta, None], arrivals: asyncio.Queue[Delta | Exception | None]
+    stream: AsyncGenerator[list[Delta], None],
+    arrivals: asyncio.Queue[list[Delta] | Exception | None],
 ) -> None:
     try:
         async with aclosing(stream):
-            async for delta in stream:
-                await arrivals.put(delta)
+            async for deltas in stream:
+                await arrivals.put(deltas)
     except Exception as error:  # noqa: BLE001 - raised again by whoever reads the arrivals
         await arrivals.put(error)
     else:
@@ -104,7 +107,7 @@ async def _pump(
 
 async def _run(
     spec: SequenceSpec, *, client: EngineClient, metrics: ServingMetrics
-) -> AsyncGenerator[Delta, None]:
+) -> AsyncGenerator[list[Delta], None]:
     detokenizer = Detokenizer(
         spec.model.text.tokenizer,
         stop=spec.text.stop,
@@ -112,7 +115,7 @@ async def _run(
         include_stop=spec.text.include_stop,
     )
     num_tokens, ended = 0, "abort"
-    tokens = client.submit(
+    batches = client.submit(
         spec.request_id,
         spec.model.engine_name,
         spec.prompt_ids,
@@ -122,17 +125,18 @@ async def _run(
         start_within_s=spec.start_within_s,
     )
     try:
-        async with aclosing(tokens):
-            async for token in tokens:
-                num_tokens += 1
-                if num_tokens == 1:
+        async with aclosing(batches):
+            async for tokens in batches:
+                if num_tokens == 0:
                     after_s = time.monotonic() - spec.arrived_at
                     metrics.first_token(spec.model.name, after_s=after_s)
-                delta = _delta(spec, detokenizer, token)
-                if delta.finish_reason is not None:
-                    ended = delta.finish_reason.value
-                yield delta
-                if delta.finish_reason is not None:
+                deltas = _deltas(spec, detokenizer, tokens)
+                num_tokens += len(deltas)
+                reason = deltas[-1].finish_reason
+                if reason is not None:
+                    ended = reason.value
+                yield deltas
+                if reason is not None:
                     return  # a stop string: closing the tokens aborts the sequence
     except Exception as error:
         ended = "error"
@@ -147,6 +151,18 @@ async def _run(
             tokens=num_tokens,
             after_s=time.monotonic() - spec.arrived_at,
         )
+
+
+def _deltas(
+    spec: SequenceSpec, detokenizer: Detokenizer, tokens: Sequence[TokenOutput]
+) -> list[Delta]:
+    """Returns what tokens add, one after another, up to the end of the sequence."""
+    deltas: list[Delta] = []
+    for token in tokens:
+        deltas.append(_delta(spec, detokenizer, token))
+        if deltas[-1].finish_reason is not None:
+            break
+    return deltas
 
 
 def _delta(spec: SequenceSpec, detokenizer: Detokenizer, token: TokenOutput) -> Delta:

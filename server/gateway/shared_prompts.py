@@ -23,11 +23,14 @@ class SharedPrompts:
         self._held: dict[int, list[Delta]] = defaultdict(list)
         self._completed: set[int] = set()
 
-    def take(self, delta: Delta) -> list[Delta]:
-        """Returns the pieces that can be passed on with this one.
+    def take(self, deltas: Iterable[Delta]) -> list[Delta]:
+        """Returns the pieces that can be passed on with these.
 
         Pieces of the other choices are held back until the record is there.
         """
+        return [ready for delta in deltas for ready in self._take(delta)]
+
+    def _take(self, delta: Delta) -> list[Delta]:
         prompt, choice = divmod(delta.index, self._num_choices)
         if choice > 0:
             if prompt in self._records:

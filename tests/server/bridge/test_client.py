@@ -45,7 +45,7 @@ async def _submit(**more: object) -> Submit:
             first = asyncio.ensure_future(anext(tokens))
             command = await asyncio.to_thread(theirs.recv)
             theirs.send(StepOutput(tokens=(last,)))
-            assert await first == last
+            assert await first == [last]
     finally:
         theirs.close()
         await client.closed.wait()

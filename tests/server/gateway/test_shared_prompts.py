@@ -19,19 +19,19 @@ def piece(index: int, *, record: tuple[PromptLogprob, ...] | None = None) -> Del
 def test_others_wait_for_the_record_and_carry_it_once() -> None:
     shared = SharedPrompts(2)
     early = [piece(1), piece(1)]
-    assert [shared.take(delta) for delta in early] == [[], []]
+    assert shared.take(early) == []
     first = piece(0, record=RECORD)
-    assert shared.take(first) == [first, piece(1, record=RECORD), piece(1)]
+    assert shared.take([first]) == [first, piece(1, record=RECORD), piece(1)]
     for index in (0, 1):
-        assert shared.take(piece(index)) == [piece(index)]
+        assert shared.take([piece(index)]) == [piece(index)]
 
 
 def test_prompts_have_records_of_their_own() -> None:
     shared = SharedPrompts(2)
-    shared.take(piece(0, record=()))
-    assert shared.take(piece(3)) == []
-    assert shared.take(piece(1)) == [piece(1, record=())]
-    assert shared.take(piece(2, record=RECORD))[1:] == [piece(3, record=RECORD)]
+    shared.take([piece(0, record=())])
+    assert shared.take([piece(3)]) == []
+    assert shared.take([piece(1)]) == [piece(1, record=())]
+    assert shared.take([piece(2, record=RECORD)])[1:] == [piece(3, record=RECORD)]
 
 
 def test_all_choices_answer_as_if_each_had_asked(server: LiveServer) -> None:
