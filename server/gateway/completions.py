@@ -13,6 +13,7 @@ from server.gateway.body import read_object
 from server.gateway.generation import Delta
 from server.gateway.logprobs import CompletionLogprobs, ScoredToken
 from server.gateway.openapi import answers, takes
+from server.gateway.prefix import addressed
 from server.gateway.prompts import (
     COMPLETION_MAX_TOKENS,
     Lengths,
@@ -37,7 +38,7 @@ def completions_router(services: Services) -> APIRouter:
     )
     async def completions(http_request: Request) -> Response:
         services.gate.check_open()
-        body = await read_object(http_request)
+        body = addressed(http_request, await read_object(http_request), services)
         request = parse_request(CompletionRequest, body, neutral=COMPLETION_NEUTRAL)
         return await CompletionAnswer.respond(services, request, http_request)
 

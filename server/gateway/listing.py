@@ -19,7 +19,7 @@ def listing_router(services: Services) -> APIRouter:
     @router.get("/v1/models")
     async def list_served() -> dict[str, Any]:
         data = []
-        for record in _servable(services):
+        for record in servable(services):
             data.append(openai_card(record, name=record.name))
             if record.alias is not None:
                 data.append(openai_card(record, name=record.alias))
@@ -35,7 +35,7 @@ def listing_router(services: Services) -> APIRouter:
     return router
 
 
-def _servable(services: Services) -> list[ModelRecord]:
+def servable(services: Services) -> list[ModelRecord]:
     """Returns the models that answer requests, a donor before its variants."""
     seen = [services.shown(record) for record in services.roster.models()]
     position = {record.name: record.position for record in seen}
@@ -44,5 +44,5 @@ def _servable(services: Services) -> list[ModelRecord]:
         donor = record.donor or record.name
         return position.get(donor, record.position), record.donor is not None, record.position
 
-    servable = (ModelState.READY, ModelState.UNLOADED)
-    return sorted((record for record in seen if record.state in servable), key=order)
+    states = (ModelState.READY, ModelState.UNLOADED)
+    return sorted((record for record in seen if record.state in states), key=order)

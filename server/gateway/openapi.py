@@ -21,6 +21,11 @@ from server.gateway.schemas.operators import (
     PlanBody,
     UnloadBody,
 )
+from server.gateway.schemas.tokenization import (
+    DetokenizeBody,
+    TokenizeChatBody,
+    TokenizeTextBody,
+)
 
 _BODIES: tuple[type[BaseModel], ...] = (
     ChangeBody,
@@ -30,6 +35,9 @@ _BODIES: tuple[type[BaseModel], ...] = (
     LoadBody,
     OnboardBody,
     PlanBody,
+    DetokenizeBody,
+    TokenizeChatBody,
+    TokenizeTextBody,
     UnloadBody,
 )
 _REF = "#/components/schemas/{model}"

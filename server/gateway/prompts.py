@@ -16,7 +16,7 @@ from server.gateway.dialogue import rendering
 from server.gateway.formats import constraint_of
 from server.gateway.generation import SequenceSpec, TextOptions
 from server.gateway.sampling import check_token_ids, sampling_params
-from server.gateway.schemas.chat import ChatRequest
+from server.gateway.schemas.chat import ChatRequest, Dialogue
 from server.gateway.schemas.generation import CompletionRequest, GenerationRequest
 from server.rendering.templates import Templates
 from server.residency.catalog import ServedModel
@@ -38,7 +38,7 @@ class Reports(NamedTuple):
     prompt_logprobs: int | None
 
 
-async def chat_text(request: ChatRequest, model: ServedModel, templates: Templates) -> str:
+async def chat_text(request: Dialogue, model: ServedModel, templates: Templates) -> str:
     """Renders a dialogue with the model's own template.
 
     Raises:

@@ -1,0 +1,151 @@
+"""POST /tokenize, POST /detokenize, GET /tokenizer_info: a model's tokenizer from afar.
+
+Whoever scores texts with a model needs its tokens, and no model has to be resident for that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from linker_core.errors import NotReadyError
+from server.gateway.body import read_object
+from server.gateway.holding import hold
+from server.gateway.listing import servable
+from server.gateway.openapi import answers, takes
+from server.gateway.prefix import addressed, prefix_model
+from server.gateway.prompts import chat_text
+from server.gateway.sampling import check_token_ids
+from server.gateway.schemas.parsing import parse_request
+from server.gateway.schemas.tokenization import (
+    TOKENIZE_NEUTRAL,
+    DetokenizeBody,
+    TokenizeChatBody,
+    TokenizeTextBody,
+)
+from server.gateway.services import Services
+from server.residency.catalog import ServedModel
+
+
+def tokenization_router(services: Services) -> APIRouter:
+    """Returns the routes."""
+    router = APIRouter()
+
+    @router.post(
+        "/tokenize",
+        openapi_extra=takes(TokenizeTextBody, TokenizeChatBody),
+        responses=answers(200, "The tokens of a text, or of a dialogue as the model reads it."),
+    )
+    async def tokenize(http_request: Request) -> Response:
+        body = addressed(http_request, await read_object(http_request), services)
+        if body.get("messages") is None:
+            return await _tokenize_text(services, http_request, body)
+        return await _tokenize_chat(services, http_request, body)
+
+    @router.post(
+        "/detokenize",
+        openapi_extra=takes(DetokenizeBody),
+        responses=answers(200, "The text of tokens, special ones included."),
+    )
+    async def detokenize(http_request: Request) -> Response:
+        body = addressed(http_request, await read_object(http_request), services)
+        request = parse_request(DetokenizeBody, body)
+        model = await _model(services, http_request, request.model)
+        return JSONResponse(await asyncio.to_thread(_detokenized, model, request.tokens))
+
+    @router.get(
+        "/tokenizer_info", responses=answers(200, "What a client needs to build prompts itself.")
+    )
+    async def tokenizer_info(http_request: Request) -> Response:
+        model = await _model(services, http_request, prefix_model(http_request))
+        return JSONResponse(_info(model))
+
+    return router
+
+
+async def _tokenize_text(
+    services: Services, http_request: Request, body: dict[str, Any]
+) -> JSONResponse:
+    request = parse_request(TokenizeTextBody, body, neutral=TOKENIZE_NEUTRAL)
+    model = await _model(services, http_request, request.model)
+    work = partial(
+        _tokenized,
+        model,
+        request.prompt,
+        add_special_tokens=request.add_special_tokens is not False,
+        with_texts=request.return_token_strs is True,
+    )
+    return JSONResponse(await asyncio.to_thread(work))
+
+
+async def _tokenize_chat(
+    services: Services, http_request: Request, body: dict[str, Any]
+) -> JSONResponse:
+    request = parse_request(TokenizeChatBody, body, neutral=TOKENIZE_NEUTRAL)
+    model = await _model(services, http_request, request.model)
+    work = partial(
+        _tokenized,
+        model,
+        await chat_text(request, model, services.templates),
+        add_special_tokens=request.add_special_tokens is True,
+        with_texts=request.return_token_strs is True,
+    )
+    return JSONResponse(await asyncio.to_thread(work))
+
+
+async def _model(services: Services, http_request: Request, name: str | None) -> ServedModel:
+    """Returns the model that is meant: by default the first donor, as `/v1/models` lists it first.
+
+    Raises:
+        NotReadyError: No model can be served.
+        LinkerError: See `hold`.
+    """
+    services.gate.check_open()
+    if name is None:
+        name = next((record.name for record in servable(services)), None)
+        if name is None:
+            raise NotReadyError("No model can be served.")
+    owner = services.roster.named(name).name
+    known = services.catalog.get(owner) or services.catalog.dormant(owner)
+    if known is not None:
+        return known
+    async with AsyncExitStack() as until_read:  # its tokenizer stays when the model goes
+        return await hold(services, http_request, name, until_read, mode=None)
+
+
+def _tokenized(
+    model: ServedModel, text: str, *, add_special_tokens: bool, with_texts: bool
+) -> dict[str, object]:
+    tokenizer = model.text.tokenizer
+    ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
+    return {
+        "count": len(ids),
+        "max_model_len": model.max_model_len,
+        "tokens": ids,
+        "token_strs": [tokenizer.token_name(one) for one in ids] if with_texts else None,
+    }
+
+
+def _detokenized(model: ServedModel, ids: list[int]) -> dict[str, object]:
+    check_token_ids(ids, model, param="tokens")
+    return {"prompt": model.text.tokenizer.decode(ids, skip_special_tokens=False)}
+
+
+def _info(model: ServedModel) -> dict[str, object]:
+    tokenizer, template = model.text.tokenizer, model.text.template
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",  # reads every tokenizer.json
+        "model": model.name,
+        "bos_token": tokenizer.bos_token,
+        "eos_token": tokenizer.eos_token,
+        "pad_token": tokenizer.pad_token,
+        "unk_token": tokenizer.unk_token,
+        "model_max_length": model.max_model_len,
+        "max_model_len": model.max_model_len,
+        "chat_template": None if template is None else template.text,
+    }
