@@ -329,7 +329,7 @@ def test_triton_issue_8793_environment_named_by_the_model(
     with tarfile.open(tmp_path / "env.tar.gz", "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("../slipped"), io.BytesIO())
     edit_json(source / "config.json", EXECUTION_ENV_PATH=str(tmp_path / "env.tar.gz"))
-    onboarded(target, source, FOREIGN)
+    refused(target.onboard("attack", source, wait=False), 400, FOREIGN)
     assert {path.name for path in tmp_path.iterdir()} == {"env.tar.gz"}
 
 
