@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from linker_core.errors import BadCheckpointError
 from linker_core.weights.files import parse_object, read_optional
@@ -12,6 +14,34 @@ from linker_core.weights.files import parse_object, read_optional
 TOKENIZER_FILE: Final = "tokenizer.json"
 TEMPLATE_FILE: Final = "chat_template.jinja"
 MAX_FILE_BYTES: Final = 64 << 20  # the largest known tokenizer.json has 34 MB
+
+
+class TokenizerFiles(NamedTuple):
+    """What a tokenizer is made of, read once: whoever tries it tries what is used."""
+
+    data: bytes  # of tokenizer.json
+    settings: Mapping[str, object]  # beside it
+
+    @property
+    def digest(self) -> str:
+        """Of all of it."""
+        settings = json.dumps(self.settings, sort_keys=True).encode()
+        return hashlib.sha256(hashlib.sha256(self.data).digest() + settings).hexdigest()
+
+
+def read_tokenizer_files(directory: Path) -> TokenizerFiles:
+    """Reads `tokenizer.json` and the settings beside it, without building anything of them.
+
+    Raises:
+        BadCheckpointError: A file is missing, irregular, too large, or its settings are damaged.
+    """
+    data = read_optional(directory, TOKENIZER_FILE, max_bytes=MAX_FILE_BYTES)
+    if data is None:
+        raise BadCheckpointError(
+            f"{TOKENIZER_FILE}: no such file beside the weights, so the model cannot read "
+            "text; save the tokenizer with the model (save_pretrained writes it)"
+        )
+    return TokenizerFiles(data, read_tokenizer_config(directory))
 
 
 def read_tokenizer_config(directory: Path) -> Mapping[str, object]:

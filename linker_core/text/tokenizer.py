@@ -19,12 +19,13 @@ import tokenizers
 from linker_core.errors import BadCheckpointError, InvalidRequestError, LinkerError
 from linker_core.text.byte_tokens import ByteTokens
 from linker_core.text.files import (
-    MAX_FILE_BYTES,
     TOKENIZER_FILE,
-    read_tokenizer_config,
+    TokenizerFiles,
+    read_tokenizer_files,
     token_name,
 )
-from linker_core.weights.files import parse_object, read_optional
+from linker_core.text.tokenizer_bounds import check_bounded, max_token_chars
+from linker_core.weights.files import parse_object
 
 MAX_ADDED_TOKENS: Final = 65_536  # each costs a pattern of the splitter; a million take minutes
 
@@ -40,11 +41,22 @@ class Tokenizer:
         special_ids: Ids that `decode` leaves out unless asked otherwise.
         bos_token: Text of the beginning-of-sequence token, if the configuration names one.
         eos_token: Text of the end-of-sequence token, if the configuration names one.
+        pad_token: Text of the token that fills batches up, if the configuration names one.
+        unk_token: Text of the token for what has none, if the configuration names one.
+        max_token_chars: How many characters of a text one token can stand for; None where that
+            is not known.
         byte_tokens: What each token stands for, where decoding only joins that.
     """
 
     def __init__(
-        self, inner: tokenizers.Tokenizer, *, bos_token: str | None, eos_token: str | None
+        self,
+        inner: tokenizers.Tokenizer,
+        *,
+        bos_token: str | None,
+        eos_token: str | None,
+        pad_token: str | None = None,
+        unk_token: str | None = None,
+        max_token_chars: int | None = None,
     ) -> None:
         inner.no_truncation()
         inner.no_padding()
@@ -52,6 +64,9 @@ class Tokenizer:
         self.byte_tokens = ByteTokens.of(inner)
         self.bos_token = bos_token
         self.eos_token = eos_token
+        self.pad_token = pad_token
+        self.unk_token = unk_token
+        self.max_token_chars = max_token_chars
         added = inner.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self.num_tokens = 1 + max(inner.get_vocab(with_added_tokens=True).values(), default=-1)
@@ -66,21 +81,24 @@ class Tokenizer:
         Raises:
             BadCheckpointError: A file is missing, too large, malformed, or crashes the tokenizer.
         """
-        data = read_optional(directory, TOKENIZER_FILE, max_bytes=MAX_FILE_BYTES)
-        if data is None:
-            raise BadCheckpointError(
-                f"{TOKENIZER_FILE}: no such file beside the weights, so the model cannot read "
-                "text; save the tokenizer with the model (save_pretrained writes it)"
-            )
-        special = read_tokenizer_config(directory)
+        return Tokenizer.of(read_tokenizer_files(directory))
+
+    @staticmethod
+    def of(files: TokenizerFiles) -> Tokenizer:
+        """Builds the tokenizer of files that were read; see `load`.
+
+        Raises:
+            BadCheckpointError: A file is malformed, makes very much of little, or crashes the
+                tokenizer.
+        """
+        settings = files.settings
         contents = _Contents(
-            hashlib.sha256(data).digest(),
-            token_name(special, "bos_token"),
-            token_name(special, "eos_token"),
+            hashlib.sha256(files.data).digest(),
+            *(token_name(settings, f"{name}_token") for name in ("bos", "eos", "pad", "unk")),
         )
-        tokenizer = _held(contents) or _parse(data, contents)
+        tokenizer = _held(contents) or _parse(files.data, contents)
         with _failures_as(BadCheckpointError(f"{TOKENIZER_FILE}: cannot be used")):
-            _check_declared_tokens(tokenizer._inner, special)
+            _check_declared_tokens(tokenizer._inner, settings)
         return _hold(contents, tokenizer)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
@@ -119,6 +137,10 @@ class Tokenizer:
         # Metaspace decoders drop the first space of a text: the second copy still has it.
         return twice[len(once) :] if twice.startswith(once) else once
 
+    def token_name(self, token_id: int) -> str:
+        """Returns a token as the vocabulary spells it, which is not how it reads; "" for none."""
+        return self._inner.id_to_token(token_id) or ""
+
     def has_token(self, token_id: int) -> bool:
         """Says whether the id stands for a token; rows that only pad the head do not."""
         return 0 <= token_id < self.num_tokens and self._inner.id_to_token(token_id) is not None
@@ -130,6 +152,8 @@ class _Contents(NamedTuple):
     digest: bytes  # of tokenizer.json
     bos_token: str | None
     eos_token: str | None
+    pad_token: str | None
+    unk_token: str | None
 
 
 _in_use: WeakValueDictionary[_Contents, Tokenizer] = WeakValueDictionary()
@@ -154,7 +178,9 @@ def _parse(data: bytes, contents: _Contents) -> Tokenizer:
     Raises:
         BadCheckpointError: It is malformed, or crashes.
     """
-    added = parse_object(data, TOKENIZER_FILE).get("added_tokens") or ()
+    record = parse_object(data, TOKENIZER_FILE)
+    check_bounded(record)
+    added = record.get("added_tokens") or ()
     if not isinstance(added, Sequence) or len(added) > MAX_ADDED_TOKENS:
         raise BadCheckpointError(
             f"{TOKENIZER_FILE}: added_tokens is not a list of at most {MAX_ADDED_TOKENS} entries"
@@ -164,6 +190,9 @@ def _parse(data: bytes, contents: _Contents) -> Tokenizer:
             tokenizers.Tokenizer.from_str(data.decode()),
             bos_token=contents.bos_token,
             eos_token=contents.eos_token,
+            pad_token=contents.pad_token,
+            unk_token=contents.unk_token,
+            max_token_chars=max_token_chars(record),
         )
         tokenizer.decode(tokenizer.encode("Hello, 世界!", add_special_tokens=True))
     return tokenizer

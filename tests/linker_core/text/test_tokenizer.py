@@ -13,7 +13,8 @@ from tokenizers import Regex, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from linker_core.errors import BadCheckpointError, InvalidRequestError
-from linker_core.text.tokenizer import MAX_ADDED_TOKENS, MAX_FILE_BYTES, Tokenizer
+from linker_core.text.files import MAX_FILE_BYTES
+from linker_core.text.tokenizer import MAX_ADDED_TOKENS, Tokenizer
 from tests.linker_core.text import tokenizers_by_kind as kinds
 
 TEXTS = (
