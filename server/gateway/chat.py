@@ -13,6 +13,7 @@ from server.gateway.body import read_object
 from server.gateway.generation import Delta
 from server.gateway.logprobs import chat_logprobs
 from server.gateway.openapi import answers, takes
+from server.gateway.prefix import addressed
 from server.gateway.prompts import (
     Lengths,
     Reports,
@@ -24,6 +25,8 @@ from server.gateway.prompts import (
 from server.gateway.schemas.chat import CHAT_NEUTRAL, ChatRequest
 from server.gateway.schemas.parsing import parse_request
 from server.gateway.services import Services
+from server.gateway.tools.records import ChoiceCalls
+from server.gateway.tools.use import tool_use, with_tools
 
 
 def chat_router(services: Services) -> APIRouter:
@@ -37,7 +40,7 @@ def chat_router(services: Services) -> APIRouter:
     )
     async def chat_completions(http_request: Request) -> Response:
         services.gate.check_open()
-        body = await read_object(http_request)
+        body = addressed(http_request, await read_object(http_request), services)
         request = parse_request(ChatRequest, body, neutral=CHAT_NEUTRAL)
         return await ChatAnswer.respond(services, request, http_request)
 
@@ -62,7 +65,7 @@ class ChatAnswer(Answer[ChatRequest]):
             chat_prompt(request, model, self._text), request, model, max_tokens=max_tokens
         )
         num_top = (request.top_logprobs or 0) if request.logprobs else None
-        self._specs = sequences(
+        specs = sequences(
             request,
             model,
             [prompt],
@@ -70,33 +73,60 @@ class ChatAnswer(Answer[ChatRequest]):
             lengths=Lengths(asked=max_tokens, default=None),
             reports=Reports(logprobs=num_top, prompt_logprobs=request.prompt_logprobs),
         )
+        assert model.text.template is not None  # or there would be no text
+        self._use = tool_use(request, model.text.template.text)
+        self._specs = specs if self._use is None else with_tools(specs, self._use)
+        self._calls = [] if self._use is None else [ChoiceCalls(self._use.parser()) for _ in specs]
 
     def _choice(self, index: int, collected: Collected) -> Json:
+        if self._use is None:
+            message = {"role": "assistant", "content": collected.text, "refusal": None}
+        else:
+            message = self._calls[index].message(collected.text)
         return {
             "index": index,
-            "message": {"role": "assistant", "content": collected.text},
+            "message": message,
             "logprobs": self._logprobs(collected.deltas),
-            "finish_reason": collected.finish_reason,
+            "finish_reason": self._ended(index, collected.finish_reason),
             **self._token_ids(collected.deltas),
         }
 
     def _chunk_choices(self, delta: Delta, *, is_first: bool) -> list[Json]:
-        def choice(content: dict[str, str], **more: Any) -> Json:
+        def choice(shown: Json, **more: Any) -> Json:
             return {
                 "index": delta.index,
-                "delta": content,
+                "delta": shown,
                 "logprobs": None,
                 "finish_reason": None,
                 **more,
             }
 
         chunks = [choice({"role": "assistant", "content": ""})] if is_first else []
+        *shown, last = self._shown(delta)
+        chunks += map(choice, shown)
         logprobs, ids = self._logprobs([delta]), self._token_ids([delta])
-        if delta.text or delta.finish_reason or logprobs or ids:
-            content = {"content": delta.text} if delta.text else {}
-            reason = delta.finish_reason
-            chunks.append(choice(content, logprobs=logprobs, finish_reason=reason, **ids))
+        if last or delta.finish_reason or logprobs or ids:
+            reason = self._ended(delta.index, delta.finish_reason)
+            chunks.append(choice(last, logprobs=logprobs, finish_reason=reason, **ids))
         return chunks
+
+    def _shown(self, delta: Delta) -> list[Json]:
+        """Returns what a piece adds to the message, one or more records, the last maybe empty."""
+        if self._use is None:
+            return [{"content": delta.text} if delta.text else {}]
+        calls = self._calls[delta.index]
+        return calls.deltas(delta.text, is_last=delta.finish_reason is not None) or [{}]
+
+    def _ended(self, index: int, reason: str | None) -> str | None:
+        if self._use is None or reason is None:
+            return reason
+        return self._use.finish_reason(reason, num_calls=self._calls[index].num_calls)
+
+    def _record(self, kind: str, choices: list[Json], more: Json) -> Json:
+        record = super()._record(kind, choices, more)
+        if kind == self.whole_object:  # there is one tier, and nothing that a fingerprint would say
+            record |= {"service_tier": None, "system_fingerprint": None}
+        return record
 
     def _beside_choices(self, first: Delta) -> Json:
         return self._prompt_ids(0) | self._prompt_logprobs(first)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from linker_core.errors import InvalidRequestError
 from server.gateway.schemas.chat import Dialogue
 from server.gateway.schemas.messages import Message
 from server.gateway.schemas.tools import Tool
+from server.gateway.tools.wire import names_read
 
 Record = Mapping[str, object]
 
@@ -61,8 +62,11 @@ def rendering(dialogue: Dialogue, template: str) -> Rendering:
         template: The source, which says what it reads.
 
     Raises:
-        InvalidRequestError: The last message cannot be continued.
+        InvalidRequestError: The template knows no tools or reads no such variable, or the last
+            message cannot be continued.
     """
+    tools = [tool_record(tool) for tool in dialogue.offered_tools()]
+    _check_read(dialogue, names_read(template))
     # Templates that do not know the role leave the message out, or fail on it.
     developer = "developer" if "developer" in template else "system"
     messages = [_message_record(message, developer=developer) for message in dialogue.messages]
@@ -74,7 +78,7 @@ def rendering(dialogue: Dialogue, template: str) -> Rendering:
     adds_prompt = dialogue.add_generation_prompt is not False and end_mark is None
     return Rendering(
         messages=messages,
-        tools=[tool_record(tool) for tool in dialogue.tools] if dialogue.tools else None,
+        tools=tools or None,
         add_generation_prompt=adds_prompt,
         more=dialogue.chat_template_kwargs or {},
         end_mark=end_mark,
@@ -89,6 +93,22 @@ def tool_record(tool: Tool) -> Record:
     if tool.function.parameters is not None:
         function["parameters"] = tool.function.parameters
     return {"type": "function", "function": function}
+
+
+def _check_read(dialogue: Dialogue, names: Collection[str]) -> None:
+    """Refuses what the template would leave out without a word."""
+    if dialogue.tools and "tools" not in names:
+        raise InvalidRequestError(
+            "This model's chat template knows no tools. Leave them out, or choose a model that "
+            "was trained to call them.",
+            param="tools",
+        )
+    for name in dialogue.chat_template_kwargs or ():
+        if name not in names:
+            raise InvalidRequestError(
+                f"This model's chat template reads no variable {name!r}. Leave it out.",
+                param=f"chat_template_kwargs.{name}",
+            )
 
 
 def _check_continuable(message: Message) -> None:

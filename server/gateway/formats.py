@@ -83,15 +83,28 @@ def constraint_of(
     return _of_structured(structured)
 
 
-def _of_format(asked: ResponseFormat) -> Constraint | None:
+def format_schema(asked: ResponseFormat | None) -> Mapping[str, Any] | None:
+    """Returns the schema that a format asks for; None for free text.
+
+    Raises:
+        InvalidRequestError: The format contradicts itself, or its schema is too long or too deep.
+    """
+    if asked is None:
+        return None
     param = f"{_RESPONSE_FORMAT}.json_schema"
     if (asked.json_schema is not None) != (asked.type == "json_schema"):
         raise InvalidRequestError(f"{param} belongs to type json_schema.", param=param)
     if asked.json_schema is not None:
-        return _of_schema(asked.json_schema.definition, f"{param}.schema")
-    if asked.type == "json_object":
-        return _of_schema({"type": "object"}, _RESPONSE_FORMAT)
-    return None
+        _check_schema(asked.json_schema.definition, f"{param}.schema")
+        return asked.json_schema.definition
+    return {"type": "object"} if asked.type == "json_object" else None
+
+
+def _of_format(asked: ResponseFormat) -> Constraint | None:
+    schema = format_schema(asked)
+    is_named = asked.json_schema is not None
+    param = f"{_RESPONSE_FORMAT}.json_schema.schema" if is_named else _RESPONSE_FORMAT
+    return None if schema is None else _of_schema(schema, param)
 
 
 def _of_structured(asked: StructuredOutputs) -> Constraint:
@@ -134,13 +147,19 @@ def _of_text(kind: Literal["regex", "choice", "grammar"], text: str) -> Constrai
 
 
 def _of_schema(schema: Mapping[str, Any], param: str) -> Constraint:
+    text = _check_schema(schema, param)
+    return Constraint(llguidance.grammar_from("json_schema", text), param)
+
+
+def _check_schema(schema: Mapping[str, Any], param: str) -> str:
+    """Returns a schema that is neither too deep nor too long as text."""
     if is_deeper(schema, MAX_SCHEMA_DEPTH):
         raise InvalidRequestError(
             f"{param} is nested deeper than {MAX_SCHEMA_DEPTH} levels. Flatten it.", param=param
         )
     text = json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
     _check_length(text, param)
-    return Constraint(llguidance.grammar_from("json_schema", text), param)
+    return text
 
 
 def _parsed(text: str, param: str) -> Mapping[str, Any]:

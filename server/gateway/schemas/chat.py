@@ -75,8 +75,12 @@ class Dialogue(Strict):
             raise ValueError(f"two functions are called {twice!r}")
         return tools
 
+    def offered_tools(self) -> Tools:
+        """Returns the tools that the model is told of."""
+        return self.tools or []
 
-class ChatRequest(GenerationRequest, Dialogue):
+
+class ChatRequest(Dialogue, GenerationRequest):
     """POST /v1/chat/completions."""
 
     max_completion_tokens: int | None = Field(default=None, ge=1)
@@ -104,6 +108,14 @@ class ChatRequest(GenerationRequest, Dialogue):
         if missing:
             raise ValueError(f"none of the tools is called {min(missing)!r}")
         return choice
+
+    def offered_tools(self) -> Tools:
+        """Returns the tools that the model is told of: all of them, or those that are allowed."""
+        tools = super().offered_tools()
+        if not isinstance(self.tool_choice, AllowedChoice):
+            return tools
+        names = chosen_names(self.tool_choice)
+        return [tool for tool in tools if tool.function.name in names]
 
 
 def chosen_names(choice: ToolChoice | None) -> tuple[str, ...]:

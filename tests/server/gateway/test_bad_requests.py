@@ -87,7 +87,7 @@ def test_field_out_of_bounds_is_400_and_named(server: LiveServer, field: str, va
         ([{"content": "hi"}], "messages.0.role"),
         ([{"role": "user", "content": 3}], "messages.0.content"),
         ([{"role": "user", "content": [{"type": "image_url"}]}], "messages.0.content.0.type"),
-        ([{"role": "assistant", "tool_calls": [{}]}], "messages.0.tool_calls"),
+        ([{"role": "assistant", "tool_calls": [{}]}], "messages.0.tool_calls.0.function"),
     ],
 )
 def test_fault_inside_a_message_is_named_by_its_path(
@@ -99,9 +99,22 @@ def test_fault_inside_a_message_is_named_by_its_path(
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("tools", [{"type": "function"}]), ("tool_choice", "required"),
-        ("chat_template", "{{ 1 }}"), ("chat_template_kwargs", {"tokenize": True}),
-        ("continue_final_message", True), ("variant_mode", "unshared"),
+        ("functions", [{"name": "f"}]), ("function_call", {"name": "f"}), ("store", True),
+        ("chat_template", "{{ 1 }}"), ("metadata", {"a": "b"}), ("modalities", ["audio"]),
+        ("audio", {"voice": "a"}), ("prediction", {"type": "content"}), ("verbosity", "high"),
+        ("service_tier", "priority"), ("reasoning_effort", "low"), ("web_search_options", {}),
+        ("moderation", {"model": "m"}), ("documents", [{"text": "a"}]), ("echo", True),
+        ("prompt_cache_retention", "24h"), ("prompt_cache_options", {"mode": "explicit"}),
+        ("guided_json", {}), ("guided_regex", "a"), ("guided_choice", ["a"]),
+        ("guided_grammar", "a"), ("guided_decoding_backend", "auto"), ("structural_tag", "a"),
+        ("guided_whitespace_pattern", " "), ("use_beam_search", True), ("length_penalty", 2),
+        ("length_penalty", True), ("early_stopping", True), ("logits_processors", ["a"]),
+        ("logprob_token_ids", [1]), ("repetition_detection", {"a": 1}), ("request_id", "a"),
+        ("return_prompt_text", True), ("return_tokens_as_token_ids", True),
+        ("stream_interval", 2), ("truncation_side", "right"), ("include_reasoning", False),
+        ("thinking_token_budget", 1), ("vllm_xargs", {"a": 1}), ("kv_transfer_params", {"a": 1}),
+        ("ec_transfer_params", {"a": 1}), ("media_io_kwargs", {"a": {}}),
+        ("mm_processor_kwargs", {"a": 1}), ("spaces_between_special_tokens", False),
     ],
 )  # fmt: skip
 def test_known_field_that_is_not_honoured_is_400(
@@ -113,8 +126,14 @@ def test_known_field_that_is_not_honoured_is_400(
 
 def test_known_field_at_its_neutral_value_is_accepted(server: LiveServer) -> None:
     neutral: dict[str, Any] = {
-        "tools": None, "tool_choice": "auto", "response_format": {"type": "text"}, "bad_words": [],
+        "response_format": {"type": "text"}, "bad_words": [],
         "parallel_tool_calls": True, "user": "u", "variant_mode": "planned", "top_k": -1,
+        "store": False, "metadata": {}, "service_tier": "auto", "modalities": ["text"],
+        "verbosity": "medium", "functions": [], "function_call": "auto", "length_penalty": 1.0,
+        "prompt_cache_retention": "in_memory", "prompt_cache_options": {"mode": "implicit"},
+        "safety_identifier": "s", "prompt_cache_key": "k", "reasoning_effort": None,
+        "tool_choice": "none", "tools": [], "chat_template_kwargs": {}, "logits_processors": [],
+        "spaces_between_special_tokens": True, "include_reasoning": True, "truncation_side": "left",
     }  # fmt: skip
     assert server.chat("base", **neutral).status_code == 200
 

@@ -32,7 +32,7 @@ def test_chat_answers_with_text_usage_and_finish_reason(server: LiveServer) -> N
     assert answer["choices"] == [
         {
             "index": 0,
-            "message": {"role": "assistant", "content": "user\nhi"},
+            "message": {"role": "assistant", "content": "user\nhi", "refusal": None},
             "logprobs": None,
             "finish_reason": "stop",
         }
