@@ -11,6 +11,7 @@ from server.gateway.schemas.operators import FOR_EVER_S
 from server.onboarding.fitting import JointPlan
 from server.onboarding.hub.source import is_hub_source
 from server.onboarding.rehearsal import DryRun
+from server.onboarding.scores import plan_digest, shown_scores
 from server.registry.records import JobRecord, Json, ModelRecord
 
 _PLAN_FIELDS = (
@@ -39,6 +40,7 @@ def model_card(record: ModelRecord, snapshot: Snapshot | None) -> dict[str, Any]
         "blocks": None if plan is None else plan["blocks"],
         "plan": None if plan is None else _plan_card(plan),
         "max_model_len": record.max_model_len,
+        "scores": shown_scores(record),
         "error": record.error,
         "created_at": record.created_at,
         "last_used_at": record.last_used_at,
@@ -164,7 +166,8 @@ def _fitted_card(joint: JointPlan, name: str) -> dict[str, Any]:
 
 def _plan_card(plan: Json) -> dict[str, Any]:
     shown = {name: plan[name] for name in _PLAN_FIELDS}
-    return shown | {"price_source": _price_source(plan["policy"], plan["price"])}
+    source = _price_source(plan["policy"], plan["price"])
+    return shown | {"price_source": source, "digest": plan_digest(plan)}
 
 
 def _price_source(policy: str, price: Mapping[str, Any] | None) -> str | None:

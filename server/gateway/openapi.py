@@ -21,6 +21,7 @@ from server.gateway.schemas.operators import (
     PlanBody,
     UnloadBody,
 )
+from server.gateway.schemas.scores import ScoresBody
 from server.gateway.schemas.tokenization import (
     DetokenizeBody,
     TokenizeChatBody,
@@ -35,6 +36,7 @@ _BODIES: tuple[type[BaseModel], ...] = (
     LoadBody,
     OnboardBody,
     PlanBody,
+    ScoresBody,
     DetokenizeBody,
     TokenizeChatBody,
     TokenizeTextBody,

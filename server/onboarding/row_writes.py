@@ -16,7 +16,8 @@ from server.registry.store import Registry
 
 logger = logging.getLogger(__name__)
 
-_OPTIONS = ("alias", "pinned", "keep_alive_s")  # the operator's alone to change
+# The operator's alone to change.
+_OPTIONS = ("alias", "pinned", "keep_alive_s", "scores")
 
 _Row = TypeVar("_Row", ModelRecord, JobRecord)
 
