@@ -19,11 +19,16 @@ RUN pip install --no-cache-dir "torch==2.13.0" \
     && pip install --no-cache-dir --constraint /tmp/constraints.txt \
         "$(echo /tmp/wheels/*.whl)[postgres]" \
     && rm -rf /tmp/wheels /tmp/constraints.txt
-RUN useradd --create-home linker && install -d -o linker /models /state
+# Numbers of its own, so that others can be let into its group.
+RUN groupadd --gid 10001 linker && useradd --uid 10001 --gid linker --create-home linker \
+    && install -d -o linker -g linker /models /state \
+    && install -d -o linker -g linker -m 0750 /keys
 USER linker
 VOLUME ["/models", "/state"]
 EXPOSE 8000
 HEALTHCHECK --start-period=30s \
     CMD python -c "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/health', timeout=3)"
 ENTRYPOINT ["linker"]
-CMD ["serve", "--host", "0.0.0.0", "--no-auth", "--models-root", "/models", "--state", "/state"]
+# It refuses to start before there is a key:
+#   docker run --rm -v state:/state linker keys create me --role admin --state /state
+CMD ["serve", "--host", "0.0.0.0", "--models-root", "/models", "--state", "/state"]

@@ -11,6 +11,7 @@ from typing import Any
 from starlette.requests import Request
 
 from linker_core.errors import InvalidRequestError
+from server.gateway.caller import caller_of
 from server.onboarding.replays import Once
 
 HEADER = "Idempotency-Key"
@@ -19,6 +20,9 @@ _KEY = re.compile(r"[!-~]{1,255}", re.ASCII)  # one word of visible characters
 
 def once_of(request: Request, body: Mapping[str, Any]) -> Once | None:
     """Returns the key of a request with a digest of what it asks for; None without a key.
+
+    Holders of different API keys cannot meet: what one has done is neither told to the other nor
+    in its way.
 
     Args:
         request: Its method and path are part of what it asks for; its query is not.
@@ -36,4 +40,5 @@ def once_of(request: Request, body: Mapping[str, Any]) -> Once | None:
         )
     said = [request.method, request.scope["path"], body]
     digest = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-    return Once(keys[0], digest)
+    caller = caller_of(request).key_id
+    return Once(keys[0] if caller is None else f"{caller} {keys[0]}", digest)
