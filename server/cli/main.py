@@ -20,6 +20,7 @@ COMMANDS = {
     "tune": "measure what plans of a pair cost and choose one",
     "export": "write a variant as its delta to the donor, to ship in the place of a copy",
     "keys": "make, list and revoke API keys, also while a server runs",
+    "eval": "run benchmarks on a served model, and say what sharing retains of them",
     "bench": "measure scan, admission, tuner, engine and server on this machine",
     "demo": "build a small family, serve it, ask it and print what sharing saves",
 }

@@ -1,0 +1,117 @@
+"""What an evaluation asks of a running server beside answers: models, and a place for scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+from urllib.parse import quote
+
+import httpx
+
+from linker_core.errors import InvalidRequestError, from_record
+from linker_core.sharing.plan import Policy
+from server.gateway.schemas.generation import VariantMode
+
+_TIMEOUT_S = 60.0
+
+
+class Evaluated(NamedTuple):
+    """The model, and what answers for it."""
+
+    name: str
+    base_url: str  # of its completions
+    max_model_len: int
+    plan: str  # its digest
+    policy: str
+    is_donor: bool
+
+    @property
+    def serves_own_weights(self) -> bool:
+        """Whether its plan changes no bit of them."""
+        return self.is_donor or self.policy in (Policy.DONOR, Policy.EXACT)
+
+
+class Server:
+    """A running server.
+
+    Args:
+        url: Where it listens.
+        key: Of an operator; None: it asks for none.
+    """
+
+    def __init__(self, url: str, key: str | None) -> None:
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        self._url = url.rstrip("/")
+        self._client = httpx.Client(base_url=self._url, headers=headers, timeout=_TIMEOUT_S)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._client.close()
+
+    def find(self, name: str) -> Evaluated:
+        """Returns a model that can be evaluated.
+
+        Raises:
+            LinkerError: The server is not there, refuses, or the model cannot be served.
+        """
+        served = self._ask("GET", f"/v1/models/{quote(name)}")
+        card = self._ask("GET", f"/models/{quote(name)}")
+        plan = card["plan"]
+        return Evaluated(
+            name=card["id"],
+            base_url=f"{self._url}/m/{quote(card['id'])}/v1/completions",
+            max_model_len=served["max_model_len"],
+            plan=plan["digest"],
+            policy=plan["policy"],
+            is_donor=card["donor"] is None and plan["policy"] == Policy.DONOR,
+        )
+
+    def store(self, model: Evaluated, mode: VariantMode, said: Mapping[str, Any]) -> None:
+        """Stores scores beside the model's plan.
+
+        Args:
+            model: As found before it answered.
+            mode: Whose weights did.
+            said: `harness` and `tasks` as POST /models/scores takes them.
+
+        Raises:
+            LinkerError: The server is not there, or the model has another plan by now.
+        """
+        tasks = list(said["tasks"].items())
+        for first in range(0, len(tasks), 100):
+            body = {
+                "model": model.name,
+                "variant_mode": mode,
+                "plan": model.plan,
+                "harness": said["harness"],
+                "tasks": dict(tasks[first : first + 100]),
+            }
+            self._ask("POST", "/models/scores", body)
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        try:
+            response = self._client.request(method, path, json=body)
+        except httpx.TransportError as error:
+            raise InvalidRequestError(
+                f"There is no server at {self._url} ({error}). Start one with linker serve, or "
+                "name it with --url.",
+                param="url",
+            ) from error
+        if response.is_success:
+            return response.json()
+        try:
+            raise from_record(response.json()["error"])
+        except (ValueError, KeyError, TypeError):
+            raise InvalidRequestError(
+                f"{self._url} answered {response.status_code} to {method} {path}, which a linker "
+                "server does not. Check --url.",
+                param="url",
+            ) from None
