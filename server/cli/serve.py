@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
 import signal
@@ -31,6 +30,7 @@ from server.onboarding.request import (
     check_sharing,
     resolve_sharing,
 )
+from server.registry.records import Role
 from server.settings import POLICIES, Settings, SharingSettings, load_settings
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--host", help="interface to listen on (default 127.0.0.1)")
     add("--port", type=int, help="port to listen on (default 8000)")
-    add("--no-auth", action="store_true", help="listen beyond the loopback without keys")
+    add(
+        "--allowed-host",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="names that requests may call the server by, beside localhost",
+    )
+    add("--no-auth", action="store_true", help="let everybody do everything, keys or not")
     add("--strict", action="store_true", help="exit when a start-up model fails")
 
 
@@ -98,13 +105,14 @@ def settings_from(args: argparse.Namespace) -> Settings:
     """Returns the settings of a command line.
 
     Raises:
-        InvalidRequestError: A bad value, or an open interface without --no-auth.
+        InvalidRequestError: A bad value.
     """
     flags: dict[str, dict[str, object]] = {
         "http": {
             "host": args.host,
             "port": args.port,
             "no_auth": args.no_auth or None,
+            "allowed_hosts": args.allowed_host,
             "strict": args.strict or None,
         },
         "storage": {"state": args.state},
@@ -124,12 +132,6 @@ def settings_from(args: argparse.Namespace) -> Settings:
         for section, values in flags.items()
     }
     settings = load_settings(args.config, given)
-    if not settings.http.no_auth and not _is_loopback(settings.http.host):
-        raise InvalidRequestError(
-            f"--host {settings.http.host} is open to others and there are no keys; listen on "
-            "127.0.0.1, or say --no-auth.",
-            param="host",
-        )
     if settings.models.root is not None and not settings.models.root.is_dir():
         raise InvalidRequestError(
             f"--models-root {settings.models.root} is no directory.", param="models_root"
@@ -188,13 +190,29 @@ def _named_paths(values: list[str] | None) -> list[dict[str, str]] | None:
     return [{"name": name, "path": path} for name, _, path in pairs]
 
 
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+def check_access(services: Services) -> None:
+    """Says who may use the server, unless nobody could or everybody might by mistake.
+
+    Raises:
+        InvalidRequestError: It would listen beyond the loopback, and has no keys.
+    """
+    http, keys = services.settings.http, services.keys
+    if http.no_auth:
+        logger.warning("--no-auth: whoever reaches %s may do everything, without a key", http.host)
+    elif keys.are_optional:
+        logger.info(
+            "no API keys: whoever is on this machine may do everything; `linker keys create NAME "
+            "--role admin` makes the first one, and then every request needs one"
+        )
+    elif not keys.roles:
+        raise InvalidRequestError(
+            f"There is no API key, or none that is not revoked, to let anybody use {http.host}. "
+            "Make one with `linker keys create NAME --role admin` and this --state or --config; or "
+            "say --no-auth, and whoever reaches the server may do everything.",
+            param="host",
+        )
+    elif Role.ADMIN not in keys.roles:
+        logger.warning("no key may manage models; `linker keys create NAME --role admin` makes one")
 
 
 class _HttpServer(uvicorn.Server):
@@ -210,7 +228,14 @@ async def _serve(
 ) -> int:
     listener = listen(settings.http.host, settings.http.port)
     services = build(settings)
-    server = _HttpServer(server_config(create_app(services)))
+    try:
+        check_access(services)
+    except InvalidRequestError:
+        listener.close()
+        await services.stop()
+        raise
+    app, refused = create_app(services), services.metrics.rejected
+    server = _HttpServer(server_config(app, settings.http, on_refused=refused))
     stopping = asyncio.Event()
     _install_signals(services, stopping)
     listening = asyncio.ensure_future(server.serve(sockets=[listener]))

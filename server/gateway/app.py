@@ -18,14 +18,18 @@ from server.gateway.hosts import HostGuard
 from server.gateway.listing import listing_router
 from server.gateway.management import management_router
 from server.gateway.openapi import describe_bodies
+from server.gateway.prefix import ModelPrefix
 from server.gateway.probes import probes_router
+from server.gateway.request_ids import RequestIds
+from server.gateway.scoring import scoring_router
 from server.gateway.services import Services
 from server.gateway.streaming import ClientLeftError
+from server.gateway.tokenization import tokenization_router
 
 # In this order: a path of many parts takes what the ones before it do not.
 _ROUTERS = (
-    chat_router, completions_router, listing_router, events_router, management_router,
-    changes_router, probes_router,
+    chat_router, completions_router, tokenization_router, listing_router, events_router,
+    management_router, changes_router, scoring_router, probes_router,
 )  # fmt: skip
 
 
@@ -56,7 +60,9 @@ def _guard(app: FastAPI, services: Services) -> None:
     app.add_middleware(RequestBodyLimitMiddleware, max_body_size=http.max_body_bytes)
     app.add_middleware(RefuseBodies, max_bytes=http.max_body_bytes, metrics=metrics)
     app.add_middleware(Access, keys=services.keys, quotas=services.gate.quotas, metrics=metrics)
+    app.add_middleware(ModelPrefix)
     app.add_middleware(HostGuard, bound=http.host, allowed=http.allowed_hosts, metrics=metrics)
+    app.add_middleware(RequestIds)
 
 
 async def _on_client_left(_request: Request, _error: Exception) -> Response:

@@ -1,48 +1,372 @@
-"""How uvicorn serves the application, and the one thing it lacks: cutting a connection."""
+"""How uvicorn serves the application, and what it lacks: limits on what a connection may do.
+
+A request has to arrive in time and in size, an answer has to be taken, and nobody may hold more
+connections than there are for one. What breaks these rules gets an answer and is hung up on; it
+never reaches the application. Knows no model.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import resource
+from collections.abc import Callable
+from enum import Enum, auto
+from http import HTTPStatus
+from typing import Any
+
+import httptools
 import uvicorn
-from fastapi import FastAPI
-from starlette.types import Scope
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
-_EXTENSION = "linker.connection"
+from server.gateway.errors import http_error_code, http_error_response
+from server.gateway.peers import Peers, site_of
+from server.gateway.request_ids import HEADER, request_id_of
+from server.settings import HttpSettings
+
+logger = logging.getLogger(__name__)
+
 _GRACE_S = 5  # what open responses get once the server has drained
+_LINGER_S = 1.0  # for last words to be read before the connection is cut
+_MAX_HEADERS = 100
+_MAX_PIPELINED = 16
+_BODY_OVERHEAD = 8  # bytes on the wire for one of the body, at most: chunks of one byte take six
+_LEAST_PROGRESS = 16 * 1024  # bytes that a client has to take in `send_timeout_s`
+_RESERVED_FILES = 256  # descriptors that are not for connections
 
 
-def server_config(app: FastAPI) -> uvicorn.Config:
-    """Returns how the application is served; binding is the caller's."""
-    return uvicorn.Config(
-        app,
-        http=_Protocol,
-        ws="none",
-        log_config=None,  # uvicorn's loggers go where ours go: stderr
-        access_log=False,
-        lifespan="off",
-        server_header=False,
-        timeout_graceful_shutdown=_GRACE_S,
-    )
+class ServerConfig(uvicorn.Config):
+    """uvicorn's settings and, for all connections of one server, ours.
 
-
-def cut(scope: Scope) -> bool:
-    """Closes a request's connection without sending what is still buffered.
-
-    An ordinary close waits until the client has taken the buffer, which may be never.
-
-    Returns:
-        False where the server offers no way to do it.
+    Args:
+        app: What is served.
+        http: Limits.
+        on_refused: Hears the code of what was refused before it reached the application.
     """
-    connection = scope.get("extensions", {}).get(_EXTENSION)
-    if connection is None:
-        return False
-    connection["abort"]()
-    return True
+
+    def __init__(
+        self, app: ASGIApp, *, http: HttpSettings, on_refused: Callable[[str], None]
+    ) -> None:
+        super().__init__(
+            app,
+            http=_Protocol,
+            ws="none",
+            log_config=None,  # uvicorn's loggers go where ours go: stderr
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+            proxy_headers=False,  # nothing here believes what clients say of their addresses
+            timeout_graceful_shutdown=_GRACE_S,
+        )
+        self.limits = http
+        self.on_refused = on_refused
+        self.peers = Peers(
+            limit=min(http.max_connections, _files_for_connections()),
+            limit_each=http.max_connections_per_address,
+        )
+
+
+def server_config(
+    app: ASGIApp,
+    http: HttpSettings | None = None,
+    *,
+    on_refused: Callable[[str], None] = lambda _code: None,
+) -> ServerConfig:
+    """Returns how the application is served; binding is the caller's. See `ServerConfig`."""
+    return ServerConfig(app, http=http or HttpSettings(), on_refused=on_refused)
+
+
+def _files_for_connections() -> int:
+    """Returns how many connections there are descriptors for."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if files == resource.RLIM_INFINITY:
+        return 2**31
+    return files - min(_RESERVED_FILES, files // 2)
+
+
+class _Stage(Enum):
+    """What of a request is being received."""
+
+    NOTHING = auto()
+    HEAD = auto()
+    BODY = auto()
+
+
+class _BrokenRuleError(Exception):
+    """A request goes beyond a limit; raised inside the parser's callbacks."""
 
 
 class _Protocol(HttpToolsProtocol):
-    """HTTP/1.1 whose requests carry the means to cut their connection."""
+    """HTTP/1.1 within limits."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        assert isinstance(config, ServerConfig)
+        self._limits = config.limits
+        self._peers = config.peers
+        self._on_refused = config.on_refused
+        self.timeout_keep_alive = self._limits.idle_timeout_s  # type: ignore[assignment]
+        self._site = ""
+        self._refused_at_the_door: HTTPStatus | None = None
+        self._deaf = False  # what still comes is thrown away
+        self._last_words: HTTPStatus | None = None  # said once what is under way is answered
+        self._broken_rule = HTTPStatus.BAD_REQUEST
+        self._answering: RequestResponseCycle | None = None
+        self._stage = _Stage.NOTHING
+        self._timed: _Stage | None = None  # what the timer of receiving is for
+        self._receiving: asyncio.TimerHandle | None = None
+        self._sending: asyncio.TimerHandle | None = None
+        self._cutting: asyncio.TimerHandle | None = None
+        self._num_bytes = 0  # of the part that is being received, but for its first piece
+        self._num_head_bytes = 0
+        self._unsent_bytes = 0
+
+    # --- the connection -----------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        super().connection_made(transport)
+        self._site = site_of(self.client[0] if self.client else None)
+        self._refused_at_the_door = self._peers.enter(self._site)
+        if self._peers.is_flooded_by(self._site):
+            transport.abort()
+            return
+        self._time(_Stage.HEAD)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._peers.leave(self._site)
+        for timer in (self._receiving, self._sending, self._cutting):
+            if timer is not None:
+                timer.cancel()
+        self._unset_keepalive_if_required()
+        if self._answering is not None:
+            _leave(self._answering)  # another one than the cycle where requests are pipelined
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            return
+        if self._refused_at_the_door is not None:
+            self._refuse(self._refused_at_the_door)
+            return
+        before = self._stage
+        try:
+            self._feed(data)
+        except httptools.HttpParserError:
+            self._refuse(self._broken_rule)
+            return
+        if self._stage is before:
+            self._num_bytes += len(data)
+        self._check_size()
+        if self._timed is None:
+            self._time(self._stage)
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            # The parser takes what follows for another protocol, and a body with it. Nobody has to
+            # upgrade: the request is read again as if it had not been offered.
+            head = self._head_without_upgrade()
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.feed_data(head + data[upgrade.args[0] :])
+
+    # --- what is received ---------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
+        self._unset_keepalive_if_required()
         super().on_message_begin()
-        self.scope["extensions"] = {_EXTENSION: {"abort": self.transport.abort}}
+        self._enter(_Stage.HEAD)
+        self._num_head_bytes = 0
+
+    def on_url(self, url: bytes) -> None:
+        self._count_head(len(url), HTTPStatus.REQUEST_URI_TOO_LONG)
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._stage is not _Stage.HEAD:
+            return  # a trailer: whoever looks at headers has done so
+        too_large = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+        self._count_head(len(name) + len(value) + 4, too_large)
+        if len(self.headers) >= _MAX_HEADERS:
+            self._break(too_large)
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if len(self.pipeline) >= _MAX_PIPELINED:
+            self._break(HTTPStatus.TOO_MANY_REQUESTS)
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                self._break(HTTPStatus.BAD_REQUEST)
+            return
+        super().on_headers_complete()
+        self._enter(_Stage.BODY)
+
+    def on_message_complete(self) -> None:
+        if self.parser.should_upgrade():
+            return
+        super().on_message_complete()
+        self._enter(_Stage.NOTHING)
+
+    def _head_without_upgrade(self) -> bytes:
+        lines = [b"%s %s HTTP/1.1" % (self.parser.get_method(), self.url)]
+        for name, value in self.headers:
+            if name == b"connection":
+                tokens = [token.strip().lower() for token in value.split(b",")]
+                lines += [b"connection: close"] if b"close" in tokens else []
+            elif name != b"upgrade":
+                lines.append(name + b": " + value)
+        return b"\r\n".join([*lines, b"\r\n"])
+
+    def _enter(self, stage: _Stage) -> None:
+        self._stage = stage
+        self._num_bytes = 0
+        self._timed = None
+
+    def _count_head(self, num_bytes: int, status: HTTPStatus) -> None:
+        self._num_head_bytes += num_bytes
+        if self._num_head_bytes > self._limits.max_header_bytes:
+            self._break(status)
+
+    def _break(self, status: HTTPStatus) -> None:
+        self._broken_rule = status
+        raise _BrokenRuleError
+
+    def _check_size(self) -> None:
+        """Bounds what the parser says nothing of: endless headers, chunk sizes and trailers."""
+        if self._stage is _Stage.HEAD and self._num_bytes > self._limits.max_header_bytes:
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        elif (
+            self._stage is _Stage.BODY
+            and self._num_bytes > _BODY_OVERHEAD * self._limits.max_body_bytes
+        ):
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
+
+    def _time(self, stage: _Stage) -> None:
+        """Gives a part of a request its time, or none where nothing is received."""
+        if self._receiving is not None:
+            self._receiving.cancel()
+            self._receiving = None
+        self._timed = stage
+        if stage is _Stage.NOTHING or self._deaf:
+            return
+        limits = self._limits
+        time_s = limits.header_timeout_s if stage is _Stage.HEAD else limits.body_timeout_s
+        self._receiving = self.loop.call_later(time_s, self._on_late)
+
+    def _on_late(self) -> None:
+        self._receiving = None
+        if self.flow.read_paused:  # it waits for us
+            self._time(self._stage)
+        elif self._stage is _Stage.NOTHING:  # nothing has come at all
+            self._cut_soon()
+        else:
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT)
+
+    # --- what is refused ----------------------------------------------------------------------
+
+    def _refuse(self, status: HTTPStatus) -> None:
+        """Takes nothing more; says why once what came before is answered, and hangs up."""
+        self._deaf, self._last_words = True, status
+        self._time(_Stage.NOTHING)
+        self._on_refused(http_error_code(status))
+        cycle = self._answering
+        if self._stage is _Stage.BODY:
+            if self.pipeline:
+                self.pipeline.popleft()  # the one that is being received; nobody has seen it
+            else:
+                assert cycle is not None
+                _leave(cycle)
+                if cycle.response_started:  # it has been answered already, wholly or in part
+                    self._cut_soon()
+                else:
+                    self._say_last_words()
+                return
+        if cycle is None or cycle.response_complete:
+            self._say_last_words()
+
+    def _say_last_words(self) -> None:
+        assert self._last_words is not None
+        response = http_error_response(self._last_words)
+        received = () if self._stage is _Stage.NOTHING else self.headers
+        headers = [
+            *response.raw_headers,
+            (HEADER, request_id_of(received)),
+            (b"connection", b"close"),
+        ]
+        lines = [b"%s: %s\r\n" % header for header in headers]
+        status_line = b"HTTP/1.1 %d %s\r\n" % (self._last_words, self._last_words.phrase.encode())
+        self._last_words = None
+        self.transport.write(b"".join([status_line, *lines, b"\r\n", bytes(response.body)]))
+        self._cut_soon()
+
+    def _cut_soon(self) -> None:
+        """Ends our side; a close with unread input would take back what was written last."""
+        self._deaf = True
+        if not self.transport.is_closing():
+            self.transport.write_eof()
+        if self._cutting is None:
+            self._cutting = self.loop.call_later(_LINGER_S, self.transport.abort)
+
+    # --- what is sent -------------------------------------------------------------------------
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answering = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            self._bound_sending()
+            return
+        assert self._answering is not None
+        if self._last_words is not None and self._answering.response_complete:
+            self._say_last_words()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._bound_sending()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._sending is not None:
+            self._sending.cancel()
+            self._sending = None
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        self._bound_sending()
+
+    def shutdown(self) -> None:
+        super().shutdown()
+        self._bound_sending()
+
+    def _bound_sending(self) -> None:
+        """Gives the client time to take what is buffered: an ordinary close waits for ever."""
+        self._unsent_bytes = self.transport.get_write_buffer_size()
+        if self._unsent_bytes and self._sending is None:
+            self._sending = self.loop.call_later(self._limits.send_timeout_s, self._on_unread)
+
+    def _on_unread(self) -> None:
+        self._sending = None
+        before = self._unsent_bytes
+        unsent = self.transport.get_write_buffer_size()
+        if 0 < unsent <= before - _LEAST_PROGRESS:
+            self._bound_sending()
+        elif unsent:
+            logger.warning("an answer was not read for %g s; cut off", self._limits.send_timeout_s)
+            self.transport.abort()
+
+
+def _leave(cycle: RequestResponseCycle) -> None:
+    """Tells the application that the client of a request has gone."""
+    cycle.disconnected = not cycle.response_complete
+    cycle.message_event.set()

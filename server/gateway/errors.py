@@ -34,6 +34,7 @@ from linker_core.errors import (
     RateLimitError,
     UnsupportedFormatError,
 )
+from server.gateway.request_ids import HEADER, SCOPE_KEY
 from server.metrics.serving import ServingMetrics
 
 logger = logging.getLogger(__name__)
@@ -61,13 +62,27 @@ _STATUS: dict[type[LinkerError], tuple[int, str]] = {
     InsufficientCapacityError: (507, "insufficient_capacity_error"),
 }
 _HTTP_CODES = {
+    400: ("invalid_request_error", "invalid_request_error", "This is no HTTP/1.1 request."),
     404: ("not_found", "not_found_error", "There is nothing at this path."),
     405: ("method_not_allowed", "invalid_request_error", "This path takes other methods."),
+    408: (
+        "request_timeout",
+        "timeout_error",
+        "The request did not arrive in time, and the connection is closed.",
+    ),
     413: ("request_too_large", "invalid_request_error", "The request body is too large."),
     415: (
         "unsupported_media_type",
         "invalid_request_error",
         "Compressed request bodies are not read; send plain JSON.",
+    ),
+    414: ("uri_too_long", "invalid_request_error", "The request's path is too long."),
+    429: ("too_many_connections", "rate_limit_error", "Too many connections from this address."),
+    431: ("headers_too_large", "invalid_request_error", "The request's headers are too large."),
+    503: (
+        "too_many_connections",
+        "service_unavailable_error",
+        "There are too many connections.",
     ),
 }
 REJECTION_REASONS = tuple(
@@ -97,6 +112,11 @@ def error_response(error: LinkerError) -> JSONResponse:
     return response
 
 
+def http_error_code(status: int) -> str:
+    """Returns the code of an error that HTTP itself defines."""
+    return _HTTP_CODES.get(status, ("other",))[0]
+
+
 def http_error_response(status: int, headers: Mapping[str, str] | None = None) -> JSONResponse:
     """Returns an error that HTTP itself defines, such as 405."""
     code, kind, message = _HTTP_CODES.get(
@@ -120,7 +140,7 @@ def install_error_handlers(
         response = http_error_response(error.status_code, error.headers)
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
             response.headers["Allow"] = ", ".join(sorted(_methods(routes, request)))
-        metrics.rejected(_HTTP_CODES.get(error.status_code, ("other",))[0])
+        metrics.rejected(http_error_code(error.status_code))
         return response
 
     async def on_bad_query(_request: Request, error: Exception) -> JSONResponse:
@@ -129,9 +149,12 @@ def install_error_handlers(
         metrics.rejected(InvalidRequestError.code)
         return error_response(InvalidRequestError(first["msg"], param=str(first["loc"][-1])))
 
-    async def on_our_fault(_request: Request, _error: Exception) -> JSONResponse:
+    async def on_our_fault(request: Request, _error: Exception) -> JSONResponse:
         # uvicorn hangs up after it; a client that is not told would send its next request there.
-        return _response(500, our_fault_body(), {"Connection": "close"})
+        response = _response(500, our_fault_body(), {"Connection": "close"})
+        if SCOPE_KEY in request.scope:  # answered outside of what names the others
+            response.raw_headers.append((HEADER, request.scope[SCOPE_KEY]))
+        return response
 
     app.add_exception_handler(LinkerError, on_linker_error)
     app.add_exception_handler(HTTPException, on_http_error)

@@ -33,11 +33,7 @@ def events_router(services: Services) -> APIRouter:
     )
     async def follow() -> EventStream:
         services.gate.check_open()
-        return EventStream(
-            _events(services),
-            metrics=services.metrics,
-            send_timeout_s=services.settings.http.send_timeout_s,
-        )
+        return EventStream(_events(services), metrics=services.metrics)
 
     return router
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncGenerator, Coroutine
 from contextlib import AsyncExitStack, aclosing
 from typing import Any, TypeVar
 
+import orjson
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from linker_core.errors import LinkerError
-from server.gateway.connection import cut
 from server.gateway.errors import error_body, error_response, our_fault_body
 from server.metrics.serving import ServingMetrics
 
@@ -28,15 +27,9 @@ class ClientLeftError(Exception):
     """The client closed the connection before its answer was ready."""
 
 
-class UnreadError(Exception):
-    """The client has not taken what was sent to it for too long."""
-
-
 def event(record: dict[str, Any]) -> bytes:
     """Returns one event; the text stays as it is, since clients read UTF-8."""
-    return (
-        b"data: " + json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
-    )
+    return b"data: " + orjson.dumps(record) + b"\n\n"
 
 
 async def unless_disconnected(request: Request, work: Coroutine[Any, Any, _Result]) -> _Result:
@@ -66,12 +59,12 @@ class EventStream(Response):
     """A stream of events whose response begins with the first of them.
 
     Until then an error is an ordinary response with its own status; afterwards it is an event,
-    followed by `[DONE]`. A client that leaves, or takes nothing for too long, closes the generator.
+    followed by `[DONE]`. A client that leaves closes the generator; one that takes nothing holds it
+    up, until the server that sends cuts the connection.
 
     Args:
         events: Encoded events, `[DONE]` included.
         metrics: Counts refusals.
-        send_timeout_s: How long one piece may wait for the client to take it.
         until_sent: What is closed once the response has ended.
     """
 
@@ -82,7 +75,6 @@ class EventStream(Response):
         events: AsyncGenerator[bytes, None],
         *,
         metrics: ServingMetrics,
-        send_timeout_s: float,
         until_sent: AsyncExitStack | None = None,
     ) -> None:
         super().__init__(status_code=200, media_type=self.media_type)
@@ -91,7 +83,6 @@ class EventStream(Response):
         self.headers["X-Accel-Buffering"] = "no"
         self._events = events
         self._metrics = metrics
-        self._send_timeout_s = send_timeout_s
         self._until_sent = until_sent or AsyncExitStack()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,10 +96,6 @@ class EventStream(Response):
             await asyncio.wait((stream, departure), return_when=asyncio.FIRST_COMPLETED)
             if stream.done():
                 stream.result()
-        except UnreadError:
-            logger.warning("a stream was not read for %g s; cut off", self._send_timeout_s)
-            if cut(scope):
-                await departure
         finally:
             await _cancel(stream, departure)
 
@@ -120,33 +107,24 @@ class EventStream(Response):
                     if not begun:
                         begun = True
                         await self._begin(send)
-                    await self._send(send, _body(chunk, more=True))
-            except UnreadError:
-                raise
+                    await send(_body(chunk, more=True))
             except LinkerError as error:
                 self._metrics.rejected(error.code)
                 if not begun:
                     await error_response(error)(scope, receive, send)
                     return
-                await self._send(send, _body(event(error_body(error)) + DONE, more=True))
+                await send(_body(event(error_body(error)) + DONE, more=True))
             except Exception:
                 if not begun:
                     raise  # answered as any other fault of ours
                 logger.exception("a stream broke through a fault of ours")
-                await self._send(send, _body(event(our_fault_body()) + DONE, more=True))
-            await self._send(send, _body(b"", more=False))
+                await send(_body(event(our_fault_body()) + DONE, more=True))
+            await send(_body(b"", more=False))
 
     async def _begin(self, send: Send) -> None:
         await send(
             {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
         )
-
-    async def _send(self, send: Send, message: Message) -> None:
-        try:
-            async with asyncio.timeout(self._send_timeout_s):
-                await send(message)
-        except TimeoutError:
-            raise UnreadError from None
 
 
 def _body(chunk: bytes, *, more: bool) -> Message:

@@ -172,7 +172,8 @@ class _Host(threading.Thread):
 
     async def _serve(self) -> None:
         services = build_services(self._settings, limits=self._limits, **self._commands)
-        server = uvicorn.Server(server_config(create_app(services)))
+        app, http = create_app(services), self._settings.http
+        server = uvicorn.Server(server_config(app, http, on_refused=services.metrics.rejected))
         self._stopping = asyncio.Event()
         await services.start(startup_requests(self._settings))
         port = self._listener.getsockname()[1]
