@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Generator, Mapping, Sequence
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from server.gateway.schemas.tools import Function
 from server.gateway.tools.calls import JsonSpan, Progress
@@ -58,8 +58,8 @@ def _schema_of(function: Function) -> str:
     if function.parameters is not None:
         schema = function.parameters
     # Who does not ask for strictness is not refused for what cannot be enforced.
-    options = _SPACING if function.strict else _SPACING | {"lenient": True}
-    return json.dumps(schema | {"type": "object", "x-guidance": options}, ensure_ascii=False)
+    options = _SPACING if function.strict else {**_SPACING, "lenient": True}
+    return json.dumps({**schema, "type": "object", "x-guidance": options}, ensure_ascii=False)
 
 
 class ForcedCalls:
@@ -88,7 +88,7 @@ class ForcedCalls:
         """Returns nothing: the beginning of a call that has no name yet says nothing."""
         return []
 
-    def _parse(self) -> Generator[None, str, NoReturn]:
+    def _parse(self) -> Generator[None, str, None]:
         """Takes the answer's characters one by one."""
         wire = self._wire
         char = yield from self._past(wire.opening + wire.before, (yield))
@@ -109,7 +109,8 @@ class ForcedCalls:
             if char != wire.separator[0]:
                 break
             char = yield from self._past(wire.separator + wire.before, char)
-        yield from self._only_content((yield from self._past(wire.ending, char)))
+        char = yield from self._past(wire.ending, char)
+        yield from self._only_content(char)
 
     def _past(self, literal: str, char: str) -> Generator[None, str, str]:
         """Takes what the grammar has written, and returns the character behind it."""
@@ -119,7 +120,7 @@ class ForcedCalls:
             char = yield
         return char
 
-    def _only_content(self, char: str) -> Generator[None, str, NoReturn]:
+    def _only_content(self, char: str) -> Generator[None, str, None]:
         """Takes whatever comes as content: something else than the grammar has written it."""
         while True:
             self._pieces.append(Content(char))
