@@ -2,6 +2,8 @@
 
 A browser sends the name that its page was loaded under, even where that name has come to mean
 127.0.0.1 since (DNS rebinding). So a server on the loopback answers to the loopback's names alone.
+A page may also call it by its true name: it cannot read the answer then, but could have had a model
+onboarded. Browsers say in `Origin` where such a request comes from.
 """
 
 from __future__ import annotations
@@ -63,18 +65,31 @@ class HostGuard:
 
         Raises:
             InvalidRequestError: No name, several, or none that could be one.
-            PermissionDeniedError: Another name.
+            PermissionDeniedError: Another name, or a page from elsewhere.
         """
+        for header, value in scope["headers"]:
+            if header == b"origin" and not self._is_ours(value.partition(b"://")[2]):
+                raise PermissionDeniedError(
+                    "Pages of other sites may not use this server; have it started with "
+                    "--allowed-host and the site's name.",
+                    param="Origin",
+                )
         hosts = [value for name, value in scope["headers"] if name == b"host"]
         if not hosts and scope["http_version"] == "1.0":
             return  # which had no such header; browsers have not spoken it for long
-        match = _HOST.fullmatch(hosts[0]) if len(hosts) == 1 else None
-        if match is None:
+        if len(hosts) != 1 or _HOST.fullmatch(hosts[0]) is None:
             raise InvalidRequestError("A request needs one Host header.", param="Host")
-        name = match[1].decode().lower().strip("[]")
-        if not self._any and name not in self._allowed and not is_loopback(name):
+        if not self._is_ours(hosts[0]):
             raise PermissionDeniedError(
                 "This server does not answer to that name; call it localhost, or have it started "
                 "with --allowed-host and the name.",
                 param="Host",
             )
+
+    def _is_ours(self, host: bytes) -> bool:
+        """Whether the server answers to a name, written with its port or without."""
+        if self._any:
+            return True
+        match = _HOST.fullmatch(host)
+        name = "" if match is None else match[1].decode().lower().strip("[]")
+        return name in self._allowed or is_loopback(name)

@@ -12,7 +12,11 @@ from server.metrics.serving import ServingMetrics
 
 
 def status_of(
-    *hosts: str, bound: str = "127.0.0.1", allowed: tuple[str, ...] = (), version: str = "1.1"
+    *hosts: str,
+    bound: str = "127.0.0.1",
+    allowed: tuple[str, ...] = (),
+    version: str = "1.1",
+    origin: str | None = None,
 ) -> int:
     """Returns what a request with these Host headers is answered; 200 where it gets through."""
     statuses: list[int] = []
@@ -28,7 +32,10 @@ def status_of(
     scope = {
         "type": "http",
         "http_version": version,
-        "headers": [(b"host", host.encode("latin-1")) for host in hosts],
+        "headers": [
+            *((b"host", host.encode("latin-1")) for host in hosts),
+            *([] if origin is None else [(b"origin", origin.encode())]),
+        ],
     }
     asyncio.run(guard(scope, None, send))  # type: ignore[arg-type]
     [status] = statuses
@@ -103,3 +110,20 @@ def test_server_beyond_the_loopback_answers_to_any_name_unless_some_are_named() 
 )  # fmt: skip
 def test_loopback_is_this_machine_and_nobody_beyond_it(host: str, expected: bool) -> None:
     assert is_loopback(host) is expected
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [
+        ("http://localhost:3000", 200), ("http://127.0.0.1", 200), ("http://[::1]:8000", 200),
+        ("https://chat.example", 200), ("http://evil.example", 403), ("null", 403), ("", 403),
+        ("http://localhost.evil.example", 403), ("http://localhost@evil.example", 403),
+        ("file://", 403), ("http://evil.example://localhost", 403), ("localhost", 403),
+    ],
+)  # fmt: skip
+def test_page_of_another_site_is_refused_ray_cve_2025_62593(origin: str, status: int) -> None:
+    assert status_of("localhost", allowed=("chat.example",), origin=origin) == status
+
+
+def test_server_of_any_name_takes_pages_of_any_site() -> None:
+    assert status_of("here.example", bound="0.0.0.0", origin="http://evil.example") == 200
