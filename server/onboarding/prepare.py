@@ -10,8 +10,10 @@ from pathlib import Path
 
 from linker_core.errors import BadCheckpointError
 from linker_core.sharing.delta import DeltaFile, open_weights
+from linker_core.text.files import read_tokenizer_files
 from linker_core.text.template_source import TemplateSource
 from linker_core.text.tokenizer import Tokenizer
+from linker_core.text.trial import pass_trial
 from linker_core.weights.architecture import CONFIG_FILE, ModelConfig, parse_config
 from linker_core.weights.checkpoint import Checkpoint, Identity
 from linker_core.weights.files import open_directory, read_json, refuse_foreign_formats
@@ -26,18 +28,23 @@ _MAX_CONFIG_BYTES = 1 << 20
 def read_text_side(path: Path) -> TextSide:
     """Validates headers, config, tokenizer and template of a checkpoint or a delta folder.
 
+    What a stranger's tokenizer or template does is first seen in a process of its own.
+
     Raises:
         BadCheckpointError: Damaged or dishonest files.
         UnsupportedFormatError: Not safetensors, or an architecture outside the allow-list.
     """
     with open_weights(path) as weights:
         delta = weights.plan if isinstance(weights, DeltaFile) else None
+        files, template = read_tokenizer_files(path), TemplateSource.load(path)
+        pass_trial(files, template)
+        tokenizer = Tokenizer.of(files)
         return TextSide(
             path=path,
             identity=weights.identity,
             config=weights.config,
-            tokenizer=Tokenizer.load(path),
-            template=TemplateSource.load(path),
+            tokenizer=tokenizer,
+            template=template,
             eos_token_ids=weights.eos_token_ids,
             generation=dict(weights.generation),
             checkpoint_bytes=weights.nbytes if delta is None else delta.checkpoint_bytes,
