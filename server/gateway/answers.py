@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
-import uuid
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
+import orjson
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import Response
 
 from linker_core.errors import InvalidRequestError, LinkerError
 from server.bridge.client import EngineClient
@@ -75,8 +76,9 @@ class Answer(ABC, Generic[_Request]):
         self._model = model
         self._deadlines = deadlines
         self._caller = EVERYBODY
-        # An id of our own making; clients' ids are never used inside.
-        self._id = f"{self.id_prefix}-{uuid.uuid4().hex}"
+        # An id of our own making; clients' ids are never used inside. Nothing rests on its being
+        # secret, so the system is not asked for chance.
+        self._id = f"{self.id_prefix}-{random.getrandbits(128):032x}"
         self._created = int(time.time())
         self._specs: Sequence[SequenceSpec] = ()
         self._num_cached: dict[int, int] = {}  # prompt tokens found in the cache, by choice
@@ -171,10 +173,11 @@ class Answer(ABC, Generic[_Request]):
             raise InvalidRequestError(
                 "stream_options is only for stream: true.", param="stream_options"
             )
-        return JSONResponse(await unless_disconnected(http_request, self.whole()))
+        whole = await unless_disconnected(http_request, self.whole())
+        return Response(whole, media_type="application/json")
 
-    async def whole(self) -> Json:
-        """Returns the answer when all of it is there.
+    async def whole(self) -> bytes:
+        """Returns the answer, as JSON, when all of it is there.
 
         Raises:
             LinkerError: A sequence failed.
@@ -186,13 +189,21 @@ class Answer(ABC, Generic[_Request]):
                 for delta in deltas:
                     num_tokens += delta.is_answer
                     collected[delta.index].add(delta)
-        # Off the event loop: every token of every prompt may have its text to be found.
+        if not self._reports:
+            return self._whole(collected, num_tokens)
+        # Off the event loop: every token of every prompt has its text to be found.
         return await asyncio.to_thread(self._whole, collected, num_tokens)
 
-    def _whole(self, collected: Sequence[Collected], num_tokens: int) -> Json:
+    @property
+    def _reports(self) -> bool:
+        """Whether the answer says how likely its tokens, or those of its prompt, were."""
+        sampling = self._specs[0].sampling
+        return sampling.logprobs is not None or sampling.prompt_logprobs is not None
+
+    def _whole(self, collected: Sequence[Collected], num_tokens: int) -> bytes:
         choices = [self._choice(index, choice) for index, choice in enumerate(collected)]
         more = {"usage": self._usage(num_tokens)} | self._beside_choices(collected[0].deltas[0])
-        return self._record(self.whole_object, choices, more)
+        return orjson.dumps(self._record(self.whole_object, choices, more))
 
     async def stream(self) -> AsyncGenerator[bytes, None]:
         """Yields encoded events, those that wait together as one write, `[DONE]` last.

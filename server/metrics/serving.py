@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 _TTFT_BUCKETS_S = (
@@ -15,6 +18,17 @@ _PHASE_BUCKETS_S = (
 FINISHED_REASONS = ("stop", "length", "abort", "error")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Series:
+    """Those of one model, found once: looking them up by label takes longer than counting."""
+
+    prompt_tokens: Counter
+    generation_tokens: Counter
+    success: Mapping[str, Counter]  # by how sequences ended
+    ttft: Histogram
+    e2e: Histogram
+
+
 class ServingMetrics:
     """What requests cost and how they ended.
 
@@ -24,7 +38,7 @@ class ServingMetrics:
     """
 
     def __init__(self, registry: CollectorRegistry, *, rejection_reasons: tuple[str, ...]) -> None:
-        self._models: set[str] = set()
+        self._series: dict[str, _Series] = {}  # by model
         self._reasons = frozenset(rejection_reasons)
         self._prompt_tokens = Counter(
             "linker_prompt_tokens", "Prompt tokens processed.", ["model"], registry=registry
@@ -60,15 +74,17 @@ class ServingMetrics:
 
     def add_model(self, name: str) -> None:
         """Shows a model's series, at 0 until something happens."""
-        self._models.add(name)
-        for metric in (self._prompt_tokens, self._generation_tokens, self._ttft, self._e2e):
-            metric.labels(name)
-        for reason in FINISHED_REASONS:
-            self._success.labels(name, reason)
+        self._series[name] = _Series(
+            prompt_tokens=self._prompt_tokens.labels(name),
+            generation_tokens=self._generation_tokens.labels(name),
+            success={reason: self._success.labels(name, reason) for reason in FINISHED_REASONS},
+            ttft=self._ttft.labels(name),
+            e2e=self._e2e.labels(name),
+        )
 
     def remove_model(self, name: str) -> None:
         """Drops a deleted model's series."""
-        self._models.discard(name)
+        self._series.pop(name, None)
         for metric in (self._prompt_tokens, self._generation_tokens, self._ttft, self._e2e):
             metric.remove(name)
         for reason in FINISHED_REASONS:
@@ -80,16 +96,16 @@ class ServingMetrics:
 
     def first_token(self, model: str, *, after_s: float) -> None:
         """Notes a request's first token."""
-        if model in self._models:
-            self._ttft.labels(model).observe(after_s)
+        if (series := self._series.get(model)) is not None:
+            series.ttft.observe(after_s)
 
     def finished(
         self, model: str, *, reason: str, prompt_tokens: int, tokens: int, after_s: float
     ) -> None:
         """Notes the end of a sequence; of a model that was deleted meanwhile nothing is kept."""
-        if model not in self._models:
+        if (series := self._series.get(model)) is None:
             return
-        self._prompt_tokens.labels(model).inc(prompt_tokens)
-        self._generation_tokens.labels(model).inc(tokens)
-        self._success.labels(model, reason).inc()
-        self._e2e.labels(model).observe(after_s)
+        series.prompt_tokens.inc(prompt_tokens)
+        series.generation_tokens.inc(tokens)
+        series.success[reason].inc()
+        series.e2e.observe(after_s)
