@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 
 from linker_core.errors import LinkerError
+from server.cli.discreet import DiscreetFormatter
 
 COMMANDS = {
     "serve": "serve many variants of one model over OpenAI's HTTP API",
@@ -52,9 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     module.add_arguments(parser)
     parsed = parser.parse_args(arguments[1:])
-    logging.basicConfig(
-        level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s"
-    )
+    log = logging.StreamHandler(sys.stderr)
+    log.setFormatter(DiscreetFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[log])
     try:
         status = int(module.run(parsed))
         sys.stdout.flush()

@@ -10,12 +10,19 @@ import sys
 from pathlib import Path
 
 from server.cli import main, serve
+from server.gateway.completions import CompletionAnswer
 from server.gateway.services import build_services
 from server.onboarding.last_use import LastUse
 from tests.server.cached_scan import CACHED_SCAN
 
 ENGINE_VARIABLE = "LINKER_TEST_ENGINE"  # the engine's command line as JSON
 BREAK_VARIABLE = "LINKER_TEST_BREAK_AT"  # a file; once it exists, a background task fails
+QUOTE_VARIABLE = "LINKER_TEST_QUOTE"  # if it is set, every completion meets a fault of ours
+
+
+def _quote(answer: CompletionAnswer) -> None:
+    """Fails as code does that names what it was given."""
+    raise KeyError(answer._request.prompt)
 
 
 async def _break_at(path: Path) -> None:
@@ -33,4 +40,6 @@ if __name__ == "__main__":
     if BREAK_VARIABLE in os.environ:
         sign = Path(os.environ[BREAK_VARIABLE])
         setattr(LastUse, "flush", lambda _self: _break_at(sign))  # noqa: B010
+    if QUOTE_VARIABLE in os.environ:
+        CompletionAnswer.prepare = _quote  # type: ignore[method-assign]
     sys.exit(main.main(["serve", *sys.argv[1:]]))

@@ -106,7 +106,7 @@ def test_file_and_flags_together_imply_the_policy(
     "arguments",
     [
         ("--model", "a"), ("--model", "=x"), ("--model", "a="), ("--memory-budget", "lots"),
-        ("--max-model-len", "0"), ("--port", "70000"), ("--host", "0.0.0.0"),
+        ("--max-model-len", "0"), ("--port", "70000"),
         ("--config", "/nothing.yaml"), ("--models-root", "/nothing"),
     ],
 )  # fmt: skip
@@ -148,11 +148,6 @@ def test_sharing_that_plans_nothing_is_refused_at_the_start(
     with pytest.raises(InvalidRequestError) as caught:
         startup_requests(settings(*arguments))
     assert caught.value.param == param
-
-
-def test_open_interface_needs_no_auth_to_be_said() -> None:
-    assert settings("--host", "0.0.0.0", "--no-auth").http.host == "0.0.0.0"
-    assert settings("--host", "::1").http.host == "::1"
 
 
 class Served:
