@@ -1,19 +1,21 @@
-"""Two servers that clients talk to: one with the real engine, one that says what it is told."""
+"""Servers that clients talk to: with the real engine, and with one that says what it is told."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from server.bridge.supervisor import SupervisionLimits
+from server.registry.records import Role
 from tests.clients.environments import Addresses
 from tests.clients.programs.scenarios import DONOR, VARIANT
 from tests.server.cached_scan import CACHE_VARIABLE
 from tests.server.fake_engine import Fault
+from tests.server.keyed import give_key
 from tests.server.live import LiveServer, live_server
 from tests.tiny import make_checkpoint, make_variant
 
@@ -83,8 +85,34 @@ def echoing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
         yield live
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guarded:
+    """A server that wants keys, and some by name."""
+
+    live: LiveServer
+    keys: dict[str, str]
+
+
 @pytest.fixture(scope="session")
-def addresses(answering: LiveServer, echoing: LiveServer) -> Addresses:
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+    """The fake engine behind keys: a client's, and one for a single request a minute."""
+    root, state = tmp_path_factory.mktemp("guarded"), tmp_path_factory.mktemp("state")
+    keys = {
+        "client": give_key(state, Role.CLIENT).key,
+        "slow": give_key(state, Role.CLIENT, requests_per_minute=1).key,
+    }
+    with live_server(state, models=chat_family(root, ECHO_TEMPLATE)) as live:
+        live.until_ready()
+        yield Guarded(live=live, keys=keys)
+
+
+@pytest.fixture(scope="session")
+def addresses(answering: LiveServer, echoing: LiveServer, guarded: Guarded) -> Addresses:
     """What programs are told."""
-    faults = {fault.name: fault.value for fault in Fault}
-    return Addresses(answering=answering.url, echoing=echoing.url, faults=faults)
+    return Addresses(
+        answering=answering.url,
+        echoing=echoing.url,
+        guarded=guarded.live.url,
+        keys=guarded.keys,
+        faults={fault.name: fault.value for fault in Fault},
+    )

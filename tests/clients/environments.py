@@ -21,6 +21,8 @@ class Addresses:
 
     answering: str
     echoing: str
+    guarded: str
+    keys: dict[str, str]
     faults: dict[str, int]
 
 

@@ -61,3 +61,23 @@ def test_errors_are_recognised_for_what_they_are(found: Findings) -> None:
 
 def test_every_model_answers_under_its_own_name(found: Findings) -> None:
     assert found["both_models"] == {DONOR: DONOR, VARIANT: VARIANT}
+
+
+def test_agent_calls_and_reads_results(found: Findings) -> None:
+    loop = found["tools"]
+    assert loop["calls"]
+    for call in (*loop["calls"], *loop["streamed"]):
+        assert call["city"] in ("Oslo", "Rome")
+        assert call["days"] in (1, 2)
+    assert loop["streamed"] == loop["calls"]
+    assert loop["reason"] == "tool_calls"
+    expected = [f"{call['days']} drops in {call['city']}" for call in loop["calls"]]
+    assert loop["results"] == expected
+    assert loop["last"]
+
+
+def test_call_among_text_is_found_and_its_result_sent_back(found: Findings) -> None:
+    auto = found["auto"]
+    assert auto["calls"] == [{"city": "Oslo", "days": 2}]
+    assert auto["text"].strip() == "So"
+    assert auto["last"] == "2 drops in Oslo"

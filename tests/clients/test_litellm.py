@@ -44,6 +44,20 @@ def test_errors_become_the_exceptions_that_users_catch(found: Findings) -> None:
     assert found["exceptions"] == {
         "unknown": "NotFoundError",
         "bad": "BadRequestError",
+        "stranger": "AuthenticationError",
         "long": "ContextWindowExceededError",
         "numbers": "InternalServerError",
     }
+
+
+def test_calls_are_read_whole_and_in_pieces_and_results_sent_back(found: Findings) -> None:
+    tools = found["tools"]
+    said = []
+    for name in ("whole", "rebuilt"):
+        choice = tools[name]["choices"][0]
+        assert choice["finish_reason"] == "tool_calls"
+        calls = choice["message"]["tool_calls"]
+        said.append([call["function"]["arguments"] for call in calls])
+    assert said[0] == said[1] != []
+    assert all(json.loads(arguments)["city"] in ("Oslo", "Rome") for arguments in said[0])
+    assert tools["last"]

@@ -173,3 +173,19 @@ def test_headers_name_the_request_and_the_stream(faults: Findings) -> None:
     assert found["whole"]["content-type"] == "application/json"
     assert found["stream"]["content-type"].startswith("text/event-stream")
     assert found["last_lines"] == ["", "data: [DONE]", ""]
+
+
+def test_keys_open_what_they_are_for(faults: Findings) -> None:
+    found = faults["keys"]
+    assert found["good"] == "hi"
+    said = {
+        name: (found[name]["class"], found[name]["status"], found[name]["code"])
+        for name in ("stranger", "not_for_clients", "too_fast")
+    }
+    assert said == {
+        "stranger": ("AuthenticationError", 401, "invalid_api_key"),
+        "not_for_clients": ("PermissionDeniedError", 403, "permission_denied"),
+        "too_fast": ("RateLimitError", 429, "rate_limit_exceeded"),
+    }
+    assert 1 <= int(found["too_fast"]["headers"]["retry-after"]) <= 120
+    assert found["stranger"]["headers"]["www-authenticate"] == "Bearer"

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import openai
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage
 from langchain_core.runnables import Runnable
+from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI, OpenAI
 from pydantic import BaseModel, Field, SecretStr
 
@@ -92,6 +93,46 @@ def structured(servers: Servers) -> object:
     return {"json_schema": ask("json_schema"), "function_calling": ask("function_calling")}
 
 
+@tool
+def rain(city: Literal["Oslo", "Rome"], days: Literal[1, 2]) -> str:
+    """Says how much it will rain."""
+    return f"{days} drops in {city}"
+
+
+def tools(servers: Servers) -> object:
+    """The loop of an agent, with calls that the model has to make."""
+    chat = chat_of(servers, **FREELY).bind_tools([rain], tool_choice="required")
+    answer = chat.invoke(DIALOGUE)
+    results = [rain.invoke(dict(call) | {"type": "tool_call"}) for call in answer.tool_calls]
+    last = chat_of(servers).bind_tools([rain], tool_choice="none")
+    pieces = list(chat.stream(DIALOGUE))
+    whole = pieces[0]
+    for piece in pieces[1:]:
+        whole = whole + piece
+    return {
+        "calls": [call["args"] for call in answer.tool_calls],
+        "reason": answer.response_metadata["finish_reason"],
+        "results": [result.content for result in results],
+        "last": last.invoke([*DIALOGUE, answer, *results]).content,
+        "streamed": [call["args"] for call in whole.tool_calls],
+    }
+
+
+def auto(servers: Servers) -> object:
+    """The echoing server says what it is told, here a call among text."""
+    call = '<tool_call>{"name": "rain", "arguments": {"city": "Oslo", "days": 2}}</tool_call>'
+    chat = ChatOpenAI(
+        base_url=f"{servers['echoing']}/v1", api_key=SecretStr("any"), model=VARIANT, max_retries=0
+    ).bind_tools([rain])
+    answer = chat.invoke([HumanMessage(f"So {call}")])
+    results = [rain.invoke(dict(call) | {"type": "tool_call"}) for call in answer.tool_calls]
+    return {
+        "text": answer.content,
+        "calls": [call["args"] for call in answer.tool_calls],
+        "last": chat.invoke([*DIALOGUE, answer, *results]).content,
+    }
+
+
 def completion(servers: Servers) -> object:
     model = OpenAI(
         base_url=f"{servers['answering']}/v1",
@@ -134,6 +175,8 @@ def main() -> None:
             "batch": batch,
             "logprobs": logprobs,
             "structured": structured,
+            "tools": tools,
+            "auto": auto,
             "completion": completion,
             "errors": errors,
             "both_models": both_models,

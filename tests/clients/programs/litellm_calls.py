@@ -89,6 +89,42 @@ def structured(servers: Servers) -> object:
     return answer.choices[0].message.content
 
 
+def tools(servers: Servers) -> object:
+    function = {
+        "name": "rain",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"enum": ["Oslo", "Rome"]}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+    }
+    asked = {
+        "messages": MESSAGES,
+        "tools": [{"type": "function", "function": function}],
+        "tool_choice": "required",
+        "temperature": 1,
+        "seed": 2,
+        "max_tokens": 400,
+    }
+    whole = litellm.completion(**common(servers), **asked)
+    pieces = list(litellm.completion(**common(servers), **asked, stream=True))
+    rebuilt = litellm.stream_chunk_builder(pieces, messages=MESSAGES)
+    message = whole.choices[0].message
+    results = [
+        {"role": "tool", "tool_call_id": call.id, "content": "wet"} for call in message.tool_calls
+    ]
+    dialogue = [*MESSAGES, message.model_dump(), *results]
+    last = litellm.completion(
+        **common(servers), **(asked | {"messages": dialogue, "tool_choice": "none"})
+    )
+    return {
+        "whole": whole.model_dump(),
+        "rebuilt": rebuilt.model_dump(),
+        "last": last.choices[0].message.content,
+    }
+
+
 def exceptions(servers: Servers) -> object:
     def failed(work: Callable[[], object]) -> str:
         try:
@@ -100,10 +136,12 @@ def exceptions(servers: Servers) -> object:
     def ask(model: str = VARIANT, **more: Any) -> Callable[[], object]:
         return lambda: litellm.completion(**common(servers, model), messages=MESSAGES, **more)
 
+    guarded = common(servers) | {"api_base": f"{servers['guarded']}/v1"}
     fault = [servers["faults"]["FAIL"], 50]
     return {
         "unknown": failed(ask("nobody")),
         "bad": failed(ask(temperature=-1)),
+        "stranger": failed(lambda: litellm.completion(**guarded, messages=MESSAGES)),
         "long": failed(ask(max_tokens=10**6)),
         "numbers": failed(
             lambda: litellm.text_completion(
@@ -126,6 +164,7 @@ def main() -> None:
             "vllm_provider": vllm_provider,
             "text_completion": text_completion,
             "structured": structured,
+            "tools": tools,
             "exceptions": exceptions,
         }
     )

@@ -160,6 +160,25 @@ def headers(servers: Servers) -> object:
             }
 
 
+def keys(servers: Servers) -> object:
+    def client(key: str) -> openai.OpenAI:
+        return openai.OpenAI(base_url=f"{servers['guarded']}/v1", api_key=key, max_retries=0)
+
+    def ask(with_key: openai.OpenAI) -> str | None:
+        answer = with_key.chat.completions.create(model=DONOR, messages=HI)
+        return answer.choices[0].message.content
+
+    good, slow = client(servers["keys"]["client"]), client(servers["keys"]["slow"])
+    with client("wrong") as stranger, good, slow:
+        return {
+            "stranger": described(lambda: ask(stranger)),
+            "good": ask(good),
+            "not_for_clients": described(lambda: good.models.delete(VARIANT)),
+            # Other versions may have used the minute up already.
+            "too_fast": described(lambda: [ask(slow) for _ in range(2)]),
+        }
+
+
 def main() -> None:
     """Runs every scenario."""
     run(
@@ -170,6 +189,7 @@ def main() -> None:
             "dead_engine": dead_engine,
             "impatience": impatience,
             "headers": headers,
+            "keys": keys,
         }
     )
 

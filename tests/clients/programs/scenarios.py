@@ -13,10 +13,12 @@ from typing import TypedDict
 
 
 class Servers(TypedDict):
-    """Where the two servers are, and how to talk to them."""
+    """Where the servers are, and how to talk to them."""
 
     answering: str  # the real engine: tiny random models
     echoing: str  # an engine that answers with the last message; prompts of ids may ask for faults
+    guarded: str  # like it, for those who have keys
+    keys: dict[str, str]  # the guarded server's: "client", and "slow" for one request a minute
     faults: dict[str, int]  # the first token of a prompt that asks the echoing server for one
 
 
