@@ -23,6 +23,8 @@ from server.bridge.process import ENGINE_COMMAND, EngineProcess
 
 logger = logging.getLogger(__name__)
 
+_MAX_LATE_POLLS = 2  # a look at the heartbeat that comes later than that counts as if it had not
+
 
 class EngineState(StrEnum):
     """Where the engine stands."""
@@ -43,6 +45,7 @@ class SupervisionLimits:
     start_s: float = 300.0  # importing torch from a cold disk takes a while
     stall_s: float = 4.5  # then the server is not ready; with poll_s, within five seconds
     stall_kill_s: float = 60.0  # then the engine is killed
+    dead_s: float = 420.0  # without a beat, restarts included; then the server is not alive
     backoff_s: float = 0.2  # doubles with every crash in the window
     crash_window_s: float = 300.0
     max_crashes: int = 5  # in the window; one more gives up
@@ -80,8 +83,18 @@ class EngineSupervisor:
         self._crashes: deque[float] = deque()
         self._process: EngineProcess | None = None
         self._client: EngineClient | None = None
+        self._beat_at = time.monotonic()  # or when there began to be one to wait for
         self.state = EngineState.STARTING
         self.given_up = asyncio.Event()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the engine works, or may yet: it has not stood still for too long.
+
+        False is for whoever restarts the whole server; `state` says whether it may be used.
+        """
+        silent_s = time.monotonic() - self._beat_at
+        return self.state is not EngineState.GIVEN_UP and silent_s <= self._limits.dead_s
 
     @property
     def client(self) -> EngineClient:
@@ -197,20 +210,26 @@ class EngineSupervisor:
         return True
 
     async def _watch(self, process: EngineProcess, client: EngineClient) -> None:
-        """Follows the heartbeat until the engine is gone or has to go."""
-        beat, beat_at = process.heartbeat(), time.monotonic()
+        """Follows the heartbeat until the engine is gone or has to go.
+
+        Only time in which it was looked at counts: a server that stood still itself, or a machine
+        that did, says nothing about the engine.
+        """
+        beat, looked_at, still_s = process.heartbeat(), time.monotonic(), 0.0
         while not client.closed.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._limits.poll_s):
                     await client.closed.wait()
             now = time.monotonic()
+            still_s += min(now - looked_at, _MAX_LATE_POLLS * self._limits.poll_s)
+            looked_at = now
             if process.heartbeat() != beat:
-                beat, beat_at = process.heartbeat(), now
+                beat, still_s, self._beat_at = process.heartbeat(), 0.0, now
                 self.state = EngineState.RUNNING
-            elif now - beat_at > self._limits.stall_kill_s:
-                logger.error("the engine stood still for %.0f s; killing it", now - beat_at)
+            elif still_s > self._limits.stall_kill_s:
+                logger.error("the engine stood still for %.0f s; killing it", still_s)
                 return
-            elif now - beat_at > self._limits.stall_s and self.state is EngineState.RUNNING:
+            elif still_s > self._limits.stall_s and self.state is EngineState.RUNNING:
                 logger.warning("the engine stands still")
                 self.state = EngineState.STALLED
 

@@ -19,15 +19,21 @@ def probes_router(services: Services) -> APIRouter:
 
     @router.head("/health", include_in_schema=False)
     @router.get("/health")
-    async def health() -> dict[str, Any]:
-        # Alive means that this process answers; whether work gets done is readiness.
-        return {"status": "ok"}
+    async def health() -> JSONResponse:
+        # Alive means that a restart would mend nothing; whether work gets done is readiness.
+        if services.engine.is_alive:
+            return JSONResponse({"status": "ok"})
+        body = {"status": "dead", "reason": f"the engine is {services.engine.state.value}"}
+        return JSONResponse(body, status_code=503, headers={"Retry-After": "1"})
 
     @router.head("/ready", include_in_schema=False)
     @router.get("/ready")
     async def ready() -> JSONResponse:
         reason = services.why_not_ready()
         if reason is None:
+            degraded = services.why_degraded()
+            if degraded is not None:
+                return JSONResponse({"status": "degraded", "reason": degraded})
             return JSONResponse({"status": "ready"})
         headers = {"Retry-After": "1"}
         body = {"status": "not_ready", "reason": reason}

@@ -20,6 +20,7 @@ from server.gateway.errors import REJECTION_REASONS
 from server.gateway.gate import Gate
 from server.gateway.hosts import is_loopback
 from server.gateway.keys import KeyRing
+from server.gateway.text_threads import TextThreads
 from server.metrics.admission import AdmissionMetrics
 from server.metrics.collector import FleetCollector
 from server.metrics.evictions import EvictionMetrics
@@ -45,6 +46,7 @@ from server.onboarding.timing import STAGES
 from server.onboarding.tuner import TUNE_COMMAND, Tuner
 from server.onboarding.twin_rows import TwinRows
 from server.onboarding.twins import Twins
+from server.registry.health import watch
 from server.registry.lock import StateLock
 from server.registry.records import ModelRecord, ModelState
 from server.registry.store import Registry
@@ -82,6 +84,7 @@ class Services:
     keys: KeyRing
     replays: Replays
     templates: Templates
+    text_threads: TextThreads
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def start(self, startup: Sequence[OnboardRequest]) -> None:
@@ -95,6 +98,7 @@ class Services:
             onboarder.flush(),
             self.keep_alive.run(),
             self.keys.follow(),
+            watch(self.registry),
         ):
             self.tasks.append(asyncio.ensure_future(work))
 
@@ -105,6 +109,7 @@ class Services:
         # Together: what waits for the engine ends with it.
         parts = (self.on_demand.stop(), self.evictions.stop(), self.templates.close())
         await asyncio.gather(*self.tasks, *parts, return_exceptions=True)
+        self.text_threads.close()
         with contextlib.suppress(OSError):
             await self.onboarder.flush_once()
         self.registry.close()
@@ -148,6 +153,10 @@ class Services:
         if not unloaded and not self.catalog.models():
             return "no model can be served"
         return None
+
+    def why_degraded(self) -> str | None:
+        """Returns what a server that is ready cannot do, or None if it can do everything."""
+        return "the registry cannot be written" if self.registry.is_failing else None
 
 
 def build_services(
@@ -297,13 +306,14 @@ def build_services(
         sharing=SharingExposition(models=roster.models, registry=registry),
         gate=gate,
         keys=KeyRing(
-            registry.keys,
+            registry.api_keys,
             no_auth=settings.http.no_auth,
             is_private=is_loopback(settings.http.host),
             on_change=gate.quotas.keep,
         ),
         replays=Replays(registry),
         templates=Templates(),
+        text_threads=TextThreads(),
     )
     catalog.on_moved = rows.note_moved
     exposition.register(

@@ -143,6 +143,6 @@ def _create(url: URL) -> Engine:
 
 def _check_pages(engine: Engine) -> None:
     with engine.connect() as connection:
-        found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalars().all()
+        found = connection.exec_driver_sql("PRAGMA integrity_check(1)").scalars().all()
     if found != ["ok"]:
         raise unusable(engine.url, f"it is damaged ({found[0]})")

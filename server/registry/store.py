@@ -48,6 +48,7 @@ logger = logging.getLogger(__name__)
 
 MAX_REPLAYS = 4096  # clients choose keys, and one that asks for the same again adds one each time
 MAX_TUNINGS_PER_PAIR = 16  # each holds a frontier: every tensor of some twenty plans
+_PROBE = ""  # no idempotency key is empty
 _NUL = "\0"  # which PostgreSQL takes in no text, so that no row holds it
 _ROWS: Mapping[type[Record], type[Base]] = {
     ModelRecord: ModelRow,
@@ -64,6 +65,12 @@ class Registry:
     def __init__(self, engine: Engine, tenure: Tenure | None) -> None:
         self._engine = engine
         self._tenure = tenure
+        self._is_failing = False
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether it could not be used the last time, and no `probe` has succeeded since."""
+        return self._is_failing
 
     @classmethod
     def open(cls, url: str | URL) -> Self:
@@ -100,13 +107,28 @@ class Registry:
         except (IntegrityError, DataError):
             raise  # the rows are to blame
         except TakenError as error:
+            self._is_failing = True
             logger.warning("another server has taken the registry")
             msg = "Another server has taken the registry; stop one of the two."
             raise NotReadyError(msg) from error
         except (DBAPIError, PoolTimeoutError) as error:
+            self._is_failing = True
             logger.warning("the registry failed: %s", reason_of(error))
             msg = "The registry cannot be used at the moment; try again later."
             raise NotReadyError(msg) from error
+
+    def probe(self) -> None:
+        """Finds out whether it can be written: asks for the right to, and once it fails, writes.
+
+        Raises:
+            NotReadyError: It cannot be written.
+        """
+        with self._transaction() as session:
+            if self._is_failing:  # a full disk shows in nothing less
+                session.merge(ReplayRow(key=_PROBE, digest="", job="", created_at=0.0))
+                session.flush()
+            session.execute(remove(ReplayRow).where(ReplayRow.key == _PROBE))
+        self._is_failing = False
 
     def save(self, *records: Record) -> None:
         """Inserts or replaces rows, all of them in one transaction."""

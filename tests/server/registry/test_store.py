@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import itertools
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from sqlalchemy import event
-from sqlalchemy.engine import URL
+from sqlalchemy.engine import URL, Connection
 from sqlalchemy.exc import IntegrityError, StatementError
 
-from linker_core.errors import ConflictError
+from linker_core.errors import ConflictError, NotReadyError
 from server.registry import store
 from server.registry.records import (
     BaseRecord,
@@ -231,3 +234,38 @@ def test_listing_of_jobs_is_limited_to_the_newest(registry: Registry) -> None:
 def test_unfinished_jobs_are_found(registry: Registry) -> None:
     registry.save(JOB, replace(JOB, id="done", status=JobStatus.FAILED, finished_at=12.0))
     assert registry.unfinished_jobs() == [JOB]
+
+
+def test_registry_that_cannot_be_written_says_so_until_it_can(tmp_path: Path) -> None:
+    path = tmp_path / "r.sqlite3"
+    registry = Registry.open(f"sqlite:///{path}")
+    registry.probe()
+    assert not registry.is_failing
+    with closing(sqlite3.connect(path)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(NotReadyError):
+            registry.probe()
+        assert registry.is_failing
+        assert registry.models() == []  # what can be read still is
+        assert registry.is_failing
+        other.rollback()
+    registry.probe()
+    assert not registry.is_failing
+    registry.close()
+
+
+def test_full_registry_is_failing_until_there_is_room(tmp_path: Path) -> None:
+    registry = Registry.open(f"sqlite:///{tmp_path / 'r.sqlite3'}")
+
+    @event.listens_for(registry._engine, "begin")
+    def leave_room(connection: Connection) -> None:
+        connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
+
+    pages = 1  # SQLite takes it for the present size
+    with pytest.raises(NotReadyError):
+        registry.save_scan("a", "b", {"text": "x" * 1_000_000})
+    assert registry.is_failing
+    pages = 1_000_000
+    registry.probe()
+    assert not registry.is_failing
+    registry.close()
