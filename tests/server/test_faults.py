@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import threading
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 
 from server.bridge.supervisor import SupervisionLimits
@@ -120,6 +124,60 @@ def test_engine_that_keeps_dying_makes_the_server_give_up(tmp_path: Path) -> Non
     with live_server(tmp_path, limits=limits, engine_command=("false",)) as server:
         server.until(server.services.engine.given_up.is_set)
         assert server.client.get("/ready").json()["reason"] == "the engine is given_up"
+        dead = server.client.get("/health")
+        assert dead.status_code == 503
+        assert dead.json() == {"status": "dead", "reason": "the engine is given_up"}
+
+
+def test_engine_that_is_silent_for_too_long_makes_the_server_dead(
+    tmp_path: Path, models: dict[str, Path]
+) -> None:
+    limits = replace(NEVER_KILL, dead_s=1.0)
+    with live_server(tmp_path / "state", models=models, limits=limits) as server:
+        server.until_ready()
+        assert server.client.get("/health").status_code == 200
+        pid = server.services.engine.pid
+        assert pid is not None
+        psutil.Process(pid).suspend()
+        server.until(lambda: server.client.get("/health").status_code == 503)
+        psutil.Process(pid).resume()
+        server.until(lambda: server.client.get("/health").status_code == 200)
+
+
+def test_server_that_stood_still_does_not_blame_the_engine(
+    live: LiveServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert live.services.engine.pid is not None
+    engine = psutil.Process(live.services.engine.pid)
+
+    async def stand_still() -> None:
+        engine.suspend()
+        time.sleep(5 * LIMITS.stall_kill_s)
+        engine.resume()
+
+    live.call(stand_still())
+    live.until(lambda: live.client.get("/ready").status_code == 200)
+    assert live.services.engine.pid == engine.pid
+    assert "stands still" not in caplog.text
+
+
+def test_server_without_its_registry_is_degraded_and_goes_on_serving(
+    tmp_path: Path, models: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.registry.health._PERIOD_S", 0.05)
+    with live_server(tmp_path / "state", models=models, root=tmp_path) as server:
+        server.until_ready()
+        assert server.client.get("/ready").json() == {"status": "ready"}
+        with closing(sqlite3.connect(tmp_path / "state" / "registry.sqlite3")) as other:
+            other.execute("BEGIN EXCLUSIVE")
+            server.until(lambda: server.client.get("/ready").json()["status"] == "degraded")
+            assert server.client.get("/ready").status_code == 200
+            assert server.chat("base").status_code == 200
+            refused = server.onboard("third", models["near"], wait=False)
+            assert refused.status_code == 503
+            assert refused.headers["Retry-After"]
+            other.rollback()
+        server.until(lambda: server.client.get("/ready").json() == {"status": "ready"})
 
 
 def test_stream_that_is_left_aborts_its_sequence(live: LiveServer) -> None:
