@@ -153,6 +153,7 @@ class Engine:
             sampling=command.sampling,
             arrival=next(self._arrivals),
             priority=command.priority,
+            tenant=command.tenant,
             key_root=key_root(
                 plan_fingerprint=served.plan_fingerprint,
                 slot=served.slot,

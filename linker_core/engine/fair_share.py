@@ -1,9 +1,10 @@
-"""Whose turn it is: the variant that was served least, so that none starves under another's flood.
+"""Whose turn it is: the lane that was served least, so that none starves under another's flood.
 
-Fair queueing by virtual time: every variant has a clock of tokens computed for it, and what is left
-of a step goes to the one whose clock is furthest behind. Who comes back from a pause has its clock
-set to that of those who stayed, so that nobody saves up turns; and nobody's clock may be behind the
-foremost by more than a bound, so that nobody waits long for what others had before.
+A lane is what one tenant asks of one variant. Fair queueing by virtual time: every lane has a clock
+of tokens computed for it, and what is left of a step goes to the one whose clock is furthest
+behind. Who comes back from a pause has its clock set to that of those who stayed, so that nobody
+saves up turns; and nobody's clock may be behind the foremost by more than a bound, so that nobody
+waits long for what others had before.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from linker_core.engine.waiting import WaitingQueue
 
 
 class Lane:
-    """The sequences of one variant.
+    """The sequences of one tenant and one variant.
 
     Args:
-        slot: The variant's.
+        key: Of its sequences, see `SequenceState.lane`.
         service: What its clock says.
     """
 
-    def __init__(self, slot: int, service: int) -> None:
-        self.slot = slot
+    def __init__(self, key: tuple[int, str], service: int) -> None:
+        self.key = key
         self.service = service  # tokens
         self.last_turn = 0  # larger is later; 0 for none
         self.running: dict[SequenceState, None] = {}
@@ -49,7 +50,7 @@ class Lane:
 
 
 class FairShare:
-    """The lanes of all variants that have sequences.
+    """The lanes that have sequences.
 
     Args:
         max_lag: Tokens that a lane can be behind the foremost.
@@ -57,16 +58,16 @@ class FairShare:
 
     def __init__(self, max_lag: int) -> None:
         self._max_lag = max_lag
-        self._lanes: dict[int, Lane] = {}  # by slot, ascending
-        self._past: dict[int, int] = {}  # the clocks of lanes that are gone
+        self._lanes: dict[tuple[int, str], Lane] = {}  # ascending, those of one slot together
+        self._past: dict[tuple[int, str], int] = {}  # the clocks of lanes that are gone
         self._turns = itertools.count(1)
 
     def __iter__(self) -> Iterator[Lane]:
         """Yields the lanes in the order of their slots."""
         return iter(self._lanes.values())
 
-    def __getitem__(self, slot: int) -> Lane:
-        return self._lanes[slot]
+    def __getitem__(self, key: tuple[int, str]) -> Lane:
+        return self._lanes[key]
 
     @property
     def num_running(self) -> int:
@@ -79,12 +80,12 @@ class FairShare:
 
     def add(self, sequence: SequenceState) -> None:
         """Queues a new sequence."""
-        slot = sequence.slot
+        key = sequence.lane
         clock = self._clock_at(sequence.priority)
-        lane = self._lanes.get(slot)
+        lane = self._lanes.get(key)
         if lane is None:
-            lane = Lane(slot, self._past.pop(slot, 0))
-            self._lanes[slot] = lane
+            lane = Lane(key, self._past.pop(key, 0))
+            self._lanes[key] = lane
             self._lanes = dict(sorted(self._lanes.items()))
         if not lane.queue:
             lane.service = max(lane.service, clock)
@@ -94,9 +95,9 @@ class FairShare:
         """Forgets a lane without sequences, but not how far ahead of the others it is."""
         if not lane.is_empty:
             return
-        del self._lanes[lane.slot]
+        del self._lanes[lane.key]
         if self._lanes:
-            self._past[lane.slot] = lane.service
+            self._past[lane.key] = lane.service
         else:
             self._past.clear()  # nobody is left to be ahead of
 

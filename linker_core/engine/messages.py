@@ -115,6 +115,7 @@ class Submit:
     sampling: SamplingParams
     priority: int = 0  # smaller is sooner
     cache_salt: str = ""  # cached prefixes are found under the same salt alone
+    tenant: str = ""  # tenants have equal shares of a variant's steps, and salts of their own
     # How long it may wait for its first step before it is refused; None: for ever.
     start_within_s: float | None = None
 

@@ -17,7 +17,7 @@ class Occupancy:
     """Moves sequences of all lanes between waiting and running.
 
     Args:
-        lanes: Every variant's sequences.
+        lanes: Everybody's sequences.
         cache: The pages; grown, shared and released here and nowhere else.
         max_num_seqs: Sequences running at once.
     """
@@ -143,7 +143,7 @@ class Occupancy:
         lacks_pages = self._lanes.num_running < self._max_num_seqs
         share = _pages_held if lacks_pages else _places_held
         victim = worst(candidates, self._lanes, share)
-        lane = self._lanes[victim.slot]
+        lane = self._lanes[victim.lane]
         self.stop(lane, victim)
         lane.queue.push(victim)
         self.num_preemptions += 1

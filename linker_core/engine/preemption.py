@@ -11,7 +11,7 @@ from collections.abc import Callable
 from linker_core.engine.fair_share import FairShare, Lane
 from linker_core.engine.sequence import SequenceState
 
-Share = Callable[[Lane], int]  # how much a variant holds of what is short
+Share = Callable[[Lane], int]  # how much a lane holds of what is short
 
 
 def victims_to_go_on(lanes: FairShare) -> list[SequenceState]:
@@ -24,10 +24,10 @@ def victims_to_go_on(lanes: FairShare) -> list[SequenceState]:
 def victims_to_admit(lanes: FairShare, waiting: SequenceState) -> list[SequenceState]:
     """Returns who may have to make room for a waiting sequence.
 
-    That is whoever is less urgent by priority; and, if nothing of the waiting one's variant runs,
-    its equals but for the most urgent sequence of every variant. So all of them may go together.
+    That is whoever is less urgent by priority; and, if nothing of the waiting one's lane runs,
+    its equals but for the most urgent sequence of every lane. So all of them may go together.
     """
-    starving = not lanes[waiting.slot].running
+    starving = not lanes[waiting.lane].running
     first = {min(lane.running, key=_urgency) for lane in lanes if lane.running}
     return [
         sequence
@@ -38,9 +38,9 @@ def victims_to_admit(lanes: FairShare, waiting: SequenceState) -> list[SequenceS
 
 
 def worst(candidates: list[SequenceState], lanes: FairShare, share: Share) -> SequenceState:
-    """Returns the last by priority; of those the variant with the largest share, its newest."""
-    shares = {lane.slot: share(lane) for lane in lanes}
-    return max(candidates, key=lambda s: (s.priority, shares[s.slot], s.arrival))
+    """Returns the last by priority; of those the lane with the largest share, its newest."""
+    shares = {lane.key: share(lane) for lane in lanes}
+    return max(candidates, key=lambda s: (s.priority, shares[s.lane], s.arrival))
 
 
 def _urgency(sequence: SequenceState) -> tuple[int, int]:

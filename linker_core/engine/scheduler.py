@@ -1,7 +1,7 @@
 """Continuous batching of one family: which tokens of which sequences the next step computes.
 
 Every decoding sequence gets its token; what is left of the step goes to prompts, running ones and
-waiting ones alike, by priority and then to the variant that was served least. When pages run out a
+waiting ones alike, by priority and then to the lane that was served least. When pages run out a
 sequence gives its own back and is recomputed later. Knows no tensor.
 """
 
@@ -14,7 +14,7 @@ from linker_core.engine.schedule import Budget, Failed, Schedule, Scheduled
 from linker_core.engine.sequence import SequenceState
 from linker_core.errors import InsufficientCapacityError, LinkerError
 
-_MAX_LAG_STEPS = 8  # what a variant may be behind others, in steps of its own
+_MAX_LAG_STEPS = 8  # what a lane may be behind others, in steps of its own
 
 _Prompts = dict[Lane, list[SequenceState]]  # running, to be computed further; most urgent last
 
@@ -69,7 +69,7 @@ class Scheduler:
 
     def remove(self, sequence: SequenceState) -> None:
         """Forgets a finished, failed or aborted sequence and frees its pages."""
-        lane = self._lanes[sequence.slot]
+        lane = self._lanes[sequence.lane]
         if sequence in lane.running:
             self._occupancy.stop(lane, sequence)
         elif sequence in lane.queue:
@@ -95,7 +95,7 @@ class Scheduler:
 
     def commit(self, sequence: SequenceState) -> None:
         """Lets others use the full pages of a running sequence; all its rows so far are finite."""
-        self._occupancy.commit(self._lanes[sequence.slot], sequence)
+        self._occupancy.commit(self._lanes[sequence.lane], sequence)
 
     def check_integrity(self) -> None:
         """Asserts that sequences, pages and limits agree."""
@@ -138,7 +138,7 @@ class Scheduler:
             sequence = self._next(prompts, may_admit)
             if sequence is None:
                 return
-            lane = self._lanes[sequence.slot]
+            lane = self._lanes[sequence.lane]
             self._lanes.take_turn(lane)
             if sequence in lane.running:
                 prompts[lane].pop()
@@ -177,7 +177,7 @@ class Scheduler:
         self, lane: Lane, sequence: SequenceState, budget: Budget, prompts: _Prompts
     ) -> bool:
         for victim in self._occupancy.make_room(sequence):
-            victims_lane = self._lanes[victim.slot]
+            victims_lane = self._lanes[victim.lane]
             victims_lane.service -= budget.withdraw(victim)
             if victim in prompts.get(victims_lane, ()):
                 prompts[victims_lane].remove(victim)

@@ -22,6 +22,7 @@ class SequenceState:
     sampling: SamplingParams
     arrival: int  # order of submission; smaller is older
     priority: int = 0  # smaller is sooner
+    tenant: str = ""  # whose it is
     key_root: bytes | None = None  # of its pages' keys; None: its pages are its own
     num_computed: int = 0  # positions whose keys and values lie in the cache; < len(tokens)
     num_committed: int = 0  # pages of the table that others may read
@@ -31,6 +32,11 @@ class SequenceState:
 
     def __post_init__(self) -> None:
         self.page_keys = PageKeys(self.key_root)
+
+    @property
+    def lane(self) -> tuple[int, str]:
+        """Whose share of the steps it takes: one tenant's of one variant."""
+        return self.slot, self.tenant
 
     @property
     def num_output(self) -> int:

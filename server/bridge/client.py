@@ -82,6 +82,7 @@ class EngineClient:
         *,
         priority: int = 0,
         cache_salt: str = "",
+        tenant: str = "",
         start_within_s: float | None = None,
     ) -> AsyncGenerator[list[TokenOutput], None]:
         """Generates one sequence; yields the tokens that have come since, most often one.
@@ -95,6 +96,7 @@ class EngineClient:
             sampling: How tokens are chosen.
             priority: Smaller is sooner.
             cache_salt: Prefixes are shared among sequences of the same salt alone.
+            tenant: Whose it is; tenants have equal shares.
             start_within_s: How long it may wait for its first step; None: for ever.
 
         Raises:
@@ -110,6 +112,7 @@ class EngineClient:
                 sampling=sampling,
                 priority=priority,
                 cache_salt=cache_salt,
+                tenant=tenant,
                 start_within_s=start_within_s,
             )
         )

@@ -90,6 +90,17 @@ class Answer(ABC, Generic[_Request]):
             LinkerError: The request does not suit the model.
         """
 
+    async def prepare_off_loop(self) -> None:
+        """Runs `prepare` in a thread."""
+        tokenizer, num_chars = self._model.text.tokenizer, self.num_chars
+        threads = self._services.text_threads
+        await threads.run(self.prepare, tokenizer=tokenizer, num_chars=num_chars)
+
+    @property
+    @abstractmethod
+    def num_chars(self) -> int:
+        """How many characters `prepare` tokenises."""
+
     @abstractmethod
     def prepare(self) -> None:
         """Tokenises and checks; blocking, so it runs off the event loop.
@@ -132,7 +143,7 @@ class Answer(ABC, Generic[_Request]):
         if evicted is not None:
             early = cls(services, request, evicted, deadlines)
             await early.read()
-            await asyncio.to_thread(early.prepare)
+            await early.prepare_off_loop()
         async with AsyncExitStack() as until_answered:
             async with deadlines.bounding():
                 mode, name = request.variant_mode, request.model
@@ -148,14 +159,19 @@ class Answer(ABC, Generic[_Request]):
         """
         services, request = self._services, self._request
         await self.read()
-        await asyncio.to_thread(self.prepare)
+        await self.prepare_off_loop()
         times = {
             "arrived_at": self._deadlines.arrived_at,
             "start_within_s": self._deadlines.start_within_s,
         }
         caller = self._caller = caller_of(http_request)
         self._specs = [
-            replace(spec, cache_salt=caller.cache_salt(spec.cache_salt), **times)
+            replace(
+                spec,
+                cache_salt=caller.cache_salt(spec.cache_salt),
+                tenant=caller.key_id or "",
+                **times,
+            )
             for spec in self._specs
         ]
         if request.stream:

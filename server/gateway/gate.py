@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from linker_core.errors import InvalidRequestError, NotReadyError, QueueFullError
 from server.gateway.caller import EVERYBODY, Caller
 from server.gateway.limits import Quotas
+
+_OPEN_TO_ALL = 7 / 8  # of the places; beyond it shares count
 
 
 class Place:
@@ -45,6 +48,9 @@ class Place:
 class Gate:
     """Counts sequences and their prompts at admission, before any work. Event loop only.
 
+    The last of the places are for keys that hold less than an equal share of them, so that nobody's
+    flood keeps others out.
+
     Args:
         limit: Sequences waiting or running at once.
         max_waiting_tokens: Tokens of prompts without an answer yet; None: as many as come.
@@ -63,6 +69,7 @@ class Gate:
         self.quotas = quotas or Quotas()
         self.waiting_tokens = 0
         self._inflight = 0
+        self._held: Counter[str] = Counter()  # sequences in flight by key; more than 0
         self._empty = asyncio.Event()
         self._empty.set()
         self.closing = asyncio.Event()  # set when no more work is taken
@@ -92,7 +99,7 @@ class Gate:
         self.check_open()
         self._check_sizes(num_sequences, prompt_tokens)
         self.quotas.check(caller, num_sequences=num_sequences, prompt_tokens=prompt_tokens)
-        self._check_room(num_sequences, prompt_tokens)
+        self._check_room(num_sequences, prompt_tokens, caller.key_id)
         place = Place(self, caller, num_sequences=num_sequences, prompt_tokens=prompt_tokens)
         self._enter(place, prompt_tokens)
         try:
@@ -135,16 +142,24 @@ class Gate:
                 f"{self._max_waiting_tokens} wait; send fewer of them at once."
             )
 
-    def _check_room(self, num_sequences: int, prompt_tokens: int) -> None:
-        waiting = self.waiting_tokens + prompt_tokens
-        is_full = self._inflight + num_sequences > self._limit or (
-            self._max_waiting_tokens is not None and waiting > self._max_waiting_tokens
-        )
-        if is_full:
+    def _check_room(self, num_sequences: int, prompt_tokens: int, key: str | None) -> None:
+        usage = (self._inflight + num_sequences) / self._limit
+        if self._max_waiting_tokens is not None:
+            usage = max(usage, (self.waiting_tokens + prompt_tokens) / self._max_waiting_tokens)
+        if usage > 1 or (usage > _OPEN_TO_ALL and self._has_its_share(key, num_sequences)):
             raise QueueFullError("Too many requests are waiting; try again in a moment.")
+
+    def _has_its_share(self, key: str | None, num_sequences: int) -> bool:
+        """Whether a key would hold more than is its own, were one more of them to come."""
+        if key is None:
+            return False
+        num_keys = len(self._held) + (key not in self._held) + 1
+        return self._held[key] + num_sequences > max(1, self._limit // num_keys)
 
     def _enter(self, place: Place, prompt_tokens: int) -> None:
         self._inflight += place.num_sequences
+        if place.caller.key_id is not None:
+            self._held[place.caller.key_id] += place.num_sequences
         self.waiting_tokens += prompt_tokens
         self._empty.clear()
         self.quotas.run(place.caller, place.num_sequences)
@@ -153,6 +168,9 @@ class Gate:
     def _leave(self, place: Place) -> None:
         self._inflight -= place.num_sequences
         self.waiting_tokens -= place.waiting_tokens
+        if place.caller.key_id is not None:
+            self._held[place.caller.key_id] -= place.num_sequences
+            self._held += Counter()  # forgets those that hold none
         self.quotas.run(place.caller, -place.num_sequences)
         if not self._inflight:
             self._empty.set()

@@ -41,6 +41,7 @@ class SequenceSpec:
     arrived_at: float  # monotonic seconds
     priority: int = 0  # smaller is sooner
     cache_salt: str = ""
+    tenant: str = ""  # whose it is
     start_within_s: float | None = None  # what it may wait for its first step; None: for ever
     grammar_param: str | None = None  # the field that asked for the grammar, if there is one
     prompt_only: bool = False  # the one token that is generated is no answer
@@ -122,6 +123,7 @@ async def _run(
         spec.sampling,
         priority=spec.priority,
         cache_salt=spec.cache_salt,
+        tenant=spec.tenant,
         start_within_s=spec.start_within_s,
     )
     try:

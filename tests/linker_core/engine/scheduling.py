@@ -39,6 +39,7 @@ def make_sequence(
     slot: int = 0,
     salt: str = "",
     priority: int = 0,
+    tenant: str = "",
     sampling: SamplingParams | None = None,
 ) -> SequenceState:
     arrival = next(_ARRIVALS)
@@ -52,6 +53,7 @@ def make_sequence(
         sampling=sampling or SamplingParams(max_tokens=9),
         arrival=arrival,
         priority=priority,
+        tenant=tenant,
         key_root=key_root(plan_fingerprint=f"plan {slot}", slot=slot, salt=salt),
     )
 
@@ -97,6 +99,7 @@ class Simulation:
         slot: int = 0,
         salt: str = "",
         priority: int = 0,
+        tenant: str = "",
         max_tokens: int = 9,
         prompt_logprobs: int | None = None,
     ) -> SequenceState:
@@ -106,6 +109,7 @@ class Simulation:
             slot=slot,
             salt=salt,
             priority=priority,
+            tenant=tenant,
             sampling=SamplingParams(max_tokens=max_tokens, prompt_logprobs=prompt_logprobs),
         )
         self.scheduler.add(sequence)

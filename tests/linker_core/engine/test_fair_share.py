@@ -134,23 +134,61 @@ def test_fair_share_lanes_that_are_equally_far_behind_take_turns() -> None:
     assert done.count(1) >= 3
 
 
+@pytest.mark.parametrize("num_pages", [40, 400])
+def test_fair_share_a_tenant_is_answered_in_two_steps_under_anothers_flood_of_one_variant(
+    num_pages: int,
+) -> None:
+    model = Simulation(num_pages=num_pages, rows=16, num_seqs=6)
+    for _ in range(50):
+        model.submit(20, tenant="flood", salt="flood", max_tokens=100)
+    for _ in range(30):
+        model.step()
+    lone = model.submit(10, tenant="quiet", salt="quiet")
+    model.step()
+    model.step()
+    assert lone.num_output >= 1
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    asked=st.lists(
+        st.tuples(st.integers(0, 2), st.sampled_from("abc"), st.integers(1, 20)), max_size=25
+    )
+)
+def test_fair_share_all_of_several_tenants_and_variants_end(
+    asked: list[tuple[int, str, int]],
+) -> None:
+    model = Simulation(num_pages=20, rows=16, num_seqs=4)
+    for slot, tenant, length in asked:
+        model.submit(length, slot=slot, tenant=tenant, salt=tenant, max_tokens=5)
+    model.run()
+    assert len(model.finished) == len(asked)
+
+
+def test_fair_share_rows_of_one_variant_stay_together_whoever_asks() -> None:
+    model = Simulation(num_pages=60, rows=32, num_seqs=8)
+    for slot, tenant in [(1, "b"), (0, "b"), (1, "a"), (0, "a")]:
+        model.submit(3, slot=slot, tenant=tenant, salt=tenant)
+    assert [sequence.slot for sequence in model.step()] == [0, 0, 1, 1]
+
+
 def test_forgive_bounds_how_far_behind_anyone_is() -> None:
     lanes = FairShare(max_lag=10)
     for slot, service in ((3, 5), (1, 995), (2, 1000)):
         lanes.add(make_sequence(slot=slot))
-        lanes[slot].service = service
+        lanes[slot, ""].service = service
     lanes.forgive()
-    assert [(lane.slot, lane.service) for lane in lanes] == [(1, 995), (2, 1000), (3, 990)]
+    assert [(lane.key[0], lane.service) for lane in lanes] == [(1, 995), (2, 1000), (3, 990)]
 
 
 def test_add_sets_the_clock_by_those_who_wait_at_the_same_priority() -> None:
     lanes = FairShare(max_lag=10_000)
     for slot, priority, service in ((1, 0, 1000), (2, 1, 300), (3, 1, 200)):
         lanes.add(make_sequence(slot=slot, priority=priority))
-        lanes[slot].service = service
+        lanes[slot, ""].service = service
     for slot, priority in ((4, 0), (5, 1), (6, 2)):
         lanes.add(make_sequence(slot=slot, priority=priority))
-    assert [lanes[slot].service for slot in (4, 5, 6)] == [1000, 200, 1000]
+    assert [lanes[slot, ""].service for slot in (4, 5, 6)] == [1000, 200, 1000]
 
 
 def test_drop_if_empty_remembers_the_clock_while_others_are_there() -> None:
@@ -158,11 +196,11 @@ def test_drop_if_empty_remembers_the_clock_while_others_are_there() -> None:
     first, second = make_sequence(slot=0), make_sequence(slot=1)
     for sequence in (first, second):
         lanes.add(sequence)
-    lanes[0].service = 700
-    lanes.drop_if_empty(lanes[0])
-    assert 0 in [lane.slot for lane in lanes]
-    lanes[0].queue.discard(first)
-    lanes.drop_if_empty(lanes[0])
-    assert [lane.slot for lane in lanes] == [1]
+    lanes[0, ""].service = 700
+    lanes.drop_if_empty(lanes[0, ""])
+    assert 0 in [lane.key[0] for lane in lanes]
+    lanes[0, ""].queue.discard(first)
+    lanes.drop_if_empty(lanes[0, ""])
+    assert [lane.key[0] for lane in lanes] == [1]
     lanes.add(first)
-    assert lanes[0].service == 700
+    assert lanes[0, ""].service == 700

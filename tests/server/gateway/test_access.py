@@ -17,6 +17,7 @@ from linker_core.errors import NotReadyError
 from server.bridge.client import EngineClient
 from server.gateway.access import AUDIENCES, Audience, audience_of
 from server.gateway.app import create_app
+from server.registry.keys import digest_of
 from server.registry.records import KeyRecord, Role
 from tests.server.keyed import client_of, give_key, revoke_key
 from tests.server.live import DEADLINE_S, LiveServer, live_server
@@ -335,17 +336,21 @@ def test_parallel_sequences_of_a_key_are_bounded(keyed: Keyed) -> None:
 
 def salts(keyed: Keyed, role: Role, **more: object) -> list[str]:
     """Returns the salts under which the engine looks a request's prompts up."""
-    seen: list[str] = []
+    seen, tenants = list[str](), set[str]()
     submit = EngineClient.submit
 
-    def noting(client: EngineClient, *rest: Any, cache_salt: str, **kinds: Any) -> Any:
+    def noting(client: EngineClient, *rest: Any, cache_salt: str, tenant: str, **more: Any) -> Any:
         seen.append(cache_salt)
-        return submit(client, *rest, cache_salt=cache_salt, **kinds)
+        tenants.add(tenant)
+        return submit(client, *rest, cache_salt=cache_salt, tenant=tenant, **more)
 
     with pytest.MonkeyPatch.context() as patch, keyed.client(role) as asking:
         patch.setattr(EngineClient, "submit", noting)
         body = {"model": "base", "prompt": "abcd", "max_tokens": 1, **more}
         assert asking.post("/v1/completions", json=body).status_code == 200
+    key = keyed.keys[role]
+    ids = {row.digest: row.id for row in keyed.live.services.registry.api_keys()}
+    assert tenants == {ids[digest_of(key)] if key else ""}
     return seen
 
 

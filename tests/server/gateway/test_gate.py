@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 from hypothesis import given
@@ -80,6 +80,64 @@ def test_a_failed_request_gives_its_places_back() -> None:
         with pytest.raises(ZeroDivisionError), gate.admit(1, prompt_tokens=5, caller=caller):
             raise ZeroDivisionError
     assert gate.waiting_tokens == 0
+
+
+def test_a_flood_of_one_key_leaves_room_for_the_others() -> None:
+    gate = Gate(64)
+    with ExitStack() as stack:
+
+        def admitted(name: str) -> int:
+            """Sends one after the other until one is refused."""
+            count = 0
+            with suppress(QueueFullError):
+                while True:
+                    stack.enter_context(gate.admit(1, caller=key(name)))
+                    count += 1
+            return count
+
+        assert admitted("flood") == 56
+        assert admitted("quiet") == 8
+    with ExitStack() as stack:
+        assert admitted("quiet") == 56  # alone again, and nothing is held against it
+
+
+def test_keys_come_to_hold_equal_shares_under_floods() -> None:
+    gate, held = Gate(64), {name: list[ExitStack]() for name in "abc"}
+
+    def flood(name: str) -> None:
+        with suppress(QueueFullError):
+            while True:
+                one = ExitStack()
+                one.enter_context(gate.admit(1, caller=key(name)))
+                held[name].append(one)
+
+    for name in "abc":
+        flood(name)
+    for _ in range(64):
+        for stacks in held.values():
+            if stacks:
+                stacks.pop(0).close()
+        for name in "abc":
+            flood(name)
+    assert all(len(stacks) >= 64 // 4 for stacks in held.values())
+    for stacks in held.values():
+        for one in stacks:
+            one.close()
+
+
+def test_prompts_in_wait_of_one_key_leave_room_for_the_others() -> None:
+    gate = Gate(8, max_waiting_tokens=1000)
+    with gate.admit(4, prompt_tokens=800, caller=key("flood")):
+        with pytest.raises(QueueFullError), gate.admit(1, prompt_tokens=100, caller=key("flood")):
+            pass
+        with gate.admit(1, prompt_tokens=200, caller=key("quiet")):
+            pass
+
+
+def test_an_open_server_has_no_shares() -> None:
+    gate = Gate(3)
+    with gate.admit(2), gate.admit(1):
+        pass
 
 
 @given(
