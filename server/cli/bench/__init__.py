@@ -2,7 +2,8 @@
 
 A benchmark compares within one run. Those of a pair of checkpoints have `measure(donor, variant)`,
 which returns plain JSON values, and the `SHAPE` of a pair that is made up where none is given;
-those of engines and servers have `SCENARIOS`, each of which measures by itself.
+those of engines and servers have `SCENARIOS`, each of which measures by itself; that of the gateway
+has `run(args)`.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ RACES = {
     "serve": "the same over HTTP, beside the servers of both",
     "residency": "what eviction frees, reloads, and what streams feel of an admission",
 }
-BENCHMARKS = PAIRS | RACES
+GATEWAY = {"gateway": "what the gateway adds to requests, with an engine that needs no time"}
+BENCHMARKS = PAIRS | RACES | GATEWAY
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         benchmark.add_argument("--json", action="store_true", help="print JSON")
         if name in RACES:
             _add_race_arguments(benchmark)
+            continue
+        if name in GATEWAY:
+            _add_gateway_arguments(benchmark)
             continue
         made_up = "(default: a made-up pair)"
         benchmark.add_argument("donor", type=Path, nargs="?", help=f"the donor's path {made_up}")
@@ -62,6 +67,15 @@ def _add_race_arguments(parser: argparse.ArgumentParser) -> None:
     add("--results", type=Path, help="a JSON file that takes each scenario once it is measured")
 
 
+def _add_gateway_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--only", nargs="+", metavar="SCENARIO", help="latency, throughput, stalls, memory")
+    add("--rounds", type=int, default=5, help="turns of each contender (%(default)s)")
+    add("--scale", type=float, default=1.0, help="of the work in a round (%(default)s)")
+    add("--models", type=Path, help="where the made-up model is kept (~/.cache/linker/bench)")
+    add("--before", type=Path, help="source of another version that takes turns with this one")
+
+
 def run(args: argparse.Namespace) -> int:
     """Measures and prints; stdout holds one JSON document under --json."""
     # Only the benchmark asked for is imported: most of them bring torch along.
@@ -70,6 +84,8 @@ def run(args: argparse.Namespace) -> int:
     if args.benchmark in RACES:
         scenario = importlib.import_module(f"{__name__}.scenario")
         figures = scenario.run_scenarios(module.SCENARIOS, args)
+    elif args.benchmark in GATEWAY:
+        figures = module.run(args)
     else:
         with _pair(args, module.SHAPE) as (donor, variant):
             figures = module.measure(donor, variant)

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,12 +64,8 @@ def run_scenarios(scenarios: Mapping[str, Scenario], args: argparse.Namespace) -
     Raises:
         InvalidRequestError: A scenario of another name, no round, or fewer than two tokens.
     """
-    wanted = args.only or [name for name in scenarios if not (args.alone and name == FLEET)]
-    for name in wanted:
-        if name not in scenarios:
-            near = difflib.get_close_matches(name, scenarios, n=1)
-            hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(scenarios)}."
-            raise InvalidRequestError(f"--only: {name!r} is no scenario. {hint}")
+    all_names = [name for name in scenarios if not (args.alone and name == FLEET)]
+    wanted = chosen(scenarios, args.only) if args.only else all_names
     if args.rounds < 1 or args.tokens < 2:
         raise InvalidRequestError("--rounds takes at least 1, --tokens at least 2.")
     settings = Settings(
@@ -88,6 +84,20 @@ def run_scenarios(scenarios: Mapping[str, Scenario], args: argparse.Namespace) -
             if args.results is not None:
                 _add_result(args.results, f"{args.benchmark} {name}", results[name])
     return results
+
+
+def chosen(scenarios: Collection[str], wanted: Sequence[str] | None) -> list[str]:
+    """Returns the scenarios that were named, or all.
+
+    Raises:
+        InvalidRequestError: There is none of a name.
+    """
+    for name in wanted or ():
+        if name not in scenarios:
+            near = difflib.get_close_matches(name, scenarios, n=1)
+            hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(scenarios)}."
+            raise InvalidRequestError(f"--only: {name!r} is no scenario. {hint}")
+    return list(wanted or scenarios)
 
 
 @contextmanager
