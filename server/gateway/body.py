@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -13,7 +15,8 @@ from linker_core.weights import strict_json
 from server.gateway.errors import http_error_response
 from server.metrics.serving import ServingMetrics
 
-_MAX_INLINE_BYTES = 64 * 1024  # larger bodies are parsed in a thread
+_MAX_INLINE_BYTES = 64 * 1024  # larger bodies are worked on in a thread
+_Result = TypeVar("_Result")
 
 
 class RefuseBodies:
@@ -50,10 +53,14 @@ async def read_object(request: Request) -> dict[str, Any]:
         InvalidRequestError: Not UTF-8, not JSON, not an object, or ambiguous: duplicate keys, NaN
             or infinite numbers, half surrogate pairs, too deep (`strict_json.MAX_DEPTH`).
     """
-    body = await request.body()
-    if len(body) > _MAX_INLINE_BYTES:
-        return await asyncio.to_thread(parse_object, body)
-    return parse_object(body)
+    return await work_on_body(request, partial(parse_object, await request.body()))
+
+
+async def work_on_body(request: Request, work: Callable[[], _Result]) -> _Result:
+    """Returns what work on a body that was read returns; large ones keep nobody waiting."""
+    if len(await request.body()) > _MAX_INLINE_BYTES:
+        return await asyncio.to_thread(work)
+    return work()
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from server.gateway.answers import Answer, Collected, Json
-from server.gateway.body import read_object
+from server.gateway.body import read_object, work_on_body
 from server.gateway.generation import Delta
 from server.gateway.logprobs import chat_logprobs
 from server.gateway.openapi import answers, takes
@@ -41,7 +42,8 @@ def chat_router(services: Services) -> APIRouter:
     async def chat_completions(http_request: Request) -> Response:
         services.gate.check_open()
         body = addressed(http_request, await read_object(http_request), services)
-        request = parse_request(ChatRequest, body, neutral=CHAT_NEUTRAL)
+        parse = partial(parse_request, ChatRequest, body, neutral=CHAT_NEUTRAL)
+        request = await work_on_body(http_request, parse)
         return await ChatAnswer.respond(services, request, http_request)
 
     return router
@@ -57,6 +59,10 @@ class ChatAnswer(Answer[ChatRequest]):
     async def read(self) -> None:
         templates = self._services.templates
         self._text = await chat_text(self._request, self._model, templates)
+
+    @property
+    def num_chars(self) -> int:
+        return len(self._text)
 
     def prepare(self) -> None:
         request, model = self._request, self._model

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from linker_core.errors import InvalidRequestError
 from server.gateway.answers import Answer, Collected, Json
-from server.gateway.body import read_object
+from server.gateway.body import read_object, work_on_body
 from server.gateway.generation import Delta
 from server.gateway.logprobs import CompletionLogprobs, ScoredToken
 from server.gateway.openapi import answers, takes
@@ -39,7 +40,8 @@ def completions_router(services: Services) -> APIRouter:
     async def completions(http_request: Request) -> Response:
         services.gate.check_open()
         body = addressed(http_request, await read_object(http_request), services)
-        request = parse_request(CompletionRequest, body, neutral=COMPLETION_NEUTRAL)
+        parse = partial(parse_request, CompletionRequest, body, neutral=COMPLETION_NEUTRAL)
+        request = await work_on_body(http_request, parse)
         return await CompletionAnswer.respond(services, request, http_request)
 
     return router
@@ -50,6 +52,13 @@ class CompletionAnswer(Answer[CompletionRequest]):
 
     id_prefix = "cmpl"
     whole_object = chunk_object = "text_completion"
+
+    @property
+    def num_chars(self) -> int:
+        prompt = self._request.prompt
+        if isinstance(prompt, str):
+            return len(prompt)
+        return sum(len(one) for one in prompt if isinstance(one, str))
 
     def prepare(self) -> None:
         request, model = self._request, self._model

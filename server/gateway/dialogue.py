@@ -18,6 +18,9 @@ from server.gateway.tools.wire import names_read
 
 Record = Mapping[str, object]
 
+_MUCH_CHARS = 64 * 1024
+_MUCH_RECORDS = 512
+
 
 class Rendering(NamedTuple):
     """What a template is given.
@@ -83,6 +86,15 @@ def rendering(dialogue: Dialogue, template: str) -> Rendering:
         more=dialogue.chat_template_kwargs or {},
         end_mark=end_mark,
     )
+
+
+def is_much(dialogue: Dialogue, template: str) -> bool:
+    """Says whether `rendering` may take milliseconds."""
+    calls = [call for message in dialogue.messages for _, call in message.calls]
+    num_chars = len(template) + sum(len(call.arguments) for call in calls)
+    parts = [message.content for message in dialogue.messages if isinstance(message.content, list)]
+    num_records = len(dialogue.messages) + len(calls) + sum(map(len, parts))
+    return num_chars > _MUCH_CHARS or num_records > _MUCH_RECORDS
 
 
 def tool_record(tool: Tool) -> Record:

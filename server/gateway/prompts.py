@@ -5,14 +5,16 @@ Blocking, but for the text of a dialogue, which comes from other processes.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from linker_core.errors import ContextLengthError, InvalidRequestError
 from linker_core.text.template_source import template_variables
-from server.gateway.dialogue import rendering
+from server.gateway.dialogue import Rendering, is_much, rendering
 from server.gateway.formats import constraint_of
 from server.gateway.generation import SequenceSpec, TextOptions
 from server.gateway.sampling import check_token_ids, sampling_params
@@ -51,7 +53,7 @@ async def chat_text(request: Dialogue, model: ServedModel, templates: Templates)
         raise InvalidRequestError(
             f"The model {model.name!r} has no chat template; use /v1/completions.", param="model"
         )
-    given = rendering(request, text.template.text)
+    given = await _given(request, text.template.text)
     variables = template_variables(
         given.messages,
         add_generation_prompt=given.add_generation_prompt,
@@ -63,14 +65,21 @@ async def chat_text(request: Dialogue, model: ServedModel, templates: Templates)
     return given.cut(await templates.render(text.template, variables))
 
 
+async def _given(request: Dialogue, template: str) -> Rendering:
+    """Returns what the template is given; much of it keeps nobody else waiting."""
+    work = partial(rendering, request, template)
+    return await asyncio.to_thread(work) if is_much(request, template) else work()
+
+
 def chat_prompt(request: ChatRequest, model: ServedModel, text: str) -> list[int]:
     """Tokenises the text of a dialogue, which holds its special tokens.
 
     Raises:
         InvalidRequestError: The tokenizer refuses it.
+        ContextLengthError: It cannot be short enough.
     """
     special = request.add_special_tokens is True
-    return model.text.tokenizer.encode(text, add_special_tokens=special)
+    return _encoded(text, request, model, add_special_tokens=special)
 
 
 def completion_prompts(request: CompletionRequest, model: ServedModel) -> list[list[int]]:
@@ -78,6 +87,7 @@ def completion_prompts(request: CompletionRequest, model: ServedModel) -> list[l
 
     Raises:
         InvalidRequestError: A text that the tokenizer refuses, or an id beyond the vocabulary.
+        ContextLengthError: A text that cannot be short enough.
     """
     prompt = request.prompt
     prompts: Sequence[str | list[int]]
@@ -88,9 +98,9 @@ def completion_prompts(request: CompletionRequest, model: ServedModel) -> list[l
     else:
         prompts = [one for one in prompt if not isinstance(one, int)]
     special = request.add_special_tokens is not False
-    encode = model.text.tokenizer.encode
     ids = [
-        encode(one, add_special_tokens=special) if isinstance(one, str) else one for one in prompts
+        _encoded(one, request, model, add_special_tokens=special) if isinstance(one, str) else one
+        for one in prompts
     ]
     for one in ids:
         check_token_ids(one, model, param="prompt")
@@ -183,12 +193,33 @@ def sequences(
     return specs
 
 
+def _encoded(
+    text: str, request: GenerationRequest, model: ServedModel, *, add_special_tokens: bool
+) -> list[int]:
+    """Returns the ids of a text, unless its length alone says that they are too many."""
+    tokenizer, param = model.text.tokenizer, _prompt_field(request)
+    if tokenizer.max_token_chars is not None and request.truncate_prompt_tokens is None:
+        most = model.max_model_len * tokenizer.max_token_chars
+        if len(text) > most:
+            raise ContextLengthError(
+                f"This model's maximum context length is {model.max_model_len} tokens, which "
+                f"stand for {most} characters at the very most. However, your prompt has "
+                f"{len(text)}. Shorten it (context_length_exceeded).",
+                param=param,
+            )
+    return tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+
+def _prompt_field(request: GenerationRequest) -> str:
+    return "messages" if isinstance(request, ChatRequest) else "prompt"
+
+
 def _answer_tokens(
     request: GenerationRequest, num_prompt: int, model: ServedModel, lengths: Lengths
 ) -> int:
     """Returns how many tokens an answer may have; 0 wants room for one all the same."""
     max_tokens, default = lengths
-    prompt_field = "messages" if isinstance(request, ChatRequest) else "prompt"
+    prompt_field = _prompt_field(request)
     if num_prompt == 0:
         raise InvalidRequestError(
             "The prompt is empty; give at least one token.", param=prompt_field

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from typing import Annotated
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -13,6 +14,7 @@ from server.gateway.schemas.messages import Message
 from server.gateway.schemas.parsing import Strict, Unhonoured
 from server.gateway.schemas.tools import AllowedChoice, NamedTool, ToolChoice, Tools
 
+_MAX_MESSAGES = 2048
 _MAX_KWARGS = 16
 _MAX_KWARG_CHARS = 1024
 _KWARG = re.compile(r"[a-zA-Z_][a-zA-Z0-9_]{0,63}")
@@ -32,7 +34,9 @@ _RESERVED_KWARGS = frozenset(
 class Dialogue(Strict):
     """What a chat template turns into a prompt."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[
+        list[Message], Field(fail_fast=True, min_length=1, max_length=_MAX_MESSAGES)
+    ]
     tools: Tools | None = None
     add_generation_prompt: bool | None = None  # true, unless the last message is continued
     continue_final_message: bool | None = None

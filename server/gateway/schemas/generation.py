@@ -14,6 +14,8 @@ _MAX_PROMPTS = 256
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 StopText = Annotated[str, Field(min_length=1, max_length=1024)]
 TokenId = Annotated[int, Field(ge=0)]
+# A million faults of one list would take seconds to write down.
+_TokenIds = Annotated[list[TokenId], Field(fail_fast=True, min_length=1)]
 Bias = Annotated[float, Field(ge=-100, le=100, allow_inf_nan=False)]
 
 VariantMode = Literal["planned", "unshared"]  # unshared: bit for bit the weights onboarded
@@ -54,7 +56,9 @@ class GenerationRequest(Strict):
     presence_penalty: Penalty | None = None
     repetition_penalty: float | None = Field(default=None, ge=1e-3, le=100, allow_inf_nan=False)
     logit_bias: dict[str, Bias] | None = Field(default=None, max_length=1024)
-    allowed_token_ids: list[TokenId] | None = Field(default=None, min_length=1, max_length=2**18)
+    allowed_token_ids: (
+        Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=2**18)] | None
+    ) = None
     bad_words: list[BadWord] | None = Field(default=None, max_length=256)
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -83,12 +87,9 @@ class CompletionRequest(GenerationRequest):
 
     prompt: (
         str
-        | Annotated[list[str], Field(min_length=1, max_length=_MAX_PROMPTS)]
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[
-            list[Annotated[list[TokenId], Field(min_length=1)]],
-            Field(min_length=1, max_length=_MAX_PROMPTS),
-        ]
+        | Annotated[list[str], Field(fail_fast=True, min_length=1, max_length=_MAX_PROMPTS)]
+        | _TokenIds
+        | Annotated[list[_TokenIds], Field(fail_fast=True, min_length=1, max_length=_MAX_PROMPTS)]
     )
     logprobs: int | None = Field(default=None, ge=0, le=20)
     max_tokens: int | None = Field(default=None, ge=0)  # 0: the prompt only, so with echo

@@ -9,6 +9,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from server.gateway.schemas.parsing import Strict
 
 _MAX_NAME_CHARS = 128
+_MAX_PARTS = 2048
 
 _Calls = TypeVar("_Calls")
 CallName = Annotated[str, Field(min_length=1, max_length=_MAX_NAME_CHARS)]
@@ -61,10 +62,10 @@ class Message(Strict):
     """One message of a dialogue."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | list[Part] | None = None
+    content: str | Annotated[list[Part], Field(fail_fast=True, max_length=_MAX_PARTS)] | None = None
     name: str | None = Field(default=None, max_length=256)
     refusal: str | None = None
-    tool_calls: list[ToolCall] | None = Field(default=None, max_length=128)
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True, max_length=128)] | None = None
     tool_call_id: str | None = Field(default=None, max_length=256)
     function_call: CalledFunction | None = None
     audio: None = None  # an answer that was spoken; there are none here

@@ -75,13 +75,14 @@ def parse_request(
         return kind.model_validate(known)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
-        faults = [(_dotted(body, fault["loc"]), _said(fault)) for fault in found]
+        faults = [(_dotted(body, fault["loc"]), fault) for fault in found]
         first = faults[0][0]
         # Of a field that may be of several types, the alternative that fits best says most.
-        param, message = max(
+        param, fault = max(
             (fault for fault in faults if fault[0].startswith(first)),
-            key=lambda fault: fault[0].count("."),
+            key=lambda fault: (fault[0].count("."), not fault[1]["type"].endswith("_type")),
         )
+        message = _said(fault)
         raise InvalidRequestError(f"{param}: {message}.", param=param) from None
 
 

@@ -53,7 +53,7 @@ class AllowedTools(Strict):
     """Some of the tools, and whether one of them has to be called."""
 
     mode: Literal["auto", "required"]
-    tools: list[NamedTool] = Field(min_length=1, max_length=MAX_TOOLS)
+    tools: Annotated[list[NamedTool], Field(fail_fast=True, min_length=1, max_length=MAX_TOOLS)]
 
 
 class AllowedChoice(Strict):
@@ -64,4 +64,4 @@ class AllowedChoice(Strict):
 
 
 ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedChoice
-Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS)]
+Tools = Annotated[list[Tool], Field(fail_fast=True, max_length=MAX_TOOLS)]

@@ -323,3 +323,33 @@ def test_rejections_are_counted_by_reason(server: LiveServer) -> None:
 def test_role_that_nobody_has_is_400(server: LiveServer, role: object) -> None:
     error = error_of(server, 400, model="base", messages=[{"role": role, "content": "hi"}])
     assert error["param"] == "messages.0.role"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("messages", [{"role": "nobody"}] * 60_000),
+        ("messages", HI * 60_000),
+        ("messages", [{"role": "user", "content": [{"type": "x"}] * 60_000}]),
+        ("messages", [{"role": "user", "content": [{"type": "text", "text": ""}] * 60_000}]),
+        ("allowed_token_ids", [-1] * 200_000),
+    ],
+)
+def test_many_faults_are_told_as_one(server: LiveServer, field: str, value: Any) -> None:
+    error = error_of(server, 400, **{"model": "base", "messages": HI, field: value})
+    assert error["param"].split(".")[0] == field
+    assert len(error["message"]) < 200
+
+
+@pytest.mark.parametrize("prompt", [[-1] * 300_000, [[]] * 300_000, [[-1] * 1000] * 256])
+def test_many_faults_of_a_prompt_are_told_as_one(server: LiveServer, prompt: Any) -> None:
+    error = error_of(server, 400, "/v1/completions", model="base", prompt=prompt)
+    assert error["param"].split(".")[0] == "prompt"
+    assert len(error["message"]) < 200
+
+
+def test_large_dialogue_is_read(server: LiveServer) -> None:
+    call = {"id": "a", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    messages = [{"role": "assistant", "tool_calls": [call] * 8}] * 600
+    error = error_of(server, 400, model="base", messages=messages)
+    assert error["code"] == "context_length_exceeded"
