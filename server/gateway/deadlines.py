@@ -96,9 +96,7 @@ class Watch:
         self._begun = False
         self._awaited_since: float | None = None  # None: the client is being served
         self._loop = asyncio.get_running_loop()
-        self._timer = self._loop.call_later(
-            max(0.0, self._due()[0] - deadlines.clock()), self._check
-        )
+        self._timer = self._loop.call_later(self._wait_s(), self._check)
 
     def came(self) -> None:
         """Notes a piece; until the next is awaited the time is the client's."""
@@ -114,13 +112,18 @@ class Watch:
         self._timer.cancel()
 
     def _check(self) -> None:
-        now = self._deadlines.clock()
         due_at, message = self._due()
-        wait_s = due_at - now
-        if wait_s <= 0:
+        if due_at <= self._deadlines.clock():
             self._fail(DeadlineError(message))
             wait_s = _AGAIN_S
+        else:
+            wait_s = self._wait_s()
         self._timer = self._loop.call_later(wait_s, self._check)
+
+    def _wait_s(self) -> float:
+        """Returns when to look again: by then a first token may have come, and nothing after it."""
+        left_s = self._due()[0] - self._deadlines.clock()
+        return max(0.0, min(left_s, self._deadlines.stall_s))
 
     def _due(self) -> tuple[float, str]:
         """Returns when the answer is late, as things stand, and what is said of it then."""
