@@ -41,7 +41,12 @@ def test_messages_come_whole_and_in_order() -> None:
     async def exchange() -> list[object]:
         async with ends() as (end, theirs):
             sent = [{"number": 1}, LARGE, "last"]
-            sender = threading.Thread(target=lambda: [theirs.send(one) for one in sent])
+
+            def send_all() -> None:
+                for one in sent:
+                    theirs.send(one)
+
+            sender = threading.Thread(target=send_all)
             sender.start()
             found = [await end.messages.get() for _ in sent]
             sender.join()

@@ -69,7 +69,7 @@ def test_answers_of_a_known_length_follow_each_other_on_one_connection() -> None
         connection = await Connection.open(port)
         found = await asyncio.gather(connection.ask(ASKED), connection.ask(ASKED))
         connection.close()
-        return found
+        return list(found)
 
     found = exchanges(served([WHOLE[:10], WHOLE[10:]], ask_twice))
     assert [bytes(each.body) for each in found] == [b"body", b"body"]
