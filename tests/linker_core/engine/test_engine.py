@@ -17,6 +17,7 @@ from linker_core.engine.messages import (
     ModelLoaded,
     SamplingParams,
     Snapshot,
+    Submit,
 )
 from linker_core.engine.runner import Chunk
 from tests.linker_core.engine.driving import GREEDY, SMALL, Driver, load_message
@@ -246,3 +247,41 @@ def test_engine_snapshots_count_running_and_waiting_at_most_twice_a_second(
     assert (load.running, load.waiting) == (1, 2)
     for request_id in ids:
         driver.engine.handle(Abort(request_id=request_id))
+
+
+def test_engine_gives_up_a_sequence_that_no_step_takes_in_time(tmp_path: Path) -> None:
+    base = make_checkpoint(tmp_path / "base")
+    driver = Driver(replace(SMALL, max_num_seqs=1))
+    now = [0.0]
+    driver.engine._clock = lambda: now[0]
+    driver.load(load_message("base", base))
+
+    def submit(request_id: str, within_s: float | None) -> None:
+        params = replace(GREEDY, max_tokens=40)
+        driver.engine.handle(
+            Submit(
+                request_id=request_id,
+                model="base",
+                prompt_ids=tuple(PROMPT),
+                sampling=params,
+                start_within_s=within_s,
+            )
+        )
+
+    submit("first", 1.0)
+    driver.step()
+    submit("late", 1.0)
+    submit("gone", 1.0)
+    submit("patient", None)
+    driver.engine.handle(Abort(request_id="gone"))
+    now[0] = 0.9
+    driver.step()
+    assert not driver.errors
+    now[0] = 1.0
+    driver.step()
+    assert {name: error["code"] for name, error in driver.errors.items()} == {
+        "late": "deadline_exceeded"
+    }
+    driver.run()
+    assert len(driver.tokens("first")) == len(driver.tokens("patient")) == 40
+    assert not driver.outputs["late"]
