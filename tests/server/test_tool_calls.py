@@ -36,7 +36,7 @@ NOISE: dict[str, Any] = {"tools": TOOLS, "temperature": 1, "parallel_tool_calls"
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """Models of a template that marks calls as each of the families, or as nobody."""
     root = tmp_path_factory.mktemp("real")
-    models = {}
+    models: dict[str, Path] = {}
     for name, mark in MARKS.items():
         models[name] = make_checkpoint(root / name, seed=len(models))
         template = f"{{% if tools %}}{{% set mark = '{mark}' %}}{{% endif %}}{CHATML}"

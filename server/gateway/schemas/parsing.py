@@ -87,7 +87,10 @@ def parse_request(
 
 
 def _said(fault: ErrorDetails) -> str:
-    """Returns a fault in words; pydantic puts the kind of error before what checks of ours say."""
+    """Returns a fault in words that a client knows: JSON's, and none of the server's records'."""
+    if fault["type"] in ("model_type", "dict_type"):
+        return "Input should be an object"
+    # pydantic puts the kind of error before what checks of ours say.
     return fault["msg"].removeprefix("Value error, ").rstrip(".")
 
 

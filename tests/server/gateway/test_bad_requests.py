@@ -353,3 +353,13 @@ def test_large_dialogue_is_read(server: LiveServer) -> None:
     messages = [{"role": "assistant", "tool_calls": [call] * 8}] * 600
     error = error_of(server, 400, model="base", messages=messages)
     assert error["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    "more", [{"stream_options": 3}, {"messages": [3]}, {"tools": [3]}, {"logit_bias": 3}]
+)
+def test_fault_is_told_without_names_of_the_servers_own(
+    server: LiveServer, more: dict[str, Any]
+) -> None:
+    error = error_of(server, 400, **{"model": "base", "messages": HI, **more})
+    assert error["message"] == f"{error['param']}: Input should be an object."

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -36,7 +37,7 @@ ASK: dict[str, Any] = {"tools": TOOLS, "temperature": 0}
 def tooled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """Models with templates of several kinds; to `special` a call's marks are special tokens."""
     root = tmp_path_factory.mktemp("models")
-    models = {}
+    models: dict[str, Path] = {}
     for name, template in TEMPLATES.items():
         added = ("<tool_call>", "</tool_call>") if name == "special" else ()
         models[name] = make_checkpoint(root / name, added_tokens=added, seed=len(models))
