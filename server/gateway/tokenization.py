@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -56,7 +55,7 @@ def tokenization_router(services: Services) -> APIRouter:
         body = addressed(http_request, await read_object(http_request), services)
         request = parse_request(DetokenizeBody, body)
         model = await _model(services, http_request, request.model)
-        return JSONResponse(await asyncio.to_thread(_detokenized, model, request.tokens))
+        return await asyncio.to_thread(_detokenized, model, request.tokens)
 
     @router.get(
         "/tokenizer_info", responses=answers(200, "What a client needs to build prompts itself.")
@@ -73,14 +72,13 @@ async def _tokenize_text(
 ) -> JSONResponse:
     request = parse_request(TokenizeTextBody, body, neutral=TOKENIZE_NEUTRAL)
     model = await _model(services, http_request, request.model)
-    work = partial(
-        _tokenized,
+    return await _tokenized(
+        services,
         model,
         request.prompt,
         add_special_tokens=request.add_special_tokens is not False,
         with_texts=request.return_token_strs is True,
     )
-    return JSONResponse(await asyncio.to_thread(work))
 
 
 async def _tokenize_chat(
@@ -88,14 +86,13 @@ async def _tokenize_chat(
 ) -> JSONResponse:
     request = parse_request(TokenizeChatBody, body, neutral=TOKENIZE_NEUTRAL)
     model = await _model(services, http_request, request.model)
-    work = partial(
-        _tokenized,
+    return await _tokenized(
+        services,
         model,
         await chat_text(request, model, services.templates),
         add_special_tokens=request.add_special_tokens is True,
         with_texts=request.return_token_strs is True,
     )
-    return JSONResponse(await asyncio.to_thread(work))
 
 
 async def _model(services: Services, http_request: Request, name: str | None) -> ServedModel:
@@ -118,22 +115,24 @@ async def _model(services: Services, http_request: Request, name: str | None) ->
         return await hold(services, http_request, name, until_read, mode=None)
 
 
-def _tokenized(
-    model: ServedModel, text: str, *, add_special_tokens: bool, with_texts: bool
-) -> dict[str, object]:
+async def _tokenized(
+    services: Services, model: ServedModel, text: str, *, add_special_tokens: bool, with_texts: bool
+) -> JSONResponse:
     tokenizer = model.text.tokenizer
-    ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
-    return {
-        "count": len(ids),
-        "max_model_len": model.max_model_len,
-        "tokens": ids,
-        "token_strs": [tokenizer.token_name(one) for one in ids] if with_texts else None,
-    }
+
+    def work() -> JSONResponse:
+        ids = tokenizer.encode(text, add_special_tokens=add_special_tokens)
+        names = [tokenizer.token_name(one) for one in ids] if with_texts else None
+        answer = {"count": len(ids), "max_model_len": model.max_model_len, "tokens": ids}
+        return JSONResponse(answer | {"token_strs": names})
+
+    threads = services.text_threads
+    return await threads.run(work, tokenizer=tokenizer, num_chars=len(text))
 
 
-def _detokenized(model: ServedModel, ids: list[int]) -> dict[str, object]:
+def _detokenized(model: ServedModel, ids: list[int]) -> JSONResponse:
     check_token_ids(ids, model, param="tokens")
-    return {"prompt": model.text.tokenizer.decode(ids, skip_special_tokens=False)}
+    return JSONResponse({"prompt": model.text.tokenizer.decode(ids, skip_special_tokens=False)})
 
 
 def _info(model: ServedModel) -> dict[str, object]:

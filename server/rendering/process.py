@@ -98,7 +98,7 @@ class RenderProcess(asyncio.SubprocessProtocol):
             return
         if len(self._received) < LENGTH_BYTES:
             return
-        length = frame_length(self._received[:LENGTH_BYTES])
+        length = frame_length(bytes(self._received[:LENGTH_BYTES]))
         num_missing = LENGTH_BYTES + length - len(self._received)
         if length > _MAX_REPLY_BYTES or num_missing < 0:
             self.kill()

@@ -1,0 +1,52 @@
+"""Threads for work on texts, where long texts keep no short ones waiting."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, TypeVar
+from weakref import WeakKeyDictionary
+
+from linker_core.text.tokenizer import Tokenizer
+
+SHORT_CHARS: Final = 64 * 1024  # some 50 ms of tokenising
+_NUM_LONG: Final = 2
+
+_Result = TypeVar("_Result")
+
+
+class TextThreads:
+    """Runs work on texts off the event loop.
+
+    Long texts have threads of their own, and one tokenizer never more than one of those: nobody
+    can stop a thread, so a tokenizer that is slow with a text must not have all of them.
+    """
+
+    def __init__(self) -> None:
+        self._long = ThreadPoolExecutor(_NUM_LONG, thread_name_prefix="long-text")
+        self._turns: WeakKeyDictionary[Tokenizer, asyncio.Semaphore] = WeakKeyDictionary()
+
+    async def run(
+        self, work: Callable[[], _Result], *, tokenizer: Tokenizer, num_chars: int
+    ) -> _Result:
+        """Returns what blocking work returns.
+
+        Args:
+            work: Tokenises a text, most of all.
+            tokenizer: With which it does.
+            num_chars: Length of the text.
+        """
+        if num_chars <= SHORT_CHARS:
+            return await asyncio.to_thread(work)
+        loop = asyncio.get_running_loop()
+        turn = self._turns.setdefault(tokenizer, asyncio.Semaphore())
+        await turn.acquire()
+        running = self._long.submit(work)
+        # When the work has ended, not when somebody stops waiting for it.
+        running.add_done_callback(lambda _: loop.call_soon_threadsafe(turn.release))
+        return await asyncio.wrap_future(running)
+
+    def close(self) -> None:
+        """Starts no more work on long texts."""
+        self._long.shutdown(wait=False, cancel_futures=True)

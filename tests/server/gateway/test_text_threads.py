@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+import asyncio
+import threading
+
+from linker_core.text.tokenizer import Tokenizer
+from server.gateway.text_threads import SHORT_CHARS, TextThreads
+from tests.linker_core.text import tokenizers_by_kind as kinds
+
+LONG = SHORT_CHARS + 1
+
+
+def tokenizer() -> Tokenizer:
+    return Tokenizer(kinds.byte_level(), bos_token=None, eos_token=None)
+
+
+def test_slow_tokenizer_keeps_no_other_and_no_short_text_waiting() -> None:
+    async def test() -> None:
+        threads, slow, other = TextThreads(), tokenizer(), tokenizer()
+        done, begun = threading.Event(), threading.Event()
+        num_begun = 0
+
+        def wedged() -> None:
+            nonlocal num_begun
+            num_begun += 1
+            begun.set()
+            assert done.wait(60)
+
+        stuck = [
+            asyncio.ensure_future(threads.run(wedged, tokenizer=slow, num_chars=LONG))
+            for _ in range(5)
+        ]
+        await asyncio.to_thread(begun.wait, 60)
+        assert await threads.run(lambda: "short", tokenizer=slow, num_chars=SHORT_CHARS) == "short"
+        assert await threads.run(lambda: "long", tokenizer=other, num_chars=LONG) == "long"
+        assert num_begun == 1
+        done.set()
+        await asyncio.gather(*stuck)
+        assert num_begun == 5
+        threads.close()
+
+    asyncio.run(test())
+
+
+def test_turn_ends_with_the_work_and_not_with_the_wait() -> None:
+    async def test() -> None:
+        threads, slow = TextThreads(), tokenizer()
+        done, begun = threading.Event(), threading.Event()
+
+        def wedged() -> None:
+            begun.set()
+            assert done.wait(60)
+
+        left = asyncio.ensure_future(threads.run(wedged, tokenizer=slow, num_chars=LONG))
+        await asyncio.to_thread(begun.wait, 60)
+        left.cancel()
+        await asyncio.gather(left, return_exceptions=True)
+        after = asyncio.ensure_future(threads.run(lambda: 1, tokenizer=slow, num_chars=LONG))
+        assert await threads.run(lambda: 2, tokenizer=tokenizer(), num_chars=LONG) == 2
+        assert not after.done()
+        done.set()
+        assert await after == 1
+        threads.close()
+
+    asyncio.run(test())
