@@ -210,3 +210,61 @@ def test_model_names_who_answers(answering: LiveServer) -> None:
     assert [answer["model"] for answer in answers] == [DONOR, VARIANT]
     texts = {text_of(answer["choices"][0]) for answer in answers}
     assert len(texts) == 2
+
+
+@pytest.mark.parametrize("field", ["user", "safety_identifier", "prompt_cache_key"])
+def test_user_safety_identifier_and_prompt_cache_key_change_no_answer(
+    answering: LiveServer, field: str
+) -> None:
+    routes = ["chat", "completions"] if field == "user" else ["chat"]
+    for route in routes:
+        assert ids(answering, route, **WARM, **{field: "ann"}) == ids(answering, route, **WARM)
+
+
+def test_obfuscation_can_only_be_declined(marked: LiveServer) -> None:
+    def status(include_obfuscation: bool) -> int:
+        options = {"include_obfuscation": include_obfuscation}
+        return marked.chat(DONOR, stream=True, stream_options=options).status_code
+
+    assert (status(False), status(True)) == (200, 400)
+
+
+def test_answer_goes_back_as_it_came(answering: LiveServer) -> None:
+    """Clients send the whole message of an answer back, with all that is null in it."""
+    message = answering.chat(VARIANT, PROMPT, **PLAIN).json()["choices"][0]["message"]
+    nothing = {"refusal": None, "tool_calls": None, "function_call": None, "audio": None}
+    dialogue = [
+        {"role": "user", "content": PROMPT},
+        {**nothing, **message},
+        {"role": "user", "content": [{"type": "text", "text": "And then?"}], "name": "ann"},
+    ]
+    body = {"model": VARIANT, "messages": dialogue, **PLAIN}
+    answer = answering.client.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    longer = answer.json()["usage"]["prompt_tokens"]
+    assert longer > answering.chat(VARIANT, PROMPT, **PLAIN).json()["usage"]["prompt_tokens"]
+    spoken = {**body, "messages": [*dialogue, {"role": "assistant", "audio": {"id": "a"}}]}
+    assert answering.client.post("/v1/chat/completions", json=spoken).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("field", "neutral"),
+    [("chat_template", None), ("media_io_kwargs", {}), ("mm_processor_kwargs", {})],
+)
+def test_tokenizer_refuses_what_it_cannot_honour(
+    marked: LiveServer, field: str, neutral: object
+) -> None:
+    body = {"model": DONOR, "messages": [{"role": "user", "content": "hi"}]}
+    assert marked.client.post("/tokenize", json={**body, field: neutral}).status_code == 200
+    refused = marked.client.post("/tokenize", json={**body, field: {"a": 1}})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, field)
+
+
+def test_streams_ask_not_to_be_kept_back(marked: LiveServer) -> None:
+    headers = marked.chat(DONOR, stream=True, max_tokens=2).headers
+    assert headers["Cache-Control"] == "no-cache"
+    assert headers["X-Accel-Buffering"] == "no"
+    assert headers["Transfer-Encoding"] == "chunked"
+    assert headers["Date"]
+    assert "Content-Length" not in headers
+    assert marked.chat(DONOR, max_tokens=2).headers["Content-Length"]
