@@ -63,7 +63,7 @@ def test_cve_2024_47874_multipart_field_without_a_filename(target: LiveServer, p
 
 @EVERYWHERE
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "identity, gzip", "GZIP"])
-def test_triton_issue_compressed_body(target: LiveServer, path: str, encoding: str) -> None:
+def test_triton_compressed_body(target: LiveServer, path: str, encoding: str) -> None:
     response = post(target, path, b"\x1f\x8b\x08" + bytes(100), **{"Content-Encoding": encoding})
     refused(response, 415, "unsupported_media_type")
 

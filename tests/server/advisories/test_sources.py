@@ -287,3 +287,17 @@ def test_hub_answers_without_end(there: Site, fault: fake_hub.Fault) -> None:
     there.hub.api_fault = fault
     with pytest.raises((BadCheckpointError, NotReadyError)):
         there.look(stall_timeout_s=0.3)
+
+
+@pytest.mark.parametrize("fault", [fake_hub.zeros, fake_hub.other_bytes])
+def test_foundry_local_issue_910_zeros_of_the_right_size(
+    there: Site, fault: fake_hub.Fault
+) -> None:
+    there.hub.faults[MODEL] = [fault] * 9
+    with pytest.raises(BadCheckpointError):
+        there.fetch()
+    assert not any(file.endswith((MODEL, ".part")) for file in there.files())
+    there.hub.faults.clear()
+    there.part().parent.mkdir(parents=True, exist_ok=True)
+    there.part().write_bytes(bytes(len(WEIGHTS)))  # as a preallocation that was never filled
+    assert (there.fetch() / MODEL).read_bytes() == WEIGHTS
