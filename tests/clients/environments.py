@@ -52,7 +52,7 @@ def python_of(name: str) -> Path:
 
 def run_program(environment: str, program: str, addresses: Addresses) -> Findings:
     """Runs `programs/{program}.py` in an environment until it ends."""
-    command = [python_of(environment), "-m", f"tests.clients.programs.{program}"]
+    command = [str(python_of(environment)), "-m", f"tests.clients.programs.{program}"]
     done = subprocess.run(
         [*command, json.dumps(asdict(addresses))],
         cwd=PROJECT,

@@ -45,7 +45,7 @@ _CODE = re.compile(r"`([^`]+)`")
 _BOTH, _CHAT, _TEXT = "Both routes", "Chat completions alone", "Text completions alone"
 _REFUSED, _TOKENS = "Known, and refused unless neutral", "The tokenizer's routes"
 _OPERATORS = "Operators' bodies"
-_OPERATORS_BODIES = (
+_OPERATORS_BODIES: tuple[type[BaseModel], ...] = (
     ChangeBody, FitBody, LoadBody, OnboardBody, PlanBody, ScoresBody, UnloadBody,
 )  # fmt: skip
 # Objects whose keys are data: texts or ids of tokens.
@@ -137,8 +137,10 @@ def test_every_parameter_that_is_refused_has_a_row() -> None:
 
 
 def test_every_parameter_of_the_tokenizer_has_a_row() -> None:
-    bodies = (TokenizeTextBody, TokenizeChatBody, DetokenizeBody)
-    expected = set().union(*map(fields, bodies)) - named(_CHAT) | TOKENIZE_NEUTRAL.keys()
+    bodies: tuple[type[BaseModel], ...] = (TokenizeTextBody, TokenizeChatBody, DetokenizeBody)
+    expected = (
+        set().union(*(fields(body) for body in bodies)) - named(_CHAT) | TOKENIZE_NEUTRAL.keys()
+    )
     assert named(_TOKENS) == expected - {"messages", "tools"}
 
 
@@ -150,7 +152,7 @@ def test_every_parameter_of_operators_has_a_row(echoing: LiveServer) -> None:
         for parameter in operation.get("parameters", ())
         if parameter["in"] == "query"
     }
-    assert named(_OPERATORS) == queries.union(*map(fields, _OPERATORS_BODIES))
+    assert named(_OPERATORS) == queries.union(*(fields(body) for body in _OPERATORS_BODIES))
 
 
 def test_every_error_has_a_row() -> None:
@@ -171,10 +173,11 @@ def test_refused_parameter_is_taken_at_its_neutral_values_alone(
     """All of CHAT_NEUTRAL and COMPLETION_NEUTRAL."""
 
     def asked(said: object) -> Iterator[Any]:
+        body: dict[str, Any] = {name: said}
         if name in CHAT_NEUTRAL:
-            yield echoing.chat(VARIANT, **{name: said})
+            yield echoing.chat(VARIANT, "hi", **body)
         if name in COMPLETION_NEUTRAL:
-            yield echoing.complete(VARIANT, "a", **{name: said})
+            yield echoing.complete(VARIANT, "a", **body)
 
     for neutral in value:
         assert all(response.status_code == 200 for response in asked(neutral))

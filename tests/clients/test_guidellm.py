@@ -22,7 +22,7 @@ def benchmark(server: LiveServer, tokenizer: Path, report: Path, *, route: str) 
     target = f"kind=openai_http,target={server.url},request_format={route}"
     lengths = f"prompt_tokens={PROMPT_TOKENS},output_tokens={ANSWER_TOKENS}"
     command = [
-        python_of("guidellm"), "-m", "guidellm", "run",
+        str(python_of("guidellm")), "-m", "guidellm", "run",
         "--backend", target,
         "--profile", "kind=concurrent,streams=2",
         "--constraint", f"kind=max_requests,count={REQUESTS}",

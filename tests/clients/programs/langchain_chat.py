@@ -21,7 +21,7 @@ DIALOGUE = [
     HumanMessage("Once upon a time"),
 ]
 # Greedy, a random model may write white space for ever.
-FREELY = {"temperature": 1, "seed": 1, "max_completion_tokens": 400}
+FREELY: dict[str, Any] = {"temperature": 1, "seed": 1, "max_completion_tokens": 400}
 
 
 class Verdict(BaseModel):
@@ -147,7 +147,10 @@ def completion(servers: Servers) -> object:
 
 def errors(servers: Servers) -> object:
     found = {}
-    asked = {"unknown": {"model": "nobody"}, "long": {"max_completion_tokens": 10**6}}
+    asked: dict[str, dict[str, Any]] = {
+        "unknown": {"model": "nobody"},
+        "long": {"max_completion_tokens": 10**6},
+    }
     for name, settings in asked.items():
         try:
             chat_of(servers, **settings).invoke("hi")

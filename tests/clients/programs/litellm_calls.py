@@ -36,7 +36,7 @@ def chat(servers: Servers) -> object:
     )
     rebuilt = litellm.stream_chunk_builder(pieces, messages=MESSAGES)
 
-    async def read() -> object:
+    async def read() -> Any:
         return await litellm.acompletion(**common(servers), **limits)
 
     return {

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Literal
+from typing import Any, Literal
 
 import openai
 from pydantic import BaseModel
 
 from tests.clients.programs.scenarios import DONOR, VARIANT, Servers, run
 
-MESSAGES = [{"role": "user", "content": "Once upon a time"}]
-GREEDY = {"temperature": 0, "max_tokens": 12}
-EXTRAS = {"ignore_eos": True, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
+MESSAGES: list[Any] = [{"role": "user", "content": "Once upon a time"}]
+GREEDY: dict[str, Any] = {"temperature": 0, "max_tokens": 12}
+EXTRAS: dict[str, Any] = {"ignore_eos": True, "top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 # Greedy, a random model may write white space for ever.
-FREELY = {"temperature": 1, "seed": 1, "max_tokens": 400}
+FREELY: dict[str, Any] = {"temperature": 1, "seed": 1, "max_tokens": 400}
 
 
 class Verdict(BaseModel):
@@ -84,7 +84,7 @@ def chat_async(servers: Servers) -> object:
             base_url=f"{servers['answering']}/v1", api_key="any", max_retries=0
         ) as client:
 
-            async def whole(model: str) -> str | None:
+            async def whole(model: str) -> Any:
                 answer = await client.chat.completions.create(
                     model=model, messages=MESSAGES, extra_body=EXTRAS, **GREEDY
                 )

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import openai
 
 from tests.clients.programs.scenarios import DONOR, VARIANT, Servers, run
 
-HI = [{"role": "user", "content": "hi"}]
+HI: list[Any] = [{"role": "user", "content": "hi"}]
 
 
 def client_of(servers: Servers, *, retries: int = 0) -> openai.OpenAI:

@@ -133,7 +133,7 @@ def parsed(servers: Servers) -> object:
             tool_choice="required",
             **FREELY,
         )
-        calls = answer.choices[0].message.tool_calls or []
+        calls: list[Any] = list(answer.choices[0].message.tool_calls or ())
         return [call.function.parsed_arguments.model_dump() for call in calls]
 
 
