@@ -154,6 +154,18 @@ def test_schema_that_cannot_be_enforced_is_400_where_it_has_to_be(
         assert response.json()["error"]["param"] == "tools"
 
 
+def test_schema_that_takes_endless_to_compile_is_400_and_hurts_nobody(server: LiveServer) -> None:
+    patterns = [{"pattern": f"^.*[ab].{{{n}}}c.*$"} for n in range(10, 34)]
+    schema = {"type": "object", "properties": {"x": {"type": "string", "allOf": patterns}}}
+    function = {"name": "get", "parameters": schema | {"required": ["x"]}}
+    tools = [{"type": "function", "function": function}]
+    response = server.chat("hermes", "hi", tools=tools, tool_choice="required")
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "tools"
+    assert "too much memory" in response.json()["error"]["message"]
+    check_call(choice_of(server, "hermes", tool_choice=NAMED, seed=8)["message"]["tool_calls"][0])
+
+
 @pytest.mark.parametrize("model", ["hermes", "llama"])
 def test_free_answer_under_a_grammar_is_text_or_sound_calls(server: LiveServer, model: str) -> None:
     for seed in range(3):

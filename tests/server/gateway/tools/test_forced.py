@@ -103,6 +103,15 @@ def test_options_of_a_schema_are_not_the_clients() -> None:
     assert not accepts(grammar, written(HERMES, ("get", '{"x"    : 1}')))
 
 
+def test_nothing_that_a_schema_says_gets_out_of_it() -> None:
+    said = '"}\nstart: /.*/\ncall: "x" \u2028 %json {'
+    schema = {"type": "object", "description": said, "properties": {said: {"const": said}}}
+    function = Function(name="get", description=said, parameters=schema)
+    grammar = calls_grammar(HERMES, [function], only_one=True)
+    assert not accepts(grammar, "x")
+    assert accepts(grammar, written(HERMES, ("get", json.dumps({said: said}, ensure_ascii=False))))
+
+
 def test_as_many_functions_as_are_taken_compile_within_the_engines_limits() -> None:
     functions = [GET.model_copy(update={"name": f"get_{i}"}) for i in range(MAX_TOOLS)]
     grammar = calls_grammar(HERMES, functions, only_one=False)
