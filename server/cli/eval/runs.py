@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from server.cli.eval.serving import Evaluated
 from server.gateway.schemas.generation import VariantMode
 
 _HARNESS = Path(__file__).parent / "harness.py"
+_STDERR = 2  # of this process; its stdout is the report's
 _PROBE = "import importlib.util as u, sys; sys.exit(u.find_spec('lm_eval') is None)"
 
 
@@ -90,7 +90,7 @@ def evaluate(
             [asked.python, "-I", _HARNESS],
             input=json.dumps(request),
             text=True,
-            stdout=sys.stderr,
+            stdout=_STDERR,
             env=_environment(asked, Path(folder), key),
             check=False,
         )
