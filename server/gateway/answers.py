@@ -137,6 +137,7 @@ class Answer(ABC, Generic[_Request]):
             LinkerError: The request cannot be answered.
             ClientLeftError: Nobody waits for the answer any more.
         """
+        services.gate.check(caller_of(http_request))
         limits = services.settings.http
         deadlines = deadlines_of(http_request, limits, arrived_at=time.monotonic())
         evicted = to_be_loaded(services, request.model, mode=request.variant_mode)
@@ -160,17 +161,14 @@ class Answer(ABC, Generic[_Request]):
         services, request = self._services, self._request
         await self.read()
         await self.prepare_off_loop()
-        times = {
-            "arrived_at": self._deadlines.arrived_at,
-            "start_within_s": self._deadlines.start_within_s,
-        }
         caller = self._caller = caller_of(http_request)
         self._specs = [
             replace(
                 spec,
                 cache_salt=caller.cache_salt(spec.cache_salt),
                 tenant=caller.key_id or "",
-                **times,
+                arrived_at=self._deadlines.arrived_at,
+                start_within_s=self._deadlines.start_within_s,
             )
             for spec in self._specs
         ]

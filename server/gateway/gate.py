@@ -91,6 +91,20 @@ class Gate:
             caller: Whose request it is.
 
         Raises:
+            LinkerError: See `check`.
+        """
+        self.check(caller, num_sequences=num_sequences, prompt_tokens=prompt_tokens)
+        place = Place(self, caller, num_sequences=num_sequences, prompt_tokens=prompt_tokens)
+        self._enter(place, prompt_tokens)
+        try:
+            yield place
+        finally:
+            self._leave(place)
+
+    def check(self, caller: Caller, *, num_sequences: int = 1, prompt_tokens: int = 1) -> None:
+        """Refuses what would not be admitted now: at the least it takes, before any work is done.
+
+        Raises:
             NotReadyError: The server is shutting down.
             InvalidRequestError: More than would ever be admitted.
             RateLimitError: The key has used up what it may.
@@ -100,12 +114,6 @@ class Gate:
         self._check_sizes(num_sequences, prompt_tokens)
         self.quotas.check(caller, num_sequences=num_sequences, prompt_tokens=prompt_tokens)
         self._check_room(num_sequences, prompt_tokens, caller.key_id)
-        place = Place(self, caller, num_sequences=num_sequences, prompt_tokens=prompt_tokens)
-        self._enter(place, prompt_tokens)
-        try:
-            yield place
-        finally:
-            self._leave(place)
 
     def check_open(self) -> None:
         """Refuses new work while the server drains.

@@ -136,5 +136,5 @@ def test_a_fault_of_ours_that_quotes_a_prompt_is_told_without_it(
         assert served.ends() == 0
     log = "".join(served.log)
     assert "KeyError" in log
-    assert "in _quote" in log
+    assert "in prepare" in log
     assert_nowhere([*canaries, key], shown, log, on_disk(tmp_path / "s"))

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from server.cli import main, serve
+from server.gateway import completions
 from server.gateway.completions import CompletionAnswer
 from server.gateway.services import build_services
 from server.onboarding.last_use import LastUse
@@ -20,9 +21,11 @@ BREAK_VARIABLE = "LINKER_TEST_BREAK_AT"  # a file; once it exists, a background 
 QUOTE_VARIABLE = "LINKER_TEST_QUOTE"  # if it is set, every completion meets a fault of ours
 
 
-def _quote(answer: CompletionAnswer) -> None:
+class Quoting(CompletionAnswer):
     """Fails as code does that names what it was given."""
-    raise KeyError(answer._request.prompt)
+
+    def prepare(self) -> None:
+        raise KeyError(self._request.prompt)
 
 
 async def _break_at(path: Path) -> None:
@@ -41,5 +44,5 @@ if __name__ == "__main__":
         sign = Path(os.environ[BREAK_VARIABLE])
         setattr(LastUse, "flush", lambda _self: _break_at(sign))  # noqa: B010
     if QUOTE_VARIABLE in os.environ:
-        CompletionAnswer.prepare = _quote  # type: ignore[method-assign]
+        vars(completions)["CompletionAnswer"] = Quoting
     sys.exit(main.main(["serve", *sys.argv[1:]]))

@@ -52,6 +52,16 @@ def test_what_would_never_be_admitted_is_not_worth_trying_again() -> None:
         pass
 
 
+def test_a_full_gate_is_told_before_any_work_and_holds_nothing_for_it() -> None:
+    gate, caller = Gate(2), key("a", max_parallel=1)
+    gate.check(caller)
+    with gate.admit(1, caller=caller), pytest.raises(RateLimitError):
+        gate.check(caller)
+    with gate.admit(2), pytest.raises(QueueFullError):
+        gate.check(caller)
+    gate.check(caller)
+
+
 def test_a_refused_request_has_used_nothing() -> None:
     gate, caller = Gate(1), key("a", tokens_per_minute=10, max_parallel=1)
     with (
