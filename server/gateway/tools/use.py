@@ -13,7 +13,7 @@ from linker_core.errors import InvalidRequestError
 from server.gateway.formats import Constraint, format_schema
 from server.gateway.generation import SequenceSpec
 from server.gateway.schemas.chat import ChatRequest
-from server.gateway.schemas.tools import AllowedChoice, Function, NamedTool
+from server.gateway.schemas.tools import AllowedChoice, Function, NamedTool, ToolChoice
 from server.gateway.tools.bounds import MAX_SCHEMA_CHARS
 from server.gateway.tools.finder import CallFinder
 from server.gateway.tools.forced import ForcedCalls, call_rules, calls_grammar
@@ -121,37 +121,46 @@ def tool_use(request: ChatRequest, template: str) -> ToolUse | None:
             'tool_choice to "none".',
             param="structured_outputs",
         )
-    is_named = isinstance(choice, NamedTool)
-    is_forced = is_named or choice == "required"
-    if isinstance(choice, AllowedChoice):
-        is_forced = choice.allowed_tools.mode == "required"
-    wire = wire_format(template) or (PLAIN if is_forced else None)
-    if wire is None:
+    name = choice.function.name if isinstance(choice, NamedTool) else None
+    is_forced = name is not None or _mode(choice) == "required"
+    wire = _wire(template, is_forced=is_forced)
+    functions = (tool.function for tool in request.offered_tools())
+    return ToolUse(
+        wire=wire,
+        functions=tuple(one for one in functions if name in (None, one.name)),
+        is_forced=is_forced,
+        is_named=name is not None,
+        only_one=name is not None or request.parallel_tool_calls is False,
+        answer=None if is_forced else _answer(request, wire),
+    )
+
+
+def _mode(choice: ToolChoice | None) -> object:
+    return choice.allowed_tools.mode if isinstance(choice, AllowedChoice) else choice
+
+
+def _wire(template: str, *, is_forced: bool) -> WireFormat:
+    """Returns how calls are written; forced ones of unknown templates are a list of JSON."""
+    wire = wire_format(template)
+    if wire is None and not is_forced:
         raise InvalidRequestError(
             "How this model writes calls of tools is not known, so they cannot be found in free "
             'text. Set tool_choice to "required", to a function, or to "none".',
             param="tool_choice",
         )
-    answer = None if is_forced else format_schema(request.response_format)
+    return wire or PLAIN
+
+
+def _answer(request: ChatRequest, wire: WireFormat) -> Mapping[str, Any] | None:
+    """Returns the schema of an answer that calls nothing; None: it is free."""
+    answer = format_schema(request.response_format)
     if answer is not None and wire.is_bare:
         raise InvalidRequestError(
             "This model's calls of tools are JSON like the answer that response_format asks for, "
             "so they cannot be told apart. Leave one of them out.",
             param="response_format",
         )
-    chosen = request.offered_tools()
-    return ToolUse(
-        wire=wire,
-        functions=tuple(
-            tool.function
-            for tool in chosen
-            if not isinstance(choice, NamedTool) or tool.function.name == choice.function.name
-        ),
-        is_forced=is_forced,
-        is_named=is_named,
-        only_one=is_named or request.parallel_tool_calls is False,
-        answer=answer,
-    )
+    return answer
 
 
 def with_tools(specs: Iterable[SequenceSpec], use: ToolUse) -> list[SequenceSpec]:
