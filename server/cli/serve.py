@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -38,6 +39,8 @@ logger = logging.getLogger(__name__)
 EXIT_FAILED = 1
 _POLL_S = 0.2
 _LAST_WORDS_S = 5.0  # for terminal errors to be written
+_FILES = 65536
+_LAST_CALL_S = 0.25  # for those to be refused who connected as the server stopped
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -98,6 +101,7 @@ def serve_until_stopped(
     settings: Settings, requests: list[OnboardRequest], *, build: Callable[[Settings], Services]
 ) -> int:
     """Serves what is built until a signal; returns the exit status, 0 after a clean drain."""
+    raise_file_limit()
     return asyncio.run(_serve(settings, requests, build))
 
 
@@ -235,7 +239,15 @@ async def _serve(
         await services.stop()
         raise
     app, refused = create_app(services), services.metrics.rejected
-    server = _HttpServer(server_config(app, settings.http, on_refused=refused))
+    config = server_config(app, settings.http, on_refused=refused)
+    wanted, limit = settings.http.max_connections, config.peers.limit
+    if limit < wanted:
+        logger.warning(
+            "http.max_connections is %d, and there are file descriptors for %d; raise the limit of "
+            "open files",
+            *(wanted, limit),
+        )
+    server = _HttpServer(config)
     stopping = asyncio.Event()
     _install_signals(services, stopping)
     listening = asyncio.ensure_future(server.serve(sockets=[listener]))
@@ -243,10 +255,12 @@ async def _serve(
     try:
         await services.start(requests)
         status = await _until_end(services, listening, stopping)
+        config.is_winding_down = True
         if status == 0:
             status = await _drain(services)
         else:
             await _break_off(services)
+        await _close_the_door(listener)
     finally:
         server.should_exit = True
         await asyncio.gather(listening, return_exceptions=True)
@@ -272,6 +286,19 @@ def listen(host: str, port: int) -> socket.socket:
     # acknowledgement of the first; asyncio sets it only on sockets that name their protocol.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
+
+
+async def _close_the_door(listener: socket.socket) -> None:
+    """Lets those in who are at the door, to be told: with the socket they would be hung up on."""
+    listener.listen(0)
+    await asyncio.sleep(_LAST_CALL_S)
+
+
+def raise_file_limit() -> None:
+    """Takes as many file descriptors as may be had: every connection needs one."""
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = _FILES if most == resource.RLIM_INFINITY else min(_FILES, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(now, enough), most))
 
 
 def _install_signals(services: Services, stopping: asyncio.Event) -> None:

@@ -13,7 +13,7 @@ import resource
 from collections.abc import Callable
 from enum import Enum, auto
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 
 import httptools
 import uvicorn
@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 _GRACE_S = 5  # what open responses get once the server has drained
 _LINGER_S = 1.0  # for last words to be read before the connection is cut
+# For requests to be refused that were sent as the server stopped: on connections that were used
+# before, whose clients see that they are closed, and on those that were opened for the request.
+_LAST_CALL_S, _FIRST_CALL_S = 0.25, 1.0
 _MAX_HEADERS = 100
 _MAX_PIPELINED = 16
 _BODY_OVERHEAD = 8  # bytes on the wire for one of the body, at most: chunks of one byte take six
@@ -62,6 +65,7 @@ class ServerConfig(uvicorn.Config):
         )
         self.limits = http
         self.on_refused = on_refused
+        self.is_winding_down = False  # answers then end their connections
         self.peers = Peers(
             limit=min(http.max_connections, _files_for_connections()),
             limit_each=http.max_connections_per_address,
@@ -98,6 +102,34 @@ class _BrokenRuleError(Exception):
     """A request goes beyond a limit; raised inside the parser's callbacks."""
 
 
+class _Transport:
+    """A connection whose closing is somebody else's to decide.
+
+    Args:
+        real: The connection.
+        on_close: Called instead of its `close`, with it.
+    """
+
+    def __init__(
+        self, real: asyncio.Transport, on_close: Callable[[Callable[[], None]], None]
+    ) -> None:
+        self._real = real
+        self._on_close = on_close
+        self._is_closed = False
+        self.write = real.write  # for every piece of every answer
+
+    def close(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._on_close(self._real.close)
+
+    def is_closing(self) -> bool:
+        return self._is_closed or self._real.is_closing()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+
 class _Protocol(HttpToolsProtocol):
     """HTTP/1.1 within limits."""
 
@@ -110,12 +142,15 @@ class _Protocol(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         assert isinstance(config, ServerConfig)
+        self._config = config
         self._limits = config.limits
         self._peers = config.peers
         self._on_refused = config.on_refused
         self.timeout_keep_alive = self._limits.idle_timeout_s  # type: ignore[assignment]
         self._site = ""
         self._refused_at_the_door: HTTPStatus | None = None
+        self._is_lost = False
+        self._ended = False  # nothing more is sent
         self._deaf = False  # what still comes is thrown away
         self._last_words: HTTPStatus | None = None  # said once what is under way is answered
         self._broken_rule = HTTPStatus.BAD_REQUEST
@@ -132,16 +167,17 @@ class _Protocol(HttpToolsProtocol):
     # --- the connection -----------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        super().connection_made(transport)
+        super().connection_made(cast(asyncio.Transport, transport))  # uvloop's is no subclass
+        self.transport = cast(asyncio.Transport, _Transport(self.transport, self._close))
         self._site = site_of(self.client[0] if self.client else None)
         self._refused_at_the_door = self._peers.enter(self._site)
         if self._peers.is_flooded_by(self._site):
-            transport.abort()
+            self.transport.abort()
             return
         self._time(_Stage.HEAD)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        self._is_lost = True
         self._peers.leave(self._site)
         for timer in (self._receiving, self._sending, self._cutting):
             if timer is not None:
@@ -208,6 +244,8 @@ class _Protocol(HttpToolsProtocol):
                 self._break(HTTPStatus.BAD_REQUEST)
             return
         super().on_headers_complete()
+        if self._config.is_winding_down:
+            self.cycle.keep_alive = False
         self._enter(_Stage.BODY)
 
     def on_message_complete(self) -> None:
@@ -295,6 +333,8 @@ class _Protocol(HttpToolsProtocol):
 
     def _say_last_words(self) -> None:
         assert self._last_words is not None
+        if self._ended:
+            return
         response = http_error_response(self._last_words)
         received = () if self._stage is _Stage.NOTHING else self.headers
         headers = [
@@ -308,13 +348,36 @@ class _Protocol(HttpToolsProtocol):
         self.transport.write(b"".join([status_line, *lines, b"\r\n", bytes(response.body)]))
         self._cut_soon()
 
+    def _say_goodbye(self) -> None:
+        self._cutting = None
+        if self._answering is None or self._answering.response_complete:
+            self._cut_soon()
+
     def _cut_soon(self) -> None:
         """Ends our side; a close with unread input would take back what was written last."""
         self._deaf = True
-        if not self.transport.is_closing():
+        self.flow.resume_reading()  # so that it is seen to be thrown away
+        if not self._ended:
+            self._ended = True
             self.transport.write_eof()
         if self._cutting is None:
-            self._cutting = self.loop.call_later(_LINGER_S, self.transport.abort)
+            self._cutting = self.loop.call_later(_LINGER_S, self._cut)
+
+    def _cut(self) -> None:
+        if not self.transport.get_write_buffer_size():
+            self.transport.abort()
+            return
+        self._bound_sending()
+        self._cutting = self.loop.call_later(_LINGER_S, self._cut)
+
+    def _close(self, close: Callable[[], None]) -> None:
+        """Closes, but not under a request that is still coming: its answer would be lost."""
+        if self._is_lost or self._ended or self._stage is _Stage.NOTHING:
+            self._ended = True
+            close()
+            self._bound_sending()
+        else:
+            self._cut_soon()
 
     # --- what is sent -------------------------------------------------------------------------
 
@@ -324,9 +387,6 @@ class _Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.transport.is_closing():
-            self._bound_sending()
-            return
         assert self._answering is not None
         if self._last_words is not None and self._answering.response_complete:
             self._say_last_words()
@@ -341,13 +401,14 @@ class _Protocol(HttpToolsProtocol):
             self._sending.cancel()
             self._sending = None
 
-    def timeout_keep_alive_handler(self) -> None:
-        super().timeout_keep_alive_handler()
-        self._bound_sending()
-
     def shutdown(self) -> None:
-        super().shutdown()
-        self._bound_sending()
+        self._config.is_winding_down = True
+        if self._answering is not None and not self._answering.response_complete:
+            super().shutdown()
+        elif self._cutting is None:
+            # A request may be on its way: it would be lost with the connection, so it is refused.
+            wait_s = _FIRST_CALL_S if self._answering is None else _LAST_CALL_S
+            self._cutting = self.loop.call_later(wait_s, self._say_goodbye)
 
     def _bound_sending(self) -> None:
         """Gives the client time to take what is buffered: an ordinary close waits for ever."""

@@ -19,14 +19,14 @@ class Peers:
     """
 
     def __init__(self, *, limit: int, limit_each: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._limit_each = limit_each
         self._by_site: Counter[str] = Counter()
         self._total = 0
 
     def is_flooded_by(self, site: str) -> bool:
         """Whether there are too many even to be told why they are refused."""
-        beyond = self._total - self._limit, self._by_site[site] - self._limit_each
+        beyond = self._total - self.limit, self._by_site[site] - self._limit_each
         return max(beyond) > _BEYOND
 
     def __len__(self) -> int:
@@ -36,7 +36,7 @@ class Peers:
         """Counts a connection, which has to `leave`; returns why it is refused, if it is."""
         self._total += 1
         self._by_site[site] += 1
-        if self._total > self._limit:
+        if self._total > self.limit:
             return HTTPStatus.SERVICE_UNAVAILABLE
         if self._by_site[site] > self._limit_each:
             return HTTPStatus.TOO_MANY_REQUESTS

@@ -15,7 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.cli.serve import listen
-from server.gateway.connection import server_config
+from server.gateway.connection import ServerConfig, server_config
 from server.settings import HttpSettings
 
 PATIENCE_S = 30.0  # of a test; the server's own limits are far shorter
@@ -49,7 +49,8 @@ class Site:
 
     port: int
     refused: list[str]
-    config: Any
+    config: ServerConfig
+    server: uvicorn.Server
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Client]:
@@ -119,7 +120,7 @@ async def serving(app: ASGIApp, **http: Any) -> AsyncIterator[Site]:
     server = uvicorn.Server(config)
     task = asyncio.ensure_future(server.serve(sockets=[listener]))
     try:
-        yield Site(listener.getsockname()[1], refused, config)
+        yield Site(listener.getsockname()[1], refused, config, server)
     finally:
         server.should_exit = True
         await task

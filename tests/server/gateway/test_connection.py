@@ -10,6 +10,7 @@ from contextlib import AsyncExitStack
 from typing import Any, TypeVar
 
 import pytest
+import uvloop
 from starlette.types import Receive, Scope, Send
 
 from tests.server.gateway.raw_http import GET, PATIENCE_S, Echo, error_of, serving, statuses
@@ -23,7 +24,8 @@ def run(work: Coroutine[Any, Any, _Result]) -> _Result:
         async with asyncio.timeout(2 * PATIENCE_S):
             return await work
 
-    return asyncio.run(bounded())
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:  # as `linker serve`
+        return runner.run(bounded())
 
 
 @pytest.mark.parametrize(
@@ -396,5 +398,45 @@ def test_slow_reader_that_goes_on_reading_gets_all_of_it() -> None:
                 await asyncio.sleep(0.005)
             writer.close()
         assert received > size
+
+    run(main())
+
+
+@pytest.mark.parametrize("sent", [0, 10, 200_000])
+def test_answer_to_a_request_that_is_still_coming_is_not_lost(sent: int) -> None:
+    async def refuse(_scope: Scope, _receive: Receive, send: Send) -> None:
+        headers = [(b"content-length", b"2"), (b"connection", b"close")]
+        await send({"type": "http.response.start", "status": 413, "headers": headers})
+        await send({"type": "http.response.body", "body": b"no"})
+
+    async def main() -> None:
+        async with serving(refuse) as site, site.connection() as client:
+            await client.send(POST + b"Content-Length: 300000\r\n\r\n" + b"a" * sent)
+            rest = asyncio.ensure_future(client.rest())
+            await asyncio.sleep(0)
+            await client.send(b"a" * 90_000)  # a socket that is closed would answer with a reset
+            assert (await rest).endswith(b"\r\n\r\nno")
+
+    run(main())
+
+
+def test_request_that_is_sent_as_the_server_stops_is_answered() -> None:
+    async def main() -> None:
+        async with AsyncExitStack() as clients, serving(Echo()) as site:
+            fresh = await clients.enter_async_context(site.connection())
+            used = await clients.enter_async_context(site.connection())
+            await used.send(GET)
+            assert await used.answer() == (200, b"")
+            while len(site.config.peers) < 2:
+                await asyncio.sleep(0.01)
+            site.server.should_exit = True
+            while not site.server.servers or site.server.servers[0].is_serving():
+                await asyncio.sleep(0.001)
+            for client in (fresh, used):
+                await client.send(GET)
+            for client in (fresh, used):
+                received = await client.rest()
+                assert statuses(received) == [200]
+                assert b"connection: close\r\n" in received
 
     run(main())
