@@ -112,6 +112,7 @@ def addresses(answering: LiveServer, echoing: LiveServer, guarded: Guarded) -> A
     return Addresses(
         answering=answering.url,
         echoing=echoing.url,
+        spare=str(echoing.served(VARIANT).text.path),
         guarded=guarded.live.url,
         keys=guarded.keys,
         faults={fault.name: fault.value for fault in Fault},

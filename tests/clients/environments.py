@@ -21,6 +21,7 @@ class Addresses:
 
     answering: str
     echoing: str
+    spare: str
     guarded: str
     keys: dict[str, str]
     faults: dict[str, int]

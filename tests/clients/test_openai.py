@@ -142,6 +142,13 @@ def test_conflict_is_not_tried_again(faults: Findings) -> None:
     assert faults["conflict_is_final"] == {"class": "ConflictError", "tries": []}
 
 
+def test_model_is_deleted_and_then_unknown(faults: Findings) -> None:
+    found = faults["deleting"]
+    assert (found["onboarded"], found["found"]) == (201, "acme/spare")
+    assert found["deleted"] == {"id": "acme/spare", "object": "model", "deleted": True}
+    assert (found["then"]["class"], found["then"]["code"]) == ("NotFoundError", "model_not_found")
+
+
 def test_full_server_is_tried_again_when_it_says(faults: Findings) -> None:
     found = faults["full_server"]
     assert (found["refused"]["class"], found["refused"]["code"]) == ("RateLimitError", "queue_full")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -134,6 +136,25 @@ def dead_engine(servers: Servers) -> object:
     }
 
 
+def deleting(servers: Servers) -> object:
+    """Onboards a model as operators do, and forgets it as the SDK does."""
+    body = {"name": "acme/spare", "source": servers["spare"], "policy": "exact"}
+    asked = urllib.request.Request(
+        f"{servers['echoing']}/models?wait=true",
+        data=json.dumps(body).encode(),
+        headers={"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(asked) as response:
+        onboarded = response.status
+    with client_of(servers) as client:
+        return {
+            "onboarded": onboarded,
+            "found": client.models.retrieve("acme/spare").id,
+            "deleted": client.models.delete("acme/spare").model_dump(),
+            "then": described(lambda: client.models.retrieve("acme/spare")),
+        }
+
+
 def impatience(servers: Servers) -> object:
     prompt = [servers["faults"]["WAIT"], 50]
     with client_of(servers) as client:
@@ -188,6 +209,7 @@ def main() -> None:
             "conflict_is_final": conflict_is_final,
             "full_server": full_server,
             "dead_engine": dead_engine,
+            "deleting": deleting,
             "impatience": impatience,
             "headers": headers,
             "keys": keys,

@@ -17,6 +17,7 @@ class Servers(TypedDict):
 
     answering: str  # the real engine: tiny random models
     echoing: str  # an engine that answers with the last message; prompts of ids may ask for faults
+    spare: str  # a directory that the echoing server may onboard
     guarded: str  # like it, for those who have keys
     keys: dict[str, str]  # the guarded server's: "client", and "slow" for one request a minute
     faults: dict[str, int]  # the first token of a prompt that asks the echoing server for one
