@@ -2,7 +2,8 @@
 
 Started like the engine, with one option more: the core that it keeps to. Every step gives each
 running sequence its next token, which is the next one of its prompt; a request's `seed` says how
-many steps a second are made for it, and without one a step follows the other.
+many steps a second are made for it, 0 that all of its answer is one step. Without one a step
+follows the other.
 """
 
 from __future__ import annotations
@@ -50,18 +51,18 @@ class _Sequence:
     due_at: float  # monotonic seconds
     num_done: int = 0
 
-    @property
-    def pause_s(self) -> float:
-        """From one token to the next."""
+    def next_tokens(self) -> list[TokenOutput]:
+        """Takes the next step."""
         steps_per_s = self.submit.sampling.seed
-        return 1 / steps_per_s if steps_per_s else 0.0
+        if steps_per_s:
+            self.due_at += 1 / steps_per_s
+        num_tokens = self.submit.sampling.max_tokens if steps_per_s == 0 else 1
+        return [self._next_token() for _ in range(num_tokens)]
 
-    def next_token(self) -> TokenOutput:
-        """Takes the next step; the last one of an answer ends it."""
+    def _next_token(self) -> TokenOutput:
         prompt = self.submit.prompt_ids
         token_id = prompt[self.num_done % len(prompt)]
         self.num_done += 1
-        self.due_at += self.pause_s
         is_last = self.num_done >= self.submit.sampling.max_tokens
         return TokenOutput(
             request_id=self.submit.request_id,
@@ -96,10 +97,10 @@ class InstantEngine:
         return True
 
     def step(self) -> None:
-        """Sends the tokens that are due, one for each sequence at most."""
+        """Sends what is due of each sequence."""
         now = time.monotonic()
         due = [sequence for sequence in self.running.values() if sequence.due_at <= now]
-        tokens = tuple(sequence.next_token() for sequence in due)
+        tokens = tuple(token for sequence in due for token in sequence.next_tokens())
         for token in tokens:
             if token.finish_reason is not None:
                 del self.running[token.request_id]

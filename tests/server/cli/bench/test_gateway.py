@@ -67,7 +67,7 @@ def test_requests_alternate_and_are_made_once() -> None:
     first, second = alternating(0), alternating(1)
     assert b'"stream":true' in second
     assert b'"stream":true' not in first
-    assert chat("whole", 0) is first
+    assert chat("whole", 0, steps_per_s=0) is first
 
 
 def test_stream_that_ends_early_is_an_error() -> None:
@@ -118,6 +118,14 @@ def test_stand_in_keeps_the_pace_that_a_request_asks_for() -> None:
         assert set(stand_in.running) == {"slow"}
         assert stand_in.timeout_s() > 0
     assert [len(step.tokens) for step in steps] == [2, 1]
+
+
+def test_stand_in_gives_a_whole_answer_at_once_where_it_is_asked_to() -> None:
+    with engine() as (stand_in, connection):
+        stand_in.handle(submit("a", max_tokens=3, steps_per_s=0))
+        stand_in.step()
+        assert [token.token_id for token in connection.recv().tokens] == [5, 6, 5]
+        assert not stand_in.running
 
 
 def test_stand_in_forgets_what_is_aborted() -> None:
