@@ -126,7 +126,7 @@ class ChatAnswer(Answer[ChatRequest]):
     def _ended(self, index: int, reason: str | None) -> str | None:
         if self._use is None or reason is None:
             return reason
-        return self._use.finish_reason(reason, num_calls=self._calls[index].num_calls)
+        return self._use.finish_reason(reason, has_called=self._calls[index].has_called)
 
     def _record(self, kind: str, choices: list[Json], more: Json) -> Json:
         record = super()._record(kind, choices, more)

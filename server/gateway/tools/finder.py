@@ -52,6 +52,11 @@ class CallFinder:
         self._span = JsonSpan()
         self._calls: tuple[Call, ...] = ()
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether all calls that have begun are whole: others are not shown."""
+        return True
+
     def push(self, text: str) -> list[Piece]:
         """Returns what is certain with the next part of the text."""
         self._feed(text)

@@ -67,9 +67,13 @@ class ForcedCalls:
 
     Args:
         wire: How the model writes calls.
+
+    Attributes:
+        is_sound: Whether all calls that have begun are whole.
     """
 
     def __init__(self, wire: WireFormat) -> None:
+        self.is_sound = True
         self._wire = wire
         self._pieces: list[Piece] = []
         self._arguments: list[str] = []  # that have not been shown
@@ -99,12 +103,13 @@ class ForcedCalls:
                 char = yield
             char = yield from self._past(wire.between, char)
             self._pieces.append(CallBegun("".join(name)))
-            span = JsonSpan()
+            self.is_sound, span = False, JsonSpan()
             self._arguments.append(char)
             while span.take(char) is Progress.OPEN:
                 char = yield
                 self._arguments.append(char)
             self._show_arguments()
+            self.is_sound = True
             char = yield from self._past(wire.after, (yield))
             if char != wire.separator[0]:
                 break

@@ -29,6 +29,10 @@ Piece = Content | CallBegun | Arguments
 class AnswerParser(Protocol):
     """Takes an answer's text as it comes. However it is cut, the pieces add up to the same."""
 
+    @property
+    def is_sound(self) -> bool:
+        """Whether all calls that have begun are whole."""
+
     def push(self, text: str) -> list[Piece]:
         """Returns what is certain with the next part of the text."""
 

@@ -16,14 +16,16 @@ class ChoiceCalls:
 
     Args:
         parser: At the start of the choice's text.
-
-    Attributes:
-        num_calls: How many calls have begun.
     """
 
     def __init__(self, parser: AnswerParser) -> None:
-        self.num_calls = 0
         self._parser = parser
+        self._num_calls = 0  # that have begun
+
+    @property
+    def has_called(self) -> bool:
+        """Whether there are calls, and all of them are whole."""
+        return self._num_calls > 0 and self._parser.is_sound
 
     def message(self, text: str) -> Json:
         """Returns the message that a whole text is."""
@@ -60,10 +62,10 @@ class ChoiceCalls:
                 call = self._begun(piece)
             else:
                 call = {"function": {"arguments": piece.text}}
-            yield {"tool_calls": [{"index": self.num_calls - 1, **call}]}
+            yield {"tool_calls": [{"index": self._num_calls - 1, **call}]}
 
     def _begun(self, call: CallBegun) -> Json:
-        self.num_calls += 1
+        self._num_calls += 1
         return {
             "id": f"call_{uuid.uuid4().hex[:24]}",
             "type": "function",

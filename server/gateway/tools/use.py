@@ -71,14 +71,14 @@ class ToolUse:
             )
         return Constraint(llguidance.grammar_from("lark", grammar), TOOLS)
 
-    def finish_reason(self, ended: str, *, num_calls: int) -> str:
+    def finish_reason(self, ended: str, *, has_called: bool) -> str:
         """Returns how an answer ended, as OpenAI says it.
 
         Args:
             ended: Without regard to tools.
-            num_calls: How many calls it made.
+            has_called: Whether it made calls, and none that was cut short.
         """
-        return "tool_calls" if num_calls and ended == "stop" and not self.is_named else ended
+        return "tool_calls" if has_called and ended == "stop" and not self.is_named else ended
 
     def _free_grammar(self) -> str:
         """Returns the grammar of an answer that may call tools, and then does it right."""

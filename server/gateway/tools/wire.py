@@ -74,7 +74,7 @@ PLAIN: Final = WireFormat(
     opening="[",
     ending="]",
 )
-# Of families that mark calls as Hermes does and write something else than JSON into them.
+# Of families that have marks of those two and write something else than their JSON.
 _NO_JSON = ("<function=", "<arg_key>", "<parameter=")
 
 
@@ -84,8 +84,10 @@ def wire_format(template: str) -> WireFormat | None:
     Args:
         template: The source of a chat template.
     """
+    if any(tag in template for tag in _NO_JSON):
+        return None
     if "<tool_call>" in template:
-        return None if any(tag in template for tag in _NO_JSON) else HERMES
+        return HERMES
     if "<|python_tag|>" in template or "<|start_header_id|>" in template:
         return LLAMA3
     return None

@@ -165,3 +165,15 @@ def test_what_the_grammar_would_not_write_is_content() -> None:
     assert summed(read(HERMES, written(HERMES, ("get", "{}")) + "<|im_end|>")) == [
         ("get", "{}"), "<|im_end|>",
     ]  # fmt: skip
+
+
+def test_calls_are_sound_when_their_arguments_are_whole() -> None:
+    parser = ForcedCalls(LLAMA3)
+    text = written(LLAMA3, ("get", '{"x": 1}'), ("put", "{}"))
+    sound = []
+    for char in text:
+        parser.push(char)
+        sound.append(parser.is_sound)
+    first, second = text.index('{"x"'), text.index("{}")
+    unsound = [*range(first, first + 7), second]
+    assert [at for at, is_sound in enumerate(sound) if not is_sound] == unsound

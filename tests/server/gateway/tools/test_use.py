@@ -166,13 +166,13 @@ def test_schemas_that_are_too_long_together_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "num_calls", "expected"),
+    ("more", "has_called", "expected"),
     [
-        ({}, 1, "tool_calls"), ({}, 0, "stop"), ({"tool_choice": "required"}, 2, "tool_calls"),
-        ({"tool_choice": NAMED}, 1, "stop"),
+        ({}, True, "tool_calls"), ({}, False, "stop"), ({"tool_choice": NAMED}, True, "stop"),
+        ({"tool_choice": "required"}, True, "tool_calls"),
     ],
 )  # fmt: skip
-def test_finish_reason_is_openais(more: dict[str, Any], num_calls: int, expected: str) -> None:
+def test_finish_reason_is_openais(more: dict[str, Any], has_called: bool, expected: str) -> None:
     found = use(**more)
-    assert found.finish_reason("stop", num_calls=num_calls) == expected
-    assert found.finish_reason("length", num_calls=num_calls) == "length"
+    assert found.finish_reason("stop", has_called=has_called) == expected
+    assert found.finish_reason("length", has_called=has_called) == "length"

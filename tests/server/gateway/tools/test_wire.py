@@ -38,6 +38,7 @@ def test_names_are_those_of_the_program_not_of_its_texts(template: str, names: s
         ("<|python_tag|>", LLAMA3),
         ("<tool_call><function=", None),
         ("<tool_call><arg_key>", None),
+        ("<|start_header_id|><function=", None),
         ("[TOOL_CALLS]", None),
         ("<|im_start|>", None),
     ],
