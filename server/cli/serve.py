@@ -226,6 +226,12 @@ class _HttpServer(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         yield
 
+    def protocol(self) -> asyncio.Protocol:
+        """Returns what serves one connection, as uvicorn makes it for those that it accepts."""
+        return self.config.http_protocol_class(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+
 
 async def _serve(
     settings: Settings, requests: list[OnboardRequest], build: Callable[[Settings], Services]
@@ -260,7 +266,7 @@ async def _serve(
             status = await _drain(services)
         else:
             await _break_off(services)
-        await _close_the_door(listener)
+        await _close_the_door(server, listener)
     finally:
         server.should_exit = True
         await asyncio.gather(listening, return_exceptions=True)
@@ -288,10 +294,23 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _close_the_door(listener: socket.socket) -> None:
+async def _close_the_door(server: _HttpServer, listener: socket.socket) -> None:
     """Lets those in who are at the door, to be told: with the socket they would be hung up on."""
-    listener.listen(0)
+    listener.setblocking(False)
+    listener.listen(0)  # no crowd any more
     await asyncio.sleep(_LAST_CALL_S)
+    let_in = list(_at_the_door(listener))
+    for acceptor in server.servers:
+        acceptor.close()
+    loop = asyncio.get_running_loop()
+    for connection in let_in:
+        await loop.connect_accepted_socket(server.protocol, connection)
+
+
+def _at_the_door(listener: socket.socket) -> Iterator[socket.socket]:
+    with contextlib.suppress(OSError):  # nobody, most often
+        while True:
+            yield listener.accept()[0]
 
 
 def raise_file_limit() -> None:
