@@ -127,12 +127,12 @@ class Access:
         if audience is Audience.ANYONE:
             return STRANGER
         caller = self._keys.find(_presented(scope))
+        self._quotas.count_request(caller)
         if caller.role not in audience.value:
             raise PermissionDeniedError(
                 f"This needs a key of another role than {caller.role.value}; `linker keys create "
                 "NAME --role ROLE` makes one."
             )
-        self._quotas.count_request(caller)
         return caller
 
 

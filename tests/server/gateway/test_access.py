@@ -303,6 +303,8 @@ def test_requests_of_a_key_are_bounded_with_when_to_come_again(keyed: Keyed) -> 
     with client_of(keyed.live, made.key) as client, keyed.client(Role.CLIENT) as other:
         keyed.live.until(lambda: client.get("/v1/models").status_code == 200)
         assert [client.get("/v1/models").status_code for _ in range(3)] == [200, 200, 429]
+        # What a key may not do counts as well.
+        assert client.get("/models").status_code == 429
         refused = client.get("/v1/models")
         assert refused.json()["error"]["code"] == "rate_limit_exceeded"
         assert 1 <= int(refused.headers["retry-after"]) <= 61
