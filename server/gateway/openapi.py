@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from server.gateway.access import Audience, audience_of
 from server.gateway.schemas.chat import ChatRequest
 from server.gateway.schemas.generation import CompletionRequest
 from server.gateway.schemas.operators import (
@@ -43,6 +44,8 @@ _BODIES: tuple[type[BaseModel], ...] = (
     UnloadBody,
 )
 _REF = "#/components/schemas/{model}"
+_KEY_SCHEME = {"type": "http", "scheme": "bearer", "description": "Where the server wants keys."}
+_METHODS = frozenset({"get", "post", "put", "patch", "delete"})
 _ERROR_SCHEMA = {
     "type": "object",
     "required": ["error"],
@@ -70,14 +73,9 @@ def takes(*bodies: type[BaseModel]) -> dict[str, Any]:
 
 
 def answers(status: int, description: str, *, stream: bool = False) -> dict[int | str, Any]:
-    """Returns `responses` of a route: its success as described, failures as everywhere."""
+    """Returns `responses` of a route: its success as described."""
     kinds = ("application/json", "text/event-stream") if stream else ("application/json",)
-    error = {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}}
-    return {
-        status: {"description": description, "content": {kind: {} for kind in kinds}},
-        "4XX": {"description": "The request was refused.", "content": error},
-        "5XX": {"description": "The server could not answer.", "content": error},
-    }
+    return {status: {"description": description, "content": {kind: {} for kind in kinds}}}
 
 
 def describe_bodies(app: FastAPI) -> None:
@@ -92,7 +90,23 @@ def describe_bodies(app: FastAPI) -> None:
             )
             schemas = document.setdefault("components", {}).setdefault("schemas", {})
             schemas.update(definitions["$defs"] | {"Error": _ERROR_SCHEMA})
+            document["components"]["securitySchemes"] = {"key": _KEY_SCHEME}
+            for path, methods in document["paths"].items():
+                for method in methods.keys() & _METHODS:
+                    _describe_common(methods[method], method, path)
             app.openapi_schema = document
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _describe_common(operation: dict[str, Any], method: str, path: str) -> None:
+    """Adds what every route has: refusals in one shape, and a key unless anyone may ask."""
+    refused = {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}}
+    failed = {"application/json": {}}  # an error, or of /ready a reason
+    responses = operation["responses"]
+    responses.pop("422", None)  # what FastAPI would answer to a bad query, which is 400 here
+    responses["4XX"] = {"description": "The request was refused.", "content": refused}
+    responses["5XX"] = {"description": "The server could not answer.", "content": failed}
+    if audience_of(method.upper(), path) is not Audience.ANYONE:
+        operation["security"] = [{"key": []}]

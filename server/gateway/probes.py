@@ -12,6 +12,8 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from server.gateway.services import Services
 
+_EXPOSITION: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}
+
 
 def probes_router(services: Services) -> APIRouter:
     """Returns the routes."""
@@ -45,7 +47,7 @@ def probes_router(services: Services) -> APIRouter:
         return {"version": version("linker-llm")}
 
     @router.head("/metrics", include_in_schema=False)
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=Response, responses=_EXPOSITION)
     async def metrics() -> Response:
         text = await asyncio.to_thread(services.scrape)
         return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
