@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import resource
@@ -260,6 +261,9 @@ async def _serve(
     logger.info("listening on http://%s:%d", *listener.getsockname()[:2])
     try:
         await services.start(requests)
+        # Modules and routes stay for good: walking them all took 98 ms in the midst of streams.
+        gc.collect()
+        gc.freeze()
         status = await _until_end(services, listening, stopping)
         config.is_winding_down = True
         if status == 0:

@@ -10,7 +10,7 @@ import json
 import random
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Any, Self, cast
@@ -155,19 +155,23 @@ async def at_once(port: int, requests: Sequence[bytes]) -> list[Exchange]:
         LinkerError: One was not answered with success.
     """
     connections = await open_all(port, len(requests))
-    asked = [each.ask(request) for each, request in zip(connections, requests, strict=True)]
-    return await _answers(asked, connections)
+    try:
+        return await _answers(
+            [each.ask(request) for each, request in zip(connections, requests, strict=True)]
+        )
+    finally:
+        _close(connections)
 
 
 async def open_loop(
-    port: int, requests: Iterable[bytes], *, num_connections: int, rate: float, seed: int
+    port: int, requests: Sequence[bytes], *, num_connections: int, rate: float, seed: int
 ) -> list[Exchange]:
     """Sends requests at random times, whatever became of the ones before them.
 
     Args:
         port: Of the server.
         requests: One after another.
-        num_connections: Which take turns.
+        num_connections: Which take turns; each has carried a request before the time is taken.
         rate: Requests a second, on average; the pauses are exponentially distributed.
         seed: Of the pauses.
 
@@ -176,24 +180,28 @@ async def open_loop(
     """
     pauses = random.Random(seed)
     connections = await open_all(port, num_connections)
-    asked: list[asyncio.Future[Exchange]] = []
-    due_at = time.perf_counter()
-    for connection, request in zip(cycle(connections), requests, strict=False):
-        due_at += pauses.expovariate(rate)
-        await asyncio.sleep(max(0.0, due_at - time.perf_counter()))
-        asked.append(connection.ask(request))
-    return await _answers(asked, connections)
-
-
-async def _answers(
-    asked: Sequence[asyncio.Future[Exchange]], connections: Sequence[Connection]
-) -> list[Exchange]:
     try:
-        async with asyncio.timeout(_DEADLINE_S):
-            found = await asyncio.gather(*asked)
+        await _answers([each.ask(requests[0]) for each in connections])
+        asked: list[asyncio.Future[Exchange]] = []
+        due_at = time.perf_counter()
+        for connection, request in zip(cycle(connections), requests, strict=False):
+            due_at += pauses.expovariate(rate)
+            await asyncio.sleep(max(0.0, due_at - time.perf_counter()))
+            asked.append(connection.ask(request))
+        return await _answers(asked)
     finally:
-        for connection in connections:
-            connection.close()
+        _close(connections)
+
+
+def _close(connections: Sequence[Connection]) -> None:
+    for connection in connections:
+        connection.close()
+
+
+async def _answers(asked: Sequence[asyncio.Future[Exchange]]) -> list[Exchange]:
+    """Waits for answers, each of which must be one of success."""
+    async with asyncio.timeout(_DEADLINE_S):
+        found = await asyncio.gather(*asked)
     for exchange in found:
         if exchange.status != 200:
             raise LinkerError(

@@ -68,7 +68,7 @@ def measure_latency(versions: Sequence[Target], plan: Plan, cores: Cores) -> dic
                 before = target.cpu_s()
                 load = open_loop(
                     target.port,
-                    map(alternating, range(num_requests)),
+                    [alternating(place) for place in range(num_requests)],
                     num_connections=_NUM_CONNECTIONS,
                     rate=_REQUESTS_PER_S,
                     seed=number,

@@ -17,7 +17,6 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.cli.serve import listen
-from server.gateway.connection import server_config
 
 _STREAMED = b'"stream":true'
 _HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
@@ -61,7 +60,15 @@ def _app(whole: bytes, events: list[bytes]) -> ASGIApp:
 async def _serve(kind: str, port: int, whole: bytes, events: list[bytes]) -> None:
     listener = listen("127.0.0.1", port)
     if kind == "uvicorn":
-        config = server_config(_app(whole, events))
+        config = uvicorn.Config(
+            _app(whole, events),
+            http="httptools",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            lifespan="off",
+            server_header=False,
+        )
         await uvicorn.Server(config).serve(sockets=[listener])
         return
     loop = asyncio.get_running_loop()
