@@ -137,7 +137,9 @@ class Answer(ABC, Generic[_Request]):
             LinkerError: The request cannot be answered.
             ClientLeftError: Nobody waits for the answer any more.
         """
-        services.gate.check(caller_of(http_request))
+        caller = caller_of(http_request)
+        caller.check_priority(request.priority or 0)
+        services.gate.check(caller)
         limits = services.settings.http
         deadlines = deadlines_of(http_request, limits, arrived_at=time.monotonic())
         evicted = to_be_loaded(services, request.model, mode=request.variant_mode)

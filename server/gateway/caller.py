@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from starlette.requests import HTTPConnection
 from starlette.types import Scope
 
+from linker_core.errors import PermissionDeniedError
 from server.registry.records import KeyRecord, Role
 
 SCOPE_KEY = "linker.caller"  # where `Access` leaves the caller of a request
@@ -39,6 +40,19 @@ class Caller:
             max_parallel=key.max_parallel,
         )
         return cls(key_id=key.id, role=key.role, limits=limits)
+
+    def check_priority(self, priority: int) -> None:
+        """Refuses to let one key go before the others because it says so.
+
+        Raises:
+            PermissionDeniedError: A client's key asks to be sooner than those that ask for nothing.
+        """
+        if priority < 0 and self.role is not Role.ADMIN:
+            raise PermissionDeniedError(
+                f"priority is {priority}; below 0 it would go before other keys' requests, which "
+                "only keys of role admin may. Send 0 or more.",
+                param="priority",
+            )
 
     def cache_salt(self, asked: str | None) -> str:
         """Returns the salt of a prompt's prefixes: no other key finds or times what this one left.

@@ -335,6 +335,17 @@ def test_parallel_sequences_of_a_key_are_bounded(keyed: Keyed) -> None:
         assert client.post("/v1/completions", json={**body, "n": 3}).status_code == 400
 
 
+def test_only_operators_go_before_others(keyed: Keyed) -> None:
+    body = {"model": "base", "prompt": "abcd", "max_tokens": 1}
+    for role, priority, status in [
+        (Role.CLIENT, -1, 403), (Role.CLIENT, 0, 200), (Role.CLIENT, 7, 200), (Role.ADMIN, -1, 200),
+    ]:  # fmt: skip
+        with keyed.client(role) as client:
+            response = client.post("/v1/completions", json={**body, "priority": priority})
+            assert response.status_code == status
+            assert status == 200 or response.json()["error"]["param"] == "priority"
+
+
 # --- E5: what one key has asked shows in nothing that another one sees ------------------------
 
 
