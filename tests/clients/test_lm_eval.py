@@ -23,7 +23,7 @@ GENERATION = "gsm8k"
 LIMIT = 6
 GEN_KWARGS = {"max_gen_toks": 40}
 NAME = "acme/math"
-SHARED = {"policy": "thresholds", "tau_cos": 0.9, "tau_frob": 0.2}
+SHARED: dict[str, Any] = {"policy": "thresholds", "tau_cos": 0.9, "tau_frob": 0.2}
 
 
 @pytest.fixture(scope="module")

@@ -42,11 +42,12 @@ def _tokenizer(checkpoint: Path) -> PreTrainedTokenizerFast:
     `AutoTokenizer` takes the class of the architecture, which splits digits whatever the file says.
     """
     said = json.loads((checkpoint / "tokenizer_config.json").read_text())
-    return PreTrainedTokenizerFast(
+    made: PreTrainedTokenizerFast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_file=str(checkpoint / "tokenizer.json"),
         eos_token=said["eos_token"],
         pad_token=said["pad_token"],
     )
+    return made
 
 
 def _answers(sample: dict[str, Any]) -> list[Any]:
