@@ -6,6 +6,7 @@ from importlib.metadata import version
 
 from fastapi import FastAPI, Request, Response
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
+from starlette.requests import ClientDisconnect
 
 from server.gateway.access import Access
 from server.gateway.body import RefuseBodies
@@ -50,6 +51,7 @@ def create_app(services: Services) -> FastAPI:
     install_error_handlers(app, services.metrics, routes=routes)
     describe_bodies(app)
     app.add_exception_handler(ClientLeftError, _on_client_left)
+    app.add_exception_handler(ClientDisconnect, _on_client_left)  # before its body was complete
     _guard(app, services)
     return app
 
