@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -52,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         LinkerError: The server or lm-eval is not there, or one of them gave up.
     """
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every request
     asked = _evaluation(args)
     check_harness(asked.python)
     key = args.key or os.environ.get(_KEY)
