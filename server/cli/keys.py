@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import sys
 import time
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Does it; the key that is made is all that stdout gets of `create`."""
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of every connection
     with _registry(args) as registry:
         if args.action == "create":
             _create(registry, args)

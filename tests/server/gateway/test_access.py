@@ -191,6 +191,30 @@ def test_no_spelling_of_an_operators_path_is_open_to_a_client(keyed: Keyed, path
         assert status_of(keyed, method, path, Role.CLIENT) == 403
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "client", "nobody"),
+    [
+        ("GET", "/m/base/v1/models", 200, 401),
+        ("DELETE", "/m/base/v1/models/base", 403, 401),
+        ("GET", "/m/base/tokenizer_info", 200, 401),
+        ("GET", "/m/base/v1/../models", 403, 401),
+        ("GET", "/m/base/v1/%2e%2e/models", 403, 401),
+        ("GET", "/m/health/v1/health", 403, 401),
+        ("GET", "/m/base/health", 403, 401),
+        ("GET", "/m/base/models", 403, 401),
+        ("GET", "/m/m/base/v1/models", 200, 401),  # a model named m/base, of which nothing is asked
+        ("GET", "/m/a/b/c/v1/models", 403, 401),
+        ("GET", "/M/base/v1/models", 403, 401),
+        ("GET", "//m/base/v1/models", 403, 401),
+    ],
+)
+def test_a_model_in_the_path_changes_nobodys_rights(
+    keyed: Keyed, method: str, path: str, client: int, nobody: int
+) -> None:
+    assert status_of(keyed, method, path, Role.CLIENT) == client
+    assert status_of(keyed, method, path) == nobody
+
+
 _PATHS = st.lists(
     st.sampled_from(
         [*[part for path in AUDIENCES for part in path.split("/") if part], "", "..", ".", "%2e"]
