@@ -14,7 +14,7 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import uvicorn
 
@@ -229,7 +229,8 @@ class _HttpServer(uvicorn.Server):
 
     def protocol(self) -> asyncio.Protocol:
         """Returns what serves one connection, as uvicorn makes it for those that it accepts."""
-        return self.config.http_protocol_class(
+        make = cast(Callable[..., asyncio.Protocol], self.config.http_protocol_class)
+        return make(
             config=self.config, server_state=self.server_state, app_state=self.lifespan.state
         )
 

@@ -374,7 +374,7 @@ def test_answer_that_is_not_read_is_cut_off(
     async def main() -> None:
         app = Firehose(pieces, b"x" * size)
         async with serving(app, send_timeout_s=0.2) as site, site.connection() as client:
-            client.writer.transport.pause_reading()
+            client.reader._transport.pause_reading()  # type: ignore[attr-defined]
             await client.send(GET)
             while not site.config.peers:
                 await asyncio.sleep(0.01)

@@ -25,7 +25,7 @@ def test_harmless_id_comes_back(server: LiveServer) -> None:
 
 @pytest.mark.parametrize("said", ["", "a" * 65, "a b", "a/b", "http://x", "ä", "a.b", "{}"])
 def test_other_id_is_replaced(server: LiveServer, said: str) -> None:
-    response = server.client.get("/health", headers={"X-Request-Id": said.encode()})
+    response = server.client.get("/health", headers={b"X-Request-Id": said.encode()})
     assert MADE.fullmatch(response.headers["x-request-id"])
 
 
