@@ -103,7 +103,7 @@ def describe_bodies(app: FastAPI) -> None:
 def _describe_common(operation: dict[str, Any], method: str, path: str) -> None:
     """Adds what every route has: refusals in one shape, and a key unless anyone may ask."""
     refused = {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}}
-    failed = {"application/json": {}}  # an error, or of /ready a reason
+    failed: dict[str, Any] = {"application/json": {}}  # an error, or of /ready a reason
     responses = operation["responses"]
     responses.pop("422", None)  # what FastAPI would answer to a bad query, which is 400 here
     responses["4XX"] = {"description": "The request was refused.", "content": refused}

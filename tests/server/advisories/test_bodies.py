@@ -275,7 +275,7 @@ def test_request_id_that_is_an_address(
     assert str(given) not in caplog.text
 
 
-FORWARDED = {
+FORWARDED: dict[str, Any] = {
     "api_base": "http://169.254.169.254/", "base_url": "http://evil.example", "api_key": "sk-x",
     "custom_llm_provider": "evil", "extra_headers": {"Host": "evil.example"},
     "mock_response": "owned", "callbacks": ["http://evil.example"], "__proto__": {"a": 1},
