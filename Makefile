@@ -42,7 +42,7 @@ test: $(INSTALLED)
 
 # Real clients, each in an environment of its own outside of here, against two servers.
 clients: $(INSTALLED)
-	PYTHON=$(PYTHON) tests/clients/install.sh
+	PYTHON=$(BIN)/python tests/clients/install.sh
 	$(BIN)/pytest -m client tests/clients
 
 # The registry is tested on PostgreSQL, too. Tests start their own server of these programs.

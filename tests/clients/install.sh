@@ -5,8 +5,8 @@
 #   tests/clients/install.sh [NAME...]      (default: every file in requirements/)
 #
 # They lie in LINKER_CLIENTS (default: ~/.cache/linker/clients). One that is there in these very
-# versions is left as it is. PYTHON names the interpreter (python3). guidellm wants torch; where pip
-# is not told of an index of CPU builds yet, PIP_EXTRA_INDEX_URL can name it:
+# versions is left as it is. PYTHON names the interpreter, one that has pip (python3). Some clients
+# want torch; where pip is not told of an index of CPU builds yet:
 #
 #   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu tests/clients/install.sh
 set -euo pipefail
@@ -22,10 +22,11 @@ make_environment() { # NAME
         return
     fi
     rm -rf "$home"
-    "$python" -m venv "$home"
-    # The files name everything that is needed, so nothing is to be resolved.
-    "$home/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps \
-        --requirement "$wanted"
+    "$python" -m venv --without-pip "$home"
+    # The files name everything that is needed, so nothing is to be resolved; and most of it is never
+    # imported, so nothing is compiled ahead.
+    "$python" -m pip --python "$home/bin/python" install --quiet --disable-pip-version-check \
+        --no-deps --no-compile --requirement "$wanted"
     cp "$wanted" "$home/installed.txt"
     echo "$1: $((SECONDS - began)) s"
 }
