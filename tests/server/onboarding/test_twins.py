@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from linker_core.config import EngineConfig
 from linker_core.engine.kv_size import kv_cache_bytes
 from server.onboarding.prepare import read_text_side
 from server.onboarding.twin_rows import twin_name
+from server.residency.catalog import ServedModel
 from tests.server.live import LiveServer, live_server
 from tests.server.onboarding.family import residual
 from tests.tiny import make_checkpoint, make_variant
@@ -118,6 +120,30 @@ def test_unshared_chat_answers_in_the_models_name_and_counts_as_its(
     assert said.status_code == 200, said.text
     assert said.json()["model"] == "named"
     assert live.metric('linker_generation_tokens_total{model="named"}') == tokens + 3
+
+
+def test_both_weights_answer_side_by_side_and_the_twin_comes_once(
+    live: LiveServer, sources: Path
+) -> None:
+    onboard(live, sources / "far", "both")
+    planned, own = scores(live, "both"), reference(sources / "far")
+
+    def holds(turn: int) -> bool:
+        expected, mode = ((planned, "planned"), (own, "unshared"))[turn % 2]
+        return scores(live, "both", mode) == pytest.approx(expected, abs=1e-4)
+
+    catalog, published = live.services.catalog, list[str]()
+    publish = catalog.publish
+
+    def counted(model: ServedModel) -> None:
+        published.append(model.name)
+        publish(model)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(catalog, "publish", counted)
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(holds, range(16)))
+    assert published == [twin_name("both")]
 
 
 def test_twin_is_in_no_listing_and_its_bytes_are_its_familys(
