@@ -72,7 +72,7 @@ def test_no_request_of_the_description_is_a_server_error(
         hooks = "tests.clients.programs.schemathesis_hooks"
         done = subprocess.run(
             command,
-            cwd=PROJECT,
+            cwd=tmp_path,  # where it leaves what it remembers
             env=client_environment() | {"SCHEMATHESIS_HOOKS": hooks, "PYTHONPATH": str(PROJECT)},
             capture_output=True,
             text=True,
