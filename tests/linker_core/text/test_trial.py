@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,7 +64,7 @@ def test_pattern_that_explodes_is_a_bad_checkpoint(pattern: str) -> None:
 
 
 def test_pattern_of_squared_time_is_a_bad_checkpoint() -> None:
-    with pytest.raises(BadCheckpointError, match="far longer|too long"):
+    with pytest.raises(BadCheckpointError, match=r"far longer|too long"):
         pass_trial(split_by("a*b"), None)
 
 
@@ -167,3 +168,16 @@ def test_process_sees_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
         pass_trial(files(kinds.byte_level()), None)
     assert "RAYON_NUM_THREADS" in caught.value.message
     assert "HF_TOKEN" not in caught.value.message
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    "name",
+    [
+        "alpaca", "chatml", "gemma-it", "llama-3-instruct", "mistral-instruct",
+        "qwen2.5-instruct", "zephyr",
+    ],
+)  # fmt: skip
+def test_templates_of_models_pass(shared: Path, name: str) -> None:
+    source = (shared / "data" / "chat_templates" / f"{name}.jinja").read_text()
+    pass_trial(None, TemplateSource.of(source))
