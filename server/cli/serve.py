@@ -22,6 +22,7 @@ from linker_core.config import MatmulPrecision
 from linker_core.errors import InvalidRequestError
 from linker_core.tuning.dialogues import load_dialogues
 from linker_core.tuning.request import SELF_CALIBRATION
+from server.cli.loop_errors import LoopErrors
 from server.gateway.app import create_app
 from server.gateway.connection import server_config
 from server.gateway.services import Services, build_services
@@ -238,6 +239,7 @@ class _HttpServer(uvicorn.Server):
 async def _serve(
     settings: Settings, requests: list[OnboardRequest], build: Callable[[Settings], Services]
 ) -> int:
+    asyncio.get_running_loop().set_exception_handler(LoopErrors())
     listener = listen(settings.http.host, settings.http.port)
     services = build(settings)
     try:
