@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from linker_core.errors import NotReadyError
-from server.gateway.body import read_object
+from server.gateway.body import read_object, work_on_body
 from server.gateway.holding import hold
 from server.gateway.listing import servable
 from server.gateway.openapi import answers, takes
@@ -53,7 +54,7 @@ def tokenization_router(services: Services) -> APIRouter:
     )
     async def detokenize(http_request: Request) -> Response:
         body = addressed(http_request, await read_object(http_request), services)
-        request = parse_request(DetokenizeBody, body)
+        request = await work_on_body(http_request, partial(parse_request, DetokenizeBody, body))
         model = await _model(services, http_request, request.model)
         return await asyncio.to_thread(_detokenized, model, request.tokens)
 
@@ -70,7 +71,8 @@ def tokenization_router(services: Services) -> APIRouter:
 async def _tokenize_text(
     services: Services, http_request: Request, body: dict[str, Any]
 ) -> JSONResponse:
-    request = parse_request(TokenizeTextBody, body, neutral=TOKENIZE_NEUTRAL)
+    parse = partial(parse_request, TokenizeTextBody, body, neutral=TOKENIZE_NEUTRAL)
+    request = await work_on_body(http_request, parse)
     model = await _model(services, http_request, request.model)
     return await _tokenized(
         services,
@@ -84,7 +86,8 @@ async def _tokenize_text(
 async def _tokenize_chat(
     services: Services, http_request: Request, body: dict[str, Any]
 ) -> JSONResponse:
-    request = parse_request(TokenizeChatBody, body, neutral=TOKENIZE_NEUTRAL)
+    parse = partial(parse_request, TokenizeChatBody, body, neutral=TOKENIZE_NEUTRAL)
+    request = await work_on_body(http_request, parse)
     model = await _model(services, http_request, request.model)
     return await _tokenized(
         services,

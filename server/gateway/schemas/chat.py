@@ -11,7 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from server.gateway.schemas.generation import NEUTRAL, GenerationRequest
 from server.gateway.schemas.messages import Message
-from server.gateway.schemas.parsing import Strict, Unhonoured
+from server.gateway.schemas.parsing import Strict, Unhonoured, few
 from server.gateway.schemas.tools import AllowedChoice, NamedTool, ToolChoice, Tools
 
 _MAX_MESSAGES = 2048
@@ -40,9 +40,11 @@ class Dialogue(Strict):
     tools: Tools | None = None
     add_generation_prompt: bool | None = None  # true, unless the last message is continued
     continue_final_message: bool | None = None
-    chat_template_kwargs: dict[str, str | int | float | bool | None] | None = Field(
-        default=None, max_length=_MAX_KWARGS
-    )
+    chat_template_kwargs: Annotated[
+        dict[str, str | int | float | bool | None] | None,
+        Field(max_length=_MAX_KWARGS),
+        few(_MAX_KWARGS),
+    ] = None
 
     @field_validator("chat_template_kwargs")
     @classmethod

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from server.gateway.formats import ResponseFormat, StructuredOutputs
-from server.gateway.schemas.parsing import Strict, Unhonoured
+from server.gateway.schemas.parsing import Strict, Unhonoured, few
 
 _MAX_PROMPTS = 256
 
@@ -55,13 +55,13 @@ class GenerationRequest(Strict):
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
     repetition_penalty: float | None = Field(default=None, ge=1e-3, le=100, allow_inf_nan=False)
-    logit_bias: dict[str, Bias] | None = Field(default=None, max_length=1024)
+    logit_bias: Annotated[dict[str, Bias] | None, Field(max_length=1024), few(1024)] = None
     allowed_token_ids: (
         Annotated[list[TokenId], Field(fail_fast=True, min_length=1, max_length=2**18)] | None
     ) = None
     bad_words: list[BadWord] | None = Field(default=None, max_length=256)
     response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
+    structured_outputs: Annotated[StructuredOutputs | None, few(16)] = None
     prompt_logprobs: int | None = Field(default=None, ge=0, le=20)
     truncate_prompt_tokens: int | None = Field(default=None, ge=-1, le=2**31)  # -1: what fits
     priority: int | None = Field(default=None, ge=-(2**31), le=2**31 - 1)  # smaller is sooner

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from linker_core.errors import InvalidRequestError
@@ -26,6 +26,24 @@ class Strict(BaseModel):
     """A record of a client's: no type is guessed, no unknown field matters."""
 
     model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
+
+def few(most: int) -> BeforeValidator:
+    """Returns what bounds an object before any of its entries is looked at.
+
+    Faults are written down entry by entry: those of 100,000 would stop the whole server for a
+    second, since nothing else runs meanwhile, and `max_length` counts only what has none.
+
+    Args:
+        most: Entries.
+    """
+
+    def check(value: object) -> object:
+        if isinstance(value, dict) and len(value) > most:
+            raise ValueError(f"at most {most} entries are taken, and these are {len(value)}")
+        return value
+
+    return BeforeValidator(check)
 
 
 class Unhonoured:

@@ -40,7 +40,7 @@ class DetokenizeBody(Strict):
     """POST /detokenize."""
 
     model: str | None = None
-    tokens: Annotated[list[TokenId], Field(max_length=2**20)]
+    tokens: Annotated[list[TokenId], Field(fail_fast=True, max_length=2**20)]
 
 
 TOKENIZE_NEUTRAL: dict[str, Unhonoured] = {

@@ -4,7 +4,9 @@ import logging
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from server.gateway.schemas.tokenization import DetokenizeBody
 from tests.server.fake_engine import MAX_MODEL_LEN, Fault
 from tests.server.live import LiveServer
 
@@ -43,6 +45,22 @@ def test_too_long_is_400_with_the_words_clients_look_for(
 
 def test_too_long_is_told_before_a_stream_begins(server: LiveServer) -> None:
     error_of(server, 400, model="base", messages=HI, max_tokens=MAX_MODEL_LEN, stream=True)
+
+
+@pytest.mark.parametrize("field", ["logit_bias", "chat_template_kwargs", "structured_outputs"])
+def test_objects_are_counted_before_their_entries_are_looked_at(
+    server: LiveServer, field: str
+) -> None:
+    entries = {f"x{number}": [] for number in range(2000)}
+    error = error_of(server, 400, model="base", messages=HI, **{field: entries})
+    assert error["param"] == field
+    assert "these are 2000" in error["message"]
+
+
+def test_long_lists_are_left_at_their_first_fault() -> None:
+    with pytest.raises(ValidationError) as caught:
+        DetokenizeBody.model_validate({"tokens": [-1] * 1000})
+    assert caught.value.error_count() == 1
 
 
 @pytest.mark.parametrize(
