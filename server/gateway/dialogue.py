@@ -5,12 +5,12 @@ Knows no template and renders none.
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from linker_core.errors import InvalidRequestError
+from linker_core.weights import strict_json
 from server.gateway.schemas.chat import Dialogue
 from server.gateway.schemas.messages import Message
 from server.gateway.schemas.tools import Tool
@@ -153,7 +153,7 @@ def _message_record(message: Message, *, developer: str) -> dict[str, object]:
 def _arguments(text: str) -> Any:
     """Returns arguments as templates print them: a record, or what a model wrote instead."""
     try:
-        value = json.loads(text or "{}")
-    except (ValueError, RecursionError):
+        value = strict_json.parse(text.encode() or b"{}")
+    except ValueError:
         return text
     return value if isinstance(value, dict) else text

@@ -19,6 +19,7 @@ from tests.tiny import CHATML
 TEMPLATE = "{{ messages }}{{ tools }}"
 HI = {"role": "user", "content": "hi"}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "get", "arguments": '{"x": 1}'}}
+DEEP = '{"a": ' + "[" * 80 + "]" * 80 + "}"  # more than what renders it would go down
 
 
 def given(*messages: dict[str, Any], template: str = TEMPLATE, **more: Any) -> Rendering:
@@ -63,6 +64,7 @@ def test_answer_without_calls_has_no_such_field() -> None:
         ('{"a": [1, "é"]}', {"a": [1, "é"]}), ("", {}), ("{}", {}),
         # What a model has written before is shown to it, sound or not.
         ('{"a": 1', '{"a": 1'), ("[1]", "[1]"), ("None", "None"), ("[" * 100_000, "[" * 100_000),
+        (DEEP, DEEP), ('{"a": NaN}', '{"a": NaN}'), (r'{"a": "\ud800"}', r'{"a": "\ud800"}'),
     ],
 )  # fmt: skip
 def test_arguments_are_records_where_they_are_json(written: str, read: object) -> None:
