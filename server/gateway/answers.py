@@ -91,10 +91,26 @@ class Answer(ABC, Generic[_Request]):
         """
 
     async def prepare_off_loop(self) -> None:
-        """Runs `prepare` in a thread."""
-        tokenizer, num_chars = self._model.text.tokenizer, self.num_chars
-        threads = self._services.text_threads
-        await threads.run(self.prepare, tokenizer=tokenizer, num_chars=num_chars)
+        """Runs `prepare` in a thread, unless that would take longer than what it does."""
+        await self._services.text_threads.run(
+            self.prepare,
+            tokenizer=self._model.text.tokenizer,
+            num_chars=self.num_chars,
+            is_light=self.is_light,
+        )
+
+    @property
+    def is_light(self) -> bool:
+        """Whether `prepare` does next to nothing but tokenise `num_chars`."""
+        request = self._request
+        heavy = (
+            request.bad_words,
+            request.allowed_token_ids,
+            request.logit_bias,
+            request.response_format,
+            request.structured_outputs,
+        )
+        return not any(heavy)
 
     @property
     @abstractmethod
@@ -238,8 +254,7 @@ class Answer(ABC, Generic[_Request]):
                     more: Json = {"usage": None} if options.include_usage else {}
                     if options.continuous_usage_stats:
                         more = {"usage": self._usage(num_tokens)}
-                    if not begun:
-                        more |= self._beside_choices(delta)
+                    beside = {} if begun else self._beside_choices(delta)
                     is_first = delta.index not in begun
                     begun.add(delta.index)
                     if delta.token.prompt_logprobs is None:
@@ -247,6 +262,9 @@ class Answer(ABC, Generic[_Request]):
                     else:
                         work = partial(self._chunk_choices, delta, is_first=is_first)
                         choices = await asyncio.to_thread(work)
+                    if beside:  # with the very first chunk alone
+                        first, *choices = choices
+                        events.append(self._event([first], more | beside))
                     events += [self._event([choice], more) for choice in choices]
                 if events:
                     yield b"".join(events)

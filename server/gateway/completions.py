@@ -60,6 +60,10 @@ class CompletionAnswer(Answer[CompletionRequest]):
             return len(prompt)
         return sum(len(one) for one in prompt if isinstance(one, str))
 
+    @property
+    def is_light(self) -> bool:
+        return super().is_light and isinstance(self._request.prompt, str)
+
     def prepare(self) -> None:
         request, model = self._request, self._model
         if request.max_tokens == 0 and not request.echo:
@@ -68,7 +72,8 @@ class CompletionAnswer(Answer[CompletionRequest]):
                 param="max_tokens",
             )
         whole = completion_prompts(request, model)
-        prompts = [truncated(one, request, model, max_tokens=request.max_tokens) for one in whole]
+        max_tokens = COMPLETION_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+        prompts = [truncated(one, request, model, max_tokens=max_tokens) for one in whole]
         self._specs = sequences(
             request,
             model,

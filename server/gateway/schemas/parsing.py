@@ -93,7 +93,7 @@ def parse_request(
         return kind.model_validate(known)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False)
-        faults = [(_dotted(body, fault["loc"]), fault) for fault in found]
+        faults = [(_dotted(body, fault), fault) for fault in found]
         first = faults[0][0]
         # Of a field that may be of several types, the alternative that fits best says most.
         param, fault = max(
@@ -112,11 +112,12 @@ def _said(fault: ErrorDetails) -> str:
     return fault["msg"].removeprefix("Value error, ").rstrip(".")
 
 
-def _dotted(body: object, loc: tuple[int | str, ...]) -> str:
+def _dotted(body: object, fault: ErrorDetails) -> str:
     """Returns the path of a fault; the parts that name alternatives of a type are left out."""
     parts: list[str] = []
-    for number, part in enumerate(loc):
-        if isinstance(body, dict) and (part in body or number == len(loc) - 1):
+    missing = fault["loc"][-1] if fault["type"] in ("missing", "value_error") else None
+    for part in fault["loc"]:
+        if isinstance(body, dict) and (part in body or part == missing):
             body = body.get(part)
         elif isinstance(body, list) and isinstance(part, int) and part < len(body):
             body = body[part]

@@ -51,8 +51,8 @@ def test_too_long_is_told_before_a_stream_begins(server: LiveServer) -> None:
 def test_objects_are_counted_before_their_entries_are_looked_at(
     server: LiveServer, field: str
 ) -> None:
-    entries = {f"x{number}": [] for number in range(2000)}
-    error = error_of(server, 400, model="base", messages=HI, **{field: entries})
+    body: dict[str, Any] = {field: {f"x{number}": [] for number in range(2000)}}
+    error = error_of(server, 400, model="base", messages=HI, **body)
     assert error["param"] == field
     assert "these are 2000" in error["message"]
 

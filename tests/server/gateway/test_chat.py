@@ -228,6 +228,7 @@ def test_token_ids_are_returned_on_request(server: LiveServer) -> None:
     ids = [i for chunk in chunks for i in chunk["choices"][0].get("token_ids", [])]
     assert ids == answer["choices"][0]["token_ids"]
     assert chunks[0]["prompt_token_ids"] == answer["prompt_token_ids"]
+    assert not any("prompt_token_ids" in chunk for chunk in chunks[1:])
 
 
 def test_prompt_logprobs_stand_beside_the_choices(server: LiveServer) -> None:

@@ -182,6 +182,8 @@ def test_prompt_is_truncated_to_its_end(server: LiveServer) -> None:
     assert text_of(server, "ab", truncate_prompt_tokens=9, **more) == ["abab"]
     fitting = server.complete("base", "a" * 500, truncate_prompt_tokens=-1, max_tokens=3).json()
     assert fitting["usage"]["total_tokens"] == MAX_MODEL_LEN
+    fitting = server.complete("base", "a" * 500, truncate_prompt_tokens=-1).json()
+    assert fitting["usage"]["completion_tokens"] == 16
 
 
 def test_usage_counts_cached_tokens_once_per_prompt(server: LiveServer) -> None:

@@ -81,7 +81,7 @@ def test_scores_of_a_plan_go_with_it_and_those_of_the_weights_stay(live: LiveSer
         ({"variant_mode": "shared"}, "variant_mode"),
         ({"harness": "a\nb"}, "harness"),
         ({"tasks": {}}, "tasks"),
-        ({"tasks": {"../x": {"metrics": {"acc": 1.0}}}}, "tasks.../x.[key]"),
+        ({"tasks": {"../x": {"metrics": {"acc": 1.0}}}}, "tasks.../x"),
         ({"tasks": {"t": {"metrics": {}}}}, "tasks.t.metrics"),
         ({"tasks": {"t": {"metrics": {"acc": "1"}}}}, "tasks.t.metrics.acc"),
         ({"surprise": 1}, "surprise"),
