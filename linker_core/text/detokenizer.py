@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import Final
 
 from linker_core.errors import InvalidRequestError
 from linker_core.text.decoding import decoding_of
 from linker_core.text.tokenizer import Tokenizer
+
+_REMEMBERED_STOPS: Final = 256
 
 
 class Detokenizer:
@@ -42,6 +46,8 @@ class Detokenizer:
             raise InvalidRequestError("a stop string is empty; leave it out", param="stop")
         self.stopped = False
         self._stop = tuple(stop)
+        self._borders = [_borders(one) for one in stop]
+        self._begun = [0] * len(stop)  # of each stop string, what the text so far ends with
         self._include_stop = include_stop
         self._skipped_ids = tokenizer.special_ids if skip_special_tokens else frozenset[int]()
         self._decoding = decoding_of(tokenizer)
@@ -75,14 +81,42 @@ class Detokenizer:
             self.stopped = True
             self._pending = ""
             return text[: end if self._include_stop else start]
-        num_held = max(_overlap(text, stop) for stop in self._stop)
+        self._begun = [
+            _begun(*state, decided)
+            for state in zip(self._stop, self._borders, self._begun, strict=True)
+        ]
+        num_held = max(self._begun)
         self._pending = text[len(text) - num_held :]
         return text[: len(text) - num_held]
 
 
-def _overlap(text: str, stop: str) -> int:
-    """Returns the length of the longest end of `text` that begins `stop`, but is not all of it."""
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
-        if text.endswith(stop[:length]):
-            return length
-    return 0
+def _begun(stop: str, borders: Sequence[int], num_begun: int, text: str) -> int:
+    """Returns how many characters of `stop` a growing text ends with (Knuth, Morris, Pratt).
+
+    However both repeat themselves, a character costs a bounded number of steps on the average:
+    clients choose the stop strings, and what the model writes.
+
+    Args:
+        stop: Not in the text so far, nor in what comes.
+        borders: Of it; see `_borders`.
+        num_begun: Characters of it that the text so far ends with.
+        text: What comes.
+    """
+    for char in text:
+        while num_begun and stop[num_begun] != char:
+            num_begun = borders[num_begun - 1]
+        if stop[num_begun] == char:
+            num_begun += 1
+    return num_begun
+
+
+@lru_cache(_REMEMBERED_STOPS)  # the sequences of a request have the same
+def _borders(stop: str) -> tuple[int, ...]:
+    """Returns, of every beginning of `stop`, the longest shorter one that it ends with."""
+    borders = [0]
+    for char in stop[1:]:
+        length = borders[-1]
+        while length and stop[length] != char:
+            length = borders[length - 1]
+        borders.append(length + (stop[length] == char))
+    return tuple(borders)

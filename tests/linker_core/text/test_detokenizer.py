@@ -167,6 +167,27 @@ def test_beginning_of_a_stop_string_is_sent_once_it_cannot_be_one() -> None:
     assert [detokenizer.push(token_id) for token_id in byte_ids] == ["", "", "aab", "!"]
 
 
+def held(text: str, stops: list[str]) -> int:
+    """The plain way: the longest end of the text that begins a stop string."""
+    ends = [text[at:] for at in range(len(text))]
+    return max((len(end) for end in ends for stop in stops if stop.startswith(end)), default=0)
+
+
+@given(
+    st.text("ab", max_size=30),
+    st.lists(st.text("ab", min_size=1, max_size=12), min_size=1, max_size=3),
+)
+@settings(max_examples=300)
+def test_no_more_is_held_back_than_may_begin_a_stop_string(text: str, stops: list[str]) -> None:
+    detokenizer = Detokenizer(byte_level(), stop=stops)
+    sent = ""
+    for end, char in enumerate(text, start=1):
+        sent += detokenizer.push(single_bytes()[ord(char)])
+        if detokenizer.stopped:
+            break
+        assert sent == text[: end - held(text[:end], stops)]
+
+
 def test_finish_gives_what_was_held_back() -> None:
     detokenizer = Detokenizer(byte_level(), stop=["ab"])
     assert detokenizer.push(single_bytes()[ord("a")]) == ""
