@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import IO, Final, Self
 
 from linker_core.errors import InvalidRequestError
+from linker_core.lifeline import stop_signals_blocked
 from linker_core.text.template_frames import (
     LENGTH_BYTES,
     MAX_TEXT_BYTES,
@@ -86,14 +87,14 @@ class TemplateProcess:
     def _ask(self, task: Task) -> Reply | None:
         """Returns the reply; None if the worker ends without one, as it does in the end."""
         if self._child is None:
-            self._child = subprocess.Popen(
-                TEMPLATE_COMMAND,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,
-                env=worker_environment(os.environ),
-                start_new_session=True,  # a terminal's Ctrl-C is for whoever started it
-            )
+            with stop_signals_blocked():
+                self._child = subprocess.Popen(
+                    TEMPLATE_COMMAND,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    env=worker_environment(os.environ),
+                )
         child = self._child
         assert child.stdin is not None
         assert child.stdout is not None

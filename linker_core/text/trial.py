@@ -16,6 +16,7 @@ from collections import OrderedDict
 from typing import Final
 
 from linker_core.errors import BadCheckpointError, InsufficientCapacityError
+from linker_core.lifeline import stop_signals_blocked
 from linker_core.text.files import TOKENIZER_FILE, TokenizerFiles
 from linker_core.text.template_frames import worker_environment
 from linker_core.text.template_source import TemplateSource
@@ -66,16 +67,16 @@ def _try(files: TokenizerFiles | None, template: TemplateSource | None) -> None:
         "tokenizer_s": _PROBES_S + len(data) / _BYTES_PER_S,
     }
     try:
-        done = subprocess.run(
-            _COMMAND,
-            input=json.dumps(head).encode() + b"\n" + data,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            env=worker_environment(os.environ) | _THREADS,
-            timeout=_WALL_S,
-            start_new_session=True,  # a terminal's Ctrl-C is for whoever started it
-            check=False,
-        )
+        with stop_signals_blocked():
+            done = subprocess.run(
+                _COMMAND,
+                input=json.dumps(head).encode() + b"\n" + data,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=worker_environment(os.environ) | _THREADS,
+                timeout=_WALL_S,
+                check=False,
+            )
     except subprocess.TimeoutExpired as error:
         raise _came_to_no_end(files) from error
     if done.returncode == -signal.SIGPROF:

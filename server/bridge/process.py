@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import mmap
 import os
-import signal
 import socket
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Self
 
 from linker_core.config import EngineConfig
+from linker_core.lifeline import stop_signals_blocked
 from server.bridge.cpu_quota import limited_threads
 
 logger = logging.getLogger(__name__)
@@ -31,29 +30,12 @@ _ENVIRONMENT = {
 
 ENGINE_COMMAND = (sys.executable, "-P", "-m", "linker_core.engine.worker")
 _HEARTBEAT_BYTES = 8
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def engine_environment() -> dict[str, str]:
     """Returns what the engine gets where its user has not set it otherwise."""
     num_threads = limited_threads()
     return _ENVIRONMENT | ({} if num_threads is None else {"OMP_NUM_THREADS": str(num_threads)})
-
-
-@contextlib.contextmanager
-def stop_signals_blocked() -> Iterator[None]:
-    """Keeps SIGINT and SIGTERM from the processes that are started meanwhile, for their lives.
-
-    A terminal and a service manager signal the whole group, but only the server shall stop: it
-    lets its children finish and ends them itself. A child inherits the mask before its first
-    instruction; here a signal is only late by the time a start takes.
-    """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        # Not a stored mask: starts may interleave, and the last would restore the first's.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
 
 
 class EngineProcess:

@@ -21,8 +21,8 @@ from linker_core.errors import (
     LinkerError,
     from_record,
 )
+from linker_core.lifeline import stop_signals_blocked
 from linker_core.pace import BUSY_LINE, IDLE_LINE
-from server.bridge.process import stop_signals_blocked
 
 logger = logging.getLogger(__name__)
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Final, cast
 
+from linker_core.lifeline import stop_signals_blocked
 from linker_core.text.template_frames import (
     LENGTH_BYTES,
     MAX_TEXT_BYTES,
@@ -17,9 +18,9 @@ from linker_core.text.template_frames import (
     task_frame,
     worker_environment,
 )
-from server.bridge.process import stop_signals_blocked
 
 _MAX_REPLY_BYTES: Final = MAX_TEXT_BYTES + 1
+_READ_BYTES: Final = 64 * 1024  # what asyncio asks for is mapped anew each time
 
 
 class RenderProcess(asyncio.SubprocessProtocol):
@@ -89,6 +90,9 @@ class RenderProcess(asyncio.SubprocessProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Is called by the event loop."""
         self._transport = cast(asyncio.SubprocessTransport, transport)
+        replies = self._transport.get_pipe_transport(1)
+        if hasattr(replies, "max_size"):
+            replies.max_size = _READ_BYTES
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:  # noqa: ARG002 - only stdout is one
         """Is called by the event loop."""

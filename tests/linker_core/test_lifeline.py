@@ -1,8 +1,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+
+import pytest
+
+from linker_core.lifeline import stop_signals_blocked
 
 CHILD = """
 import time
@@ -27,3 +32,14 @@ def test_process_ends_with_the_one_that_started_it() -> None:
             assert lines.readline() == "ready\n"
             parent.kill()
             assert lines.read() == ""  # waits for the child's end
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_to_all_does_not_end_a_process_that_was_started_so(number: signal.Signals) -> None:
+    with stop_signals_blocked():
+        child = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with child:
+        child.send_signal(number)
+        assert child.communicate(b"here")[0] == b"here"
+    assert child.returncode == 0
+    assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, ())

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -181,3 +182,14 @@ def test_process_sees_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_templates_of_models_pass(shared: Path, name: str) -> None:
     source = (shared / "data" / "chat_templates" / f"{name}.jinja").read_text()
     pass_trial(None, TemplateSource.of(source))
+
+
+def test_server_that_is_stopped_with_all_its_processes_calls_no_template_bad(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stopped = (
+        "import os, signal; os.kill(os.getpid(), signal.SIGTERM); "
+        "from linker_core.text.trial_worker import main; main()"
+    )
+    monkeypatch.setattr(trial, "_COMMAND", (sys.executable, "-c", stopped))
+    pass_trial(None, TemplateSource.of(CHATML))
