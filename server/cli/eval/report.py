@@ -47,17 +47,20 @@ def retention(unshared: Tasks, shared: Tasks, names: Sequence[str]) -> list[Cell
         shared: As its plan stores them.
         names: The tasks, in order.
     """
+    both = {task: said for task, said in unshared.items() if task in shared}
     cells = []
-    for task in names:
-        metrics = unshared[task]["metrics"]
-        metric = RETENTION_TASKS.get(task) or next(iter(metrics))
-        cells.append(Cell(task, metric, metrics[metric], shared[task]["metrics"][metric]))
+    for task in _told(both, names):
+        own, planned = both[task]["metrics"], shared[task]["metrics"]
+        metrics = [metric for metric in own if metric in planned]
+        metrics.sort(key=lambda metric: metric != RETENTION_TASKS.get(task))
+        if metrics:
+            cells.append(Cell(task, metrics[0], own[metrics[0]], planned[metrics[0]]))
     return cells
 
 
 def retention_table(name: str, cells: Sequence[Cell], *, limit: int | None) -> str:
     """Returns BS tables 6 and 7 of one variant."""
-    width = max(len(cell.task) for cell in cells)
+    width = max((len(cell.task) for cell in cells), default=0)
     lines = [
         f"{name}: scores in %, and what sharing retains of them (BS appendix D)",
         f"  {'task':<{width}}  {'metric':<12} {'unshared':>8} {'shared':>8} {'retained':>9}",
@@ -76,7 +79,7 @@ def score_table(name: str, tasks: Tasks, names: Sequence[str], *, limit: int | N
     """Returns the scores of one run; a group's tasks are left to its own line."""
     rows = [
         (task, metric, value, tasks[task]["stderr"].get(metric))
-        for task in names
+        for task in _told(tasks, names)
         for metric, value in tasks[task]["metrics"].items()
     ]
     width = max(len(task) for task, *_ in rows)
@@ -85,6 +88,11 @@ def score_table(name: str, tasks: Tasks, names: Sequence[str], *, limit: int | N
         range_ = "" if error is None else f" ± {error:.4f}"
         lines.append(f"  {task:<{width}}  {metric:<28} {value:.4f}{range_}")
     return "\n".join([*lines, *_caveat(limit)])
+
+
+def _told(tasks: Tasks, names: Sequence[str]) -> list[str]:
+    """Returns the tasks that were asked for; all, where one of the names stands for others."""
+    return list(names if all(name in tasks for name in names) else tasks)
 
 
 def _caveat(limit: int | None) -> list[str]:

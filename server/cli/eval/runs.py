@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import tempfile
@@ -66,7 +67,7 @@ def evaluate(
 
     Raises:
         InvalidRequestError: Local tasks that are none, or whose data is not there.
-        EngineFailureError: lm-eval gave up.
+        EngineFailureError: lm-eval gave up, or found no number.
     """
     with tempfile.TemporaryDirectory(prefix="linker-eval-") as folder:
         tasks, output = Path(folder) / "tasks", Path(folder) / "scores.json"
@@ -101,7 +102,14 @@ def evaluate(
         found: dict[str, Any] = json.loads(output.read_text("utf-8"))
     for said in found["tasks"].values():
         said["is_partial"] = asked.limit is not None
-    return found
+        for kind in ("metrics", "stderr"):
+            numbers = said[kind].items()
+            said[kind] = {metric: value for metric, value in numbers if math.isfinite(value)}
+    # A group without a mean of its own has its tasks alone.
+    tasks = {task: said for task, said in found["tasks"].items() if said["metrics"]}
+    if not tasks:
+        raise EngineFailureError("lm-eval found no score that is a number.")
+    return found | {"tasks": tasks}
 
 
 def _environment(asked: Evaluation, folder: Path, key: str | None) -> dict[str, str]:

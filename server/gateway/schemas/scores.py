@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from server.gateway.schemas.generation import VariantMode
 
-_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._,|-]{0,95}$")]
+# As harnesses write them: "pass@1,create_test", "High School Biology".
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][ -~]{0,95}$")]
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 _Numbers = Annotated[dict[_Name, _Number], Field(max_length=32)]
 _Count = Annotated[int, Field(ge=0, lt=2**31)]

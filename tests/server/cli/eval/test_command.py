@@ -32,8 +32,15 @@ if request["limit"] == 13:
 score = 0.5 if request["variant_mode"] == "unshared" else 0.4
 said = {{"metrics": {{"acc": score, "acc_norm": score}}, "stderr": {{}}, "num_samples": 7,
         "num_fewshot": 0}}
+tasks = dict.fromkeys(request["tasks"], said)
+if "none" in tasks:
+    tasks["none"] = {{"metrics": {{}}, "stderr": {{}}}}
+if tasks.pop("a_tag", None):
+    lost = {{"acc": float("nan")}}
+    tasks |= {{"first": said | {{"metrics": {{"pass@1,none": score}}}}, "second": said,
+              "lost": said | {{"metrics": lost}}, "group": said | {{"metrics": {{}}}}}}
 with open(request["output"], "w") as output:
-    json.dump({{"harness": "stand-in 1", "tasks": dict.fromkeys(request["tasks"], said)}}, output)
+    json.dump({{"harness": "stand-in 1", "tasks": tasks}}, output)
 print("noise")
 """
 
@@ -117,6 +124,21 @@ def test_retention_of_a_donor_is_measured_once(
     assert len(harness.asked) == 1
 
 
+@pytest.mark.parametrize("options", [(), ("--retention",)])
+def test_name_of_several_tasks_shows_and_stores_those_that_have_a_score(
+    live: LiveServer,
+    harness: Harness,
+    capsys: pytest.CaptureFixture[str],
+    options: tuple[str, ...],
+) -> None:
+    assert run(live, harness, "acme/near", "--tasks", "a_tag,piqa", *options) == 0
+    printed = capsys.readouterr().out
+    assert all(task in printed for task in ("first", "pass@1", "second", "piqa"))
+    stored = live.client.get("/models/acme/near").json()["scores"]["planned"]
+    assert stored["first"]["metrics"] == {"pass@1,none": 0.4}
+    assert not {"a_tag", "lost", "group"} & stored.keys()
+
+
 def test_local_data_is_given_and_nothing_is_downloaded(
     live: LiveServer, harness: Harness, tmp_path: Path
 ) -> None:
@@ -155,6 +177,7 @@ def test_key_reaches_the_server_and_lm_eval_but_no_command_line(
         (("near", "--tasks", "piqa", "--url", "http://127.0.0.1:1"), "no server"),
         (("near", "--tasks", "piqa", "--data", "/nowhere"), "/nowhere"),
         (("near", "--tasks", "piqa", "--limit", "13"), "ended with status"),
+        (("near", "--tasks", "none"), "no score"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(
