@@ -214,6 +214,11 @@ def _prompt_field(request: GenerationRequest) -> str:
     return "messages" if isinstance(request, ChatRequest) else "prompt"
 
 
+def _limit_field(request: GenerationRequest) -> str:
+    newer = isinstance(request, ChatRequest) and request.max_completion_tokens is not None
+    return "max_completion_tokens" if newer else "max_tokens"
+
+
 def _answer_tokens(
     request: GenerationRequest, num_prompt: int, model: ServedModel, lengths: Lengths
 ) -> int:
@@ -231,7 +236,7 @@ def _answer_tokens(
             f"This model's maximum context length is {model.max_model_len} tokens. However, you "
             f"requested {num_prompt + wanted} tokens ({num_prompt} in the prompt, {wanted} for "
             "the answer). Shorten the prompt or ask for fewer tokens (context_length_exceeded).",
-            param=prompt_field if left < 1 else "max_tokens",
+            param=prompt_field if left < 1 else _limit_field(request),
         )
     if max_tokens is not None:
         return max_tokens

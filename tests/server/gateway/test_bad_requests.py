@@ -43,6 +43,14 @@ def test_too_long_is_400_with_the_words_clients_look_for(
     assert "context_length_exceeded" in error["message"]
 
 
+@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+def test_too_long_an_answer_names_the_field_that_asks_for_it(
+    server: LiveServer, field: str
+) -> None:
+    more: dict[str, Any] = {field: MAX_MODEL_LEN}
+    assert error_of(server, 400, model="base", messages=HI, **more)["param"] == field
+
+
 def test_too_long_is_told_before_a_stream_begins(server: LiveServer) -> None:
     error_of(server, 400, model="base", messages=HI, max_tokens=MAX_MODEL_LEN, stream=True)
 
