@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
+from server.gateway.caller import Caller, caller_of
 from server.gateway.management import shown_job, shown_model
 from server.gateway.openapi import answers
 from server.gateway.services import Services
@@ -31,15 +32,20 @@ def events_router(services: Services) -> APIRouter:
         response_class=Response,
         responses=answers(200, "Changes of models and jobs as events.", stream=True),
     )
-    async def follow() -> EventStream:
+    async def follow(request: Request) -> EventStream:
         services.gate.check_open()
-        return EventStream(_events(services), metrics=services.metrics)
+        events = _events(services, caller_of(request))
+        return EventStream(events, metrics=services.metrics)
 
     return router
 
 
-async def _events(services: Services) -> AsyncGenerator[bytes, None]:
-    """Yields everything there is, and then whatever changes, until the server drains."""
+async def _events(services: Services, caller: Caller) -> AsyncGenerator[bytes, None]:
+    """Yields everything there is, and then whatever changes, until the server drains.
+
+    Raises:
+        InvalidKeyError: Something has changed, and the key it was to be told to is revoked.
+    """
     closing = services.gate.closing
     with services.roster.feed.listen() as listener:
         yield event(
@@ -52,6 +58,7 @@ async def _events(services: Services) -> AsyncGenerator[bytes, None]:
         with suppress(_DrainingError):
             while True:
                 changes = await unless(closing.wait(), listener.take(), error=_DrainingError())
+                services.keys.check(caller)  # which let it in, perhaps days ago
                 for chunk in _tell(services, changes):
                     yield chunk
                 with suppress(TimeoutError):

@@ -46,6 +46,7 @@ class KeyRing:
         self._is_required = not is_private
         self._on_change = on_change
         self._callers: dict[str, tuple[str, Caller]] = {}  # digest and caller, by digest
+        self._ids = frozenset[str]()
         self._take(read())
 
     @property
@@ -74,6 +75,15 @@ class KeyRing:
             )
         return caller
 
+    def check(self, caller: Caller) -> None:
+        """Refuses a caller from before, whose key has been revoked or who by now needs one.
+
+        Raises:
+            InvalidKeyError: It is so.
+        """
+        if not self.are_optional and caller.key_id not in self._ids:
+            raise InvalidKeyError("The API key of this request is no longer good.")
+
     async def follow(self) -> None:
         """Notices keys that are made or revoked while the server runs; never returns."""
         wait_s = _POLL_S
@@ -92,4 +102,5 @@ class KeyRing:
             logger.info("there are API keys now: every request needs one")
         good = [key for key in keys if key.revoked_at is None]
         self._callers = {key.digest: (key.digest, Caller.of_key(key)) for key in good}
-        self._on_change(frozenset(key.id for key in good))
+        self._ids = frozenset(key.id for key in good)
+        self._on_change(self._ids)

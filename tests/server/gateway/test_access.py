@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import string
 from collections.abc import Iterator
 from http.client import HTTPConnection
@@ -289,6 +290,22 @@ def test_a_running_server_notices_keys_that_are_made_and_revoked(keyed: Keyed) -
         live.until(lambda: client.get("/v1/models").status_code == 401)
     with keyed.client(Role.CLIENT) as client:
         assert client.get("/v1/models").status_code == 200
+
+
+def test_a_revoked_key_hears_of_no_more_changes(keyed: Keyed) -> None:
+    made = give_key(keyed.state, Role.ADMIN)
+    with client_of(keyed.live, made.key) as client, keyed.client(Role.ADMIN) as operator:
+        keyed.live.until(lambda: client.get("/models").status_code == 200)
+        with client.stream("GET", "/models/events") as response:
+            events = (line for line in response.iter_lines() if line)
+            assert "snapshot" in next(events)
+            revoke_key(keyed.state, made)
+            keyed.live.until(lambda: client.get("/models").status_code == 401)
+            assert operator.patch("/models/base", json={"pin": True}).status_code == 200
+            error, done = events
+        assert json.loads(error.removeprefix("data: "))["error"]["code"] == "invalid_api_key"
+        assert done == "data: [DONE]"
+        assert operator.patch("/models/base", json={"pin": False}).status_code == 200
 
 
 def test_an_open_server_closes_with_its_first_key_and_stays_closed(tmp_path: Path) -> None:
