@@ -24,7 +24,7 @@ from linker_core.text.files import (
     read_tokenizer_files,
     token_name,
 )
-from linker_core.text.tokenizer_bounds import check_bounded, max_token_chars
+from linker_core.text.tokenizer_bounds import check_bounded, is_linear, max_token_chars
 from linker_core.weights.files import parse_object
 
 MAX_ADDED_TOKENS: Final = 65_536  # each costs a pattern of the splitter; a million take minutes
@@ -45,6 +45,7 @@ class Tokenizer:
         unk_token: Text of the token for what has none, if the configuration names one.
         max_token_chars: How many characters of a text one token can stand for; None where that
             is not known.
+        is_linear: Whether encoding is known to take time in proportion to the text.
         byte_tokens: What each token stands for, where decoding only joins that.
     """
 
@@ -57,6 +58,7 @@ class Tokenizer:
         pad_token: str | None = None,
         unk_token: str | None = None,
         max_token_chars: int | None = None,
+        is_linear: bool = False,
     ) -> None:
         inner.no_truncation()
         inner.no_padding()
@@ -67,6 +69,7 @@ class Tokenizer:
         self.pad_token = pad_token
         self.unk_token = unk_token
         self.max_token_chars = max_token_chars
+        self.is_linear = is_linear
         added = inner.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self.num_tokens = 1 + max(inner.get_vocab(with_added_tokens=True).values(), default=-1)
@@ -193,6 +196,7 @@ def _parse(data: bytes, contents: _Contents) -> Tokenizer:
             pad_token=contents.pad_token,
             unk_token=contents.unk_token,
             max_token_chars=max_token_chars(record),
+            is_linear=is_linear(record),
         )
         tokenizer.decode(tokenizer.encode("Hello, 世界!", add_special_tokens=True))
     return tokenizer

@@ -27,6 +27,18 @@ _BYTE_LEVEL: Final = frozenset(
     [*map(chr, (*range(33, 127), *range(161, 173), *range(174, 256))), *map(chr, range(256, 324))]
 )
 _BYTE_FALLBACK: Final = frozenset(f"<0x{byte:02X}>" for byte in range(256))
+# Steps whose time grows with the text alone; a Split or a Replace is one if its pattern is.
+_LINEAR_STEPS: Final = frozenset(
+    {"ByteLevel", "Digits", "Lowercase", "Metaspace", "NFC", "NFD", "Prepend", "Replace", "Split",
+     "TemplateProcessing"}
+)  # fmt: skip
+# Of Llama 3 and of Qwen 2: no repetition within a repetition, and no two that take the same.
+_LINEAR_PATTERNS: Final = frozenset(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits +
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    for digits in (r"\p{N}{1,3}", r"\p{N}")
+)  # fmt: skip
+_LINEAR_GROWTH: Final = 4  # what normalisers may make of a character
 
 Record = Mapping[str, object]
 
@@ -87,6 +99,34 @@ def max_token_chars(record: Record) -> int | None:
         return None
     texts = [*vocabulary, *(str(token.get("content", "")) for token in added)]
     return math.prod(times for times in shrinks if times) * max(map(len, texts), default=1)
+
+
+def is_linear(record: Record) -> bool:
+    """Whether encoding takes time in proportion to the text, whatever that says.
+
+    Patterns of strangers can take for ever over a line, and a WordPiece's time grows with the cube
+    of a word; such tokenizers need not be bad ones, but nobody should have to wait beside them.
+
+    Args:
+        record: The content of `tokenizer.json`.
+    """
+    model = record.get("model")
+    if not isinstance(model, Mapping) or model.get("type") != "BPE":
+        return False
+    parts = ("normalizer", "pre_tokenizer", "post_processor")
+    steps = [step for part in parts for step in _steps(record.get(part))]
+    normalizers = _steps(record.get("normalizer"))
+    growth = math.prod((_growth(step) for step in normalizers), start=Fraction(1))
+    return growth <= _LINEAR_GROWTH and all(
+        step.get("type") in _LINEAR_STEPS and _has_linear_pattern(step) for step in steps
+    )
+
+
+def _has_linear_pattern(step: Record) -> bool:
+    pattern = step.get("pattern")
+    if not isinstance(pattern, Mapping):
+        return True
+    return pattern.keys() == {"String"} or pattern.get("Regex") in _LINEAR_PATTERNS
 
 
 def _steps(node: object) -> Iterator[Record]:

@@ -64,6 +64,10 @@ class ChatAnswer(Answer[ChatRequest]):
     def num_chars(self) -> int:
         return len(self._text)
 
+    @property
+    def is_light(self) -> bool:
+        return super().is_light and not self._request.tools
+
     def prepare(self) -> None:
         request, model = self._request, self._model
         max_tokens = request.max_completion_tokens or request.max_tokens

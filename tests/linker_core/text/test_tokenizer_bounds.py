@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, normalizers, pre_tokenizers, processors
 
 from linker_core.errors import BadCheckpointError
-from linker_core.text.tokenizer_bounds import check_bounded, max_token_chars
+from linker_core.text.tokenizer_bounds import check_bounded, is_linear, max_token_chars
 from tests.linker_core.text import tokenizers_by_kind as kinds
 from tests.tiny import byte_level_tokenizer
 
@@ -148,3 +148,51 @@ def test_steps_of_a_built_tokenizer_are_read_as_the_library_writes_them() -> Non
     )
     with pytest.raises(BadCheckpointError, match="post_processor"):
         check_bounded(record(inner))
+
+
+LLAMA_SPLIT = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def split(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def bpe(**parts: object) -> dict[str, object]:
+    return {"model": {"type": "BPE"}, **parts}
+
+
+@pytest.mark.parametrize(
+    "linear",
+    [
+        bpe(pre_tokenizer={"type": "ByteLevel", "use_regex": True}),
+        bpe(
+            normalizer={"type": "NFC"}, pre_tokenizer=sequence("pretokenizers", split(LLAMA_SPLIT))
+        ),
+        bpe(
+            normalizer=sequence(
+                "normalizers", {"type": "Prepend", "prepend": "▁"}, replace(" ", "▁")
+            )
+        ),
+    ],
+)
+def test_what_takes_time_in_proportion_to_a_text(linear: dict[str, object]) -> None:
+    assert is_linear(linear)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"model": {"type": "WordPiece"}},
+        {},
+        bpe(pre_tokenizer=split("(a+)+$")),
+        bpe(pre_tokenizer=sequence("pretokenizers", {"type": "ByteLevel"}, split("a*a*a*b"))),
+        bpe(normalizer=replace("(a+)+$", "", "Regex")),
+        bpe(normalizer=replace("x", "y" * 64)),
+        bpe(pre_tokenizer={"type": "New"}),
+    ],
+)
+def test_what_may_take_longer(other: dict[str, object]) -> None:
+    assert not is_linear(other)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import asyncio
 import threading
 
+import pytest
+
 from linker_core.text.tokenizer import Tokenizer
 from server.gateway.text_threads import SHORT_CHARS, TextThreads
 from tests.linker_core.text import tokenizers_by_kind as kinds
@@ -60,6 +62,30 @@ def test_turn_ends_with_the_work_and_not_with_the_wait() -> None:
         assert not after.done()
         done.set()
         assert await after == 1
+        threads.close()
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("is_light", "num_chars", "is_linear", "in_thread"),
+    [
+        (True, 2048, True, False),
+        (True, 2049, True, True),
+        (True, 1, False, True),
+        (False, 1, True, True),
+    ],
+)
+def test_only_what_is_known_to_be_quick_runs_in_the_loop(
+    is_light: bool, num_chars: int, is_linear: bool, in_thread: bool
+) -> None:
+    async def test() -> None:
+        threads = TextThreads()
+        one = Tokenizer(kinds.byte_level(), bos_token=None, eos_token=None, is_linear=is_linear)
+        ran_in = await threads.run(
+            threading.get_ident, tokenizer=one, num_chars=num_chars, is_light=is_light
+        )
+        assert (ran_in != threading.get_ident()) == in_thread
         threads.close()
 
     asyncio.run(test())
