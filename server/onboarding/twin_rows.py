@@ -6,7 +6,6 @@ stores them, and none is a row of the roster.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,11 +82,6 @@ class TwinRows:
     def twin(self, name: str) -> Twin | None:
         """Returns the twin of this name, or None: it is a model's."""
         return self._twins.get(name)
-
-    def of(self, owners: Iterable[str]) -> list[str]:
-        """Returns the twins of models."""
-        names = {twin_name(owner) for owner in owners}
-        return sorted(names & self._twins.keys())
 
     def note_loaded(self, name: str, plan: Json) -> None:
         """Notes what is stored of a twin that is resident."""

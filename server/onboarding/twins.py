@@ -17,7 +17,7 @@ from server.onboarding.deltas import Weights
 from server.onboarding.planner import Planner
 from server.onboarding.returning import Returning
 from server.onboarding.roster import Roster
-from server.onboarding.twin_rows import Twin, TwinRows
+from server.onboarding.twin_rows import Twin, TwinRows, twin_name
 from server.onboarding.unbroken import unbroken
 from server.registry.records import ModelRecord, ModelState
 from server.residency.catalog import Catalog, ServedModel
@@ -85,7 +85,7 @@ class Twins:
             owners: The models; they may be known no more.
         """
         async with AsyncExitStack() as turns:
-            for name in self._rows.of(owners):
+            for name in sorted(twin_name(owner) for owner in owners):  # or one comes meanwhile
                 await turns.enter_async_context(self._catalog.turn(name))
                 await unbroken(self._take_out(name))
             yield

@@ -260,6 +260,25 @@ def test_unloading_a_donor_takes_the_twins_of_unloaded_variants_along(
     assert resident(lone) == {"base", TWIN}
 
 
+def test_twin_that_was_never_there_is_kept_away_too_while_its_donor_leaves(
+    lone: LiveServer, sources: Path
+) -> None:
+    onboard(lone, sources / "far")
+    assert lone.client.post("/models/unload", json={"model": "far"}).status_code == 200
+    evictions, kept_away = lone.services.evictions, list[bool]()
+    unload = evictions.unload
+
+    async def unload_seen(name: str) -> None:
+        kept_away.append(lone.services.catalog.turn(TWIN).locked())
+        await unload(name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evictions, "unload", unload_seen)
+        assert lone.client.post("/models/unload", json={"model": "base"}).status_code == 200
+    assert kept_away == [True]
+    assert ask(lone, "far", "unshared").status_code == 200
+
+
 def test_rehomed_variants_have_twins_as_before(lone: LiveServer, sources: Path) -> None:
     onboard(lone, sources / "far")
     onboard(lone, sources / "odd")
