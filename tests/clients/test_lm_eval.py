@@ -154,6 +154,7 @@ def test_linker_eval_of_unshared_weights_scores_as_the_checkpoint_and_of_shared_
     assert found["unshared"] == pytest.approx(
         {key: expected[key] for key in found["unshared"]}, abs=TOLERANCE
     )
+    assert found["planned"] != pytest.approx(found["unshared"], abs=TOLERANCE)
 
 
 @pytest.mark.timeout(900)
