@@ -3,7 +3,8 @@
 A browser sends the name that its page was loaded under, even where that name has come to mean
 127.0.0.1 since (DNS rebinding). So a server on the loopback answers to the loopback's names alone.
 A page may also call it by its true name: it cannot read the answer then, but could have had a model
-onboarded. Browsers say in `Origin` where such a request comes from.
+onboarded. Browsers say in `Origin` where such a request comes from, and so do desktop programs that
+are made of pages; those are on this machine as every other program.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Collection
+from functools import lru_cache
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -18,9 +20,13 @@ from linker_core.errors import InvalidRequestError, LinkerError, PermissionDenie
 from server.gateway.errors import error_response
 from server.metrics.serving import ServingMetrics
 
+# Where desktop programs have their pages, and no site can have one. Of `null` and `file://` that is
+# not so: they are also what browsers say of a sandboxed frame, or of a page that was downloaded.
+_PROGRAM = re.compile(rb"(?:app|tauri|vscode-webview)://[^\s,]*")
 _HOST = re.compile(rb"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9._-]{1,253})(:[0-9]{1,5})?")
 
 
+@lru_cache(maxsize=64)
 def is_loopback(host: str) -> bool:
     """Whether a name or an address means this machine and nobody beyond it."""
     if host.lower() == "localhost":
@@ -68,7 +74,7 @@ class HostGuard:
             PermissionDeniedError: Another name, or a page from elsewhere.
         """
         for header, value in scope["headers"]:
-            if header == b"origin" and not self._is_ours(value.partition(b"://")[2]):
+            if header == b"origin" and not self._may_call(value):
                 raise PermissionDeniedError(
                     "Pages of other sites may not use this server; have it started with "
                     "--allowed-host and the site's name.",
@@ -85,6 +91,12 @@ class HostGuard:
                 "with --allowed-host and the name.",
                 param="Host",
             )
+
+    def _may_call(self, origin: bytes) -> bool:
+        """Whether requests may come from pages of an origin."""
+        if _PROGRAM.fullmatch(origin) is not None:
+            return True
+        return self._is_ours(origin.partition(b"://")[2])
 
     def _is_ours(self, host: bytes) -> bool:
         """Whether the server answers to a name, written with its port or without."""

@@ -119,6 +119,9 @@ def test_loopback_is_this_machine_and_nobody_beyond_it(host: str, expected: bool
         ("https://chat.example", 200), ("http://evil.example", 403), ("null", 403), ("", 403),
         ("http://localhost.evil.example", 403), ("http://localhost@evil.example", 403),
         ("file://", 403), ("http://evil.example://localhost", 403), ("localhost", 403),
+        ("app://.", 200), ("tauri://localhost", 200), ("vscode-webview://0a1b2c", 200),
+        ("http://app://x", 403), ("app://x, http://evil.example", 403), ("happ://x", 403),
+        ("app://x\nhttp://evil.example", 403), ("chrome-extension://abc", 403), ("app:", 403),
     ],
 )  # fmt: skip
 def test_page_of_another_site_is_refused_ray_cve_2025_62593(origin: str, status: int) -> None:
