@@ -114,7 +114,9 @@ def test_one_address_holds_only_so_many_connections(hurried: LiveServer) -> None
         connection.sendall(b"GET /health HTTP/1.1\r\nX: ")
     ended = [rest(connection) for connection in held]
     assert len(ended) == 60
-    assert {status for words in ended for status in statuses(words)} <= {408, 429, 503}
+    told = [status for words in ended for status in statuses(words)]
+    assert set(told) == {408, 429}
+    assert told.count(408) <= 24
     for connection in held:
         connection.close()
     others.check()

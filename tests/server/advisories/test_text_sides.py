@@ -129,7 +129,7 @@ WEDGES = {
     "string": "{% set ns = namespace(s='a') %}{% for i in range(40) %}"
     "{% set ns.s = ns.s ~ ns.s %}{% endfor %}{{ ns.s|length }}",
     "repetition": "{{ 'a' * 10**9 }}",
-    "power": "{{ (9 ** 9 ** 9)|string|length }}",
+    "power": "{{ (9 ** (9 ** 9))|string|length }}",  # templates read powers from the left
     "recursion": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     "format": "{{ '%099999999d' % 1 }}",
     "filter-center": "{{ 'a'|center(10**10) }}",
