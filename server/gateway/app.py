@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 
-from fastapi import FastAPI, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
+from fastapi.routing import APIRoute
 from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from server.gateway.access import Access
 from server.gateway.body import RefuseBodies
@@ -27,9 +31,11 @@ from server.gateway.services import Services
 from server.gateway.streaming import ClientLeftError
 from server.gateway.tokenization import tokenization_router
 
+# What clients ask for all the time; it goes past FastAPI, whose part in it is to describe it.
+_DIRECT_ROUTERS = (chat_router, completions_router)
 # In this order: a path of many parts takes what the ones before it do not.
 _ROUTERS = (
-    chat_router, completions_router, tokenization_router, listing_router, events_router,
+    tokenization_router, listing_router, events_router,
     management_router, changes_router, scoring_router, probes_router,
 )  # fmt: skip
 
@@ -44,8 +50,10 @@ def create_app(services: Services) -> FastAPI:
         redirect_slashes=False,
     )
     routes = list(app.routes)
-    for parts in _ROUTERS:
+    for parts in (*_DIRECT_ROUTERS, *_ROUTERS):
         router = parts(services)
+        if parts in _DIRECT_ROUTERS:
+            app.router.routes += _direct(router)
         app.include_router(router)
         routes += router.routes
     install_error_handlers(app, services.metrics, routes=routes)
@@ -54,6 +62,26 @@ def create_app(services: Services) -> FastAPI:
     app.add_exception_handler(ClientDisconnect, _on_client_left)  # before its body was complete
     _guard(app, services)
     return app
+
+
+class _Direct:
+    """The application of an endpoint that reads its request itself, and returns a response."""
+
+    def __init__(self, endpoint: Callable[[Request], Awaitable[Response]]) -> None:
+        self._endpoint = endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._endpoint(Request(scope, receive, send))
+        await response(scope, receive, send)
+
+
+def _direct(router: APIRouter) -> list[Route]:
+    """Returns a router's routes without what FastAPI does for parameters and results."""
+    return [
+        Route(route.path, _Direct(route.endpoint), methods=route.methods, include_in_schema=False)
+        for route in router.routes
+        if isinstance(route, APIRoute)
+    ]
 
 
 def _guard(app: FastAPI, services: Services) -> None:

@@ -38,7 +38,7 @@ _MAX_PIPELINED = 16
 _BODY_OVERHEAD = 8  # bytes on the wire for one of the body, at most: chunks of one byte take six
 _LEAST_PROGRESS = 16 * 1024  # bytes that a client has to take in `send_timeout_s`
 _RESERVED_FILES = 256  # descriptors that are not for connections
-# asyncio asks for 256 KiB at a time, for which the system maps memory anew each time: 14 us a piece.
+# asyncio asks for 256 KiB at a time, which the system maps anew each time: 14 us a piece.
 _READ_BYTES = 64 * 1024
 
 
