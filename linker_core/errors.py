@@ -42,6 +42,12 @@ class BadCheckpointError(LinkerError):
     code = "bad_checkpoint"
 
 
+class UnusableModelError(LinkerError):
+    """A model that was loaded and cannot give its first token."""
+
+    code = "unusable_model"
+
+
 class UnsupportedFormatError(LinkerError):
     """Weights in another format than safetensors, or an architecture outside the allow-list."""
 
@@ -148,6 +154,7 @@ _BY_CODE: dict[str, type[LinkerError]] = {
     kind.code: kind
     for kind in (
         BadCheckpointError,
+        UnusableModelError,
         UnsupportedFormatError,
         ForbiddenSourceError,
         InvalidRequestError,

@@ -13,6 +13,7 @@ from linker_core.engine.cpu.kernels import can_round
 from linker_core.engine.cuda.arithmetic import CudaArithmetic
 from linker_core.engine.cuda.graphs import GraphCapture
 from linker_core.engine.torch_arithmetic import TorchArithmetic
+from linker_core.residency.device import is_lack_of_memory
 
 _log = logging.getLogger(__name__)
 
@@ -40,6 +41,18 @@ def _cuda_arithmetic(device: torch.device) -> CudaArithmetic:
 
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     return CudaArithmetic(TritonKernels(num_processors=processors), GraphCapture())
+
+
+def still_computes(device: torch.device) -> bool:
+    """Whether a device computes anything at all; after some faults it never does again."""
+    try:
+        torch.ones(1, device=device).add_(1).item()
+    except RuntimeError as error:
+        if is_lack_of_memory(error):
+            return True
+        _log.exception("the device %s computes nothing any more", device)
+        return False
+    return True
 
 
 def activation_dtype(device: torch.device) -> torch.dtype:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import torch
 
 from linker_core.config import EngineConfig
+from linker_core.engine.devices import still_computes
 from linker_core.engine.family import FamilyOutput
 from linker_core.engine.grammar_builds import GrammarBuilds
 from linker_core.engine.leaving import check_unused, rehome
@@ -21,6 +22,7 @@ from linker_core.engine.messages import (
     CancelLoad,
     Command,
     Event,
+    LoadFailed,
     LoadModel,
     LoadProgress,
     ModelUnloaded,
@@ -54,7 +56,7 @@ MAX_CRASHED_STEPS = 3  # in a row; then the process is to be replaced
 
 
 class EngineBrokenError(Exception):
-    """Steps keep failing; only a new process can help."""
+    """Nothing is computed any more; only a new process can help."""
 
 
 class Engine:
@@ -115,7 +117,8 @@ class Engine:
             What happened since the last call, at most one StepOutput.
 
         Raises:
-            EngineBrokenError: Several steps in a row failed, and not for what they were to compute.
+            EngineBrokenError: Several steps in a row failed, and not for what they were to compute;
+                or a load failed on a device that computes nothing any more.
         """
         self._advance_loading()
         self._admit_constrained()
@@ -208,8 +211,11 @@ class Engine:
         for event in self._loading.advance(BUSY_SLICE_S if self._sequences else IDLE_SLICE_S):
             if isinstance(event, LoadProgress):
                 self._events.append(event)
-            else:
-                self._conclude(event)
+                continue
+            # That no model is blamed for a device which has failed: the process is blamed.
+            if isinstance(event, LoadFailed) and not still_computes(self.device):
+                raise EngineBrokenError(f"the device {self.device} computes nothing any more")
+            self._conclude(event)
 
     def _admit_constrained(self) -> None:
         """Queues the sequences whose grammars have been compiled meanwhile."""

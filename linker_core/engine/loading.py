@@ -26,19 +26,24 @@ class _Active:
     """The model that is being loaded, and how long that took inside the slices."""
 
     message: LoadModel
-    progress: Generator[int, None, ResidentModel]  # the first yield and the return move no byte
-    opened: bool = False  # past the first yield
+    progress: Generator[int | None, None, ResidentModel]
+    opened: bool = False  # past the first yield, which moved no byte
+    bound: bool = False  # past the first None, which moved none either
     total_bytes: int = 0  # to be moved, once it is opened
     alias_s: float = 0.0
     move_s: float = 0.0
+    first_token_s: float = 0.0
 
-    def count(self, seconds: float) -> None:
-        """Books the time of one advance that ended in a yield."""
-        if self.opened:
+    def count(self, seconds: float, done_bytes: int | None) -> None:
+        """Books the time of one advance that ended in a yield, or in the return."""
+        if self.bound:
+            self.first_token_s += seconds
+        elif self.opened and done_bytes is not None:
             self.move_s += seconds
         else:
             self.alias_s += seconds
         self.opened = True
+        self.bound = done_bytes is None
 
 
 class LoadQueue:
@@ -102,11 +107,13 @@ class LoadQueue:
                 if not active.opened:
                     active.total_bytes = self._residents.pool.budget.arriving_bytes()
                 now_s = self._clock()
-                active.count(now_s - before_s)
+                active.count(now_s - before_s, done_bytes)
+                if done_bytes is None:
+                    return []  # the next step may be what it waits for
                 if now_s >= deadline_s:
                     break
         except StopIteration as end:
-            active.alias_s += self._clock() - before_s
+            active.count(self._clock() - before_s, None)
             self._active = None
             return [self._loaded(end.value, active)]
         except Exception as error:  # noqa: BLE001 - the edge of a job: its fault ends it alone
@@ -132,6 +139,7 @@ class LoadQueue:
             max_model_len=served.max_model_len,
             alias_seconds=active.alias_s,
             move_seconds=active.move_s,
+            first_token_seconds=active.first_token_s,
         )
 
 

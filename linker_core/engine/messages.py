@@ -291,13 +291,14 @@ class ModelBytes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelLoaded:
-    """A model can take requests."""
+    """A model can take requests: it has given a token, which nobody got."""
 
     model: str
     bytes: ModelBytes
     max_model_len: int
     alias_seconds: float  # opening, binding, bookkeeping: all that moves no byte
     move_seconds: float  # reading and moving bytes; steps run meanwhile are not counted
+    first_token_seconds: float = 0.0  # of the token that shows that it can answer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

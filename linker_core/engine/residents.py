@@ -15,6 +15,7 @@ from linker_core.config import EngineConfig
 from linker_core.engine.background import in_background
 from linker_core.engine.devices import activation_dtype
 from linker_core.engine.family import Family, kv_shape
+from linker_core.engine.first_token import generate_first_token, has_room
 from linker_core.engine.kv_size import kv_cache_bytes
 from linker_core.engine.messages import LoadModel, ModelBytes
 from linker_core.engine.resident_model import ResidentModel, fingerprint_of
@@ -38,6 +39,7 @@ class Residents:
         self.families: dict[str, Family] = {}
         self.served: dict[str, ResidentModel] = {}
         self._replaced: list[ResidentModel] = []
+        self._trying: tuple[Family, int] | None = None  # the slot of who has no first token yet
         # Counted by families that have gone.
         self.past_preemptions = 0
         self.past_prefix_queries = 0
@@ -48,20 +50,21 @@ class Residents:
         self._slots = itertools.count()
         self._dtype = activation_dtype(device)
 
-    def load(self, message: LoadModel) -> Generator[int, None, ResidentModel]:
+    def load(self, message: LoadModel) -> Generator[int | None, None, ResidentModel]:
         """Makes a model resident; all or nothing, also when the generator is closed early.
 
         One that it replaces serves until the last moment, and then ends what it has begun.
 
         Yields:
-            Bytes moved so far, 0 before the first of them is read.
+            Bytes moved so far, 0 before the first of them is read; in the end None, for as long as
+            the model has no page for its first token, which steps of others may free.
 
         Returns:
             The model, ready for requests.
 
         Raises:
-            LinkerError: Bad or changed files, no such donor, nothing to replace, or not enough
-                memory.
+            LinkerError: Bad or changed files, no such donor, nothing to replace, not enough memory,
+                or no first token.
         """
         replaced = self._to_replace(message)
         stored_as = message.model if replaced is None else f"{message.model} (arriving)"
@@ -160,8 +163,10 @@ class Residents:
         assert all(name == served.name for name, served in self.served.items())
         assert all(old.unloading and old.is_replaced for old in self._replaced)
         for family in self.families.values():
-            slots = sorted(m.slot for m in models if m.family is family)
-            assert sorted(family.runner.model.slots) == slots
+            slots = [m.slot for m in models if m.family is family]
+            if self._trying is not None and self._trying[0] is family:
+                slots.append(self._trying[1])
+            assert sorted(family.runner.model.slots) == sorted(slots)
         assert all(m.family is self.families[m.family.name] for m in models)
         assert all(self.pool.ledger.head_of(m.stored_as) == m.family.name for m in models)
 
@@ -198,8 +203,8 @@ class Residents:
 
     def _admit(
         self, stored_as: str, message: LoadModel, files: WeightFiles, family: Family
-    ) -> Generator[int, None, tuple[ResidentVariant, int]]:
-        """Brings weights in and binds them to a slot; returns both."""
+    ) -> Generator[int | None, None, tuple[ResidentVariant, int]]:
+        """Brings weights in, binds them to a slot and has it tried; returns both."""
         resident = yield from self.pool.admit(
             stored_as, files.own, message.plan, message.donor, base=files.base
         )
@@ -211,10 +216,27 @@ class Residents:
                 yield resident.moved_bytes
             slot = next(self._slots)
             family.runner.bind(slot, resident.tensors)
+            yield from self._try(family, slot, resident.config, name=message.model)
         except BaseException:
             self.pool.remove(stored_as)
             raise
         return resident, slot
+
+    def _try(
+        self, family: Family, slot: int, config: ModelConfig, *, name: str
+    ) -> Generator[None, None, None]:
+        """Has a slot give its first token; lets go of the slot if it cannot."""
+        self._trying = family, slot
+        try:
+            yield
+            while not has_room(family):
+                yield
+            generate_first_token(family, slot, config, name=name)
+        except BaseException:
+            family.runner.unbind(slot)
+            raise
+        finally:
+            self._trying = None
 
     def _family_for(self, message: LoadModel) -> Family:
         model = message.config

@@ -33,6 +33,7 @@ from linker_core.errors import (
     QueueFullError,
     RateLimitError,
     UnsupportedFormatError,
+    UnusableModelError,
 )
 from server.gateway.request_ids import HEADER, SCOPE_KEY
 from server.metrics.serving import ServingMetrics
@@ -58,6 +59,7 @@ _STATUS: dict[type[LinkerError], tuple[int, str]] = {
     NotReadyError: (503, "service_unavailable_error"),
     EngineFailureError: (503, "service_unavailable_error"),
     NumericalError: (500, "server_error"),
+    UnusableModelError: (500, "server_error"),
     DeadlineError: (504, "timeout_error"),
     InsufficientCapacityError: (507, "insufficient_capacity_error"),
 }

@@ -29,6 +29,7 @@ class Arrival(NamedTuple):
     model: ServedModel
     alias_seconds: float
     move_seconds: float
+    first_token_seconds: float
 
 
 class Admission:
@@ -77,7 +78,8 @@ class Admission:
     ) -> Arrival:
         """Makes a planned model resident; `record` carries name, donor and fingerprint.
 
-        Idle models are evicted for it. Its donor stays meanwhile.
+        Idle models are evicted for it. Its donor stays meanwhile. One that cannot give a token is
+        not resident, and one that it was to replace still is.
 
         Args:
             record: The model.
@@ -125,7 +127,7 @@ class Admission:
             text=text,
             base=base,
         )
-        return Arrival(model, loaded.alias_seconds, loaded.move_seconds)
+        return Arrival(model, loaded.alias_seconds, loaded.move_seconds, loaded.first_token_seconds)
 
     @contextlib.contextmanager
     def _leased_donor(self, donor: str | None) -> Iterator[ServedModel | None]:

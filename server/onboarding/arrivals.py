@@ -86,6 +86,7 @@ class Arrivals:
             )
             watch.add("alias", arrival.alias_seconds)
             watch.add("move", arrival.move_seconds)
+            watch.add("ready", arrival.first_token_seconds)
             await unbroken(self._publish(job.id, record, planned, arrival.model, watch))
 
     async def _plan_and_load(

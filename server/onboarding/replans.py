@@ -157,6 +157,7 @@ class Replans:
                 self._catalog.publish(arrival.model)
                 watch.add("alias", arrival.alias_seconds)
                 watch.add("move", arrival.move_seconds)
+                watch.add("ready", arrival.first_token_seconds)
             changed = replace(
                 self._roster.model(request.name),
                 request=request.to_json(),

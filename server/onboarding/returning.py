@@ -15,6 +15,7 @@ from linker_core.errors import (
     ModelNotFoundError,
     NotReadyError,
     UnsupportedFormatError,
+    UnusableModelError,
 )
 from linker_core.sharing.plan import SharePlan
 from server.onboarding.admission import Admission
@@ -94,8 +95,8 @@ class Returning:
     async def bring_back(self, name: str, *, may_evict: bool = True) -> ServedModel:
         """Makes a model resident that was ready before. The caller holds the catalog's turn.
 
-        Its donor comes first. One whose files are damaged or others is marked failed; any other
-        error leaves it as it was.
+        Its donor comes first. One whose files are damaged or others, or which gives no first token,
+        is marked failed; any other error leaves it as it was.
 
         Args:
             name: The model.
@@ -116,7 +117,7 @@ class Returning:
         try:
             async with self.leaning(name, may_evict=may_evict) as donor:
                 return await self._bring_back(self._roster.model(name), donor, may_evict=may_evict)
-        except (BadCheckpointError, UnsupportedFormatError) as error:
+        except (BadCheckpointError, UnsupportedFormatError, UnusableModelError) as error:
             if self.is_wanted(record):
                 logger.error("model %s cannot come back: %s", name, error.message)
                 self._catalog.retract(name)  # what was known of it is no more

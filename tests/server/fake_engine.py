@@ -52,14 +52,17 @@ from linker_core.errors import (
     ModelNotFoundError,
     NotReadyError,
     NumericalError,
+    UnusableModelError,
 )
 from tests.server.fake_memory import FakeMemory
 
 FAKE_ENGINE = (sys.executable, "-m", "tests.server.fake_engine")
 MUTE_ENGINE = (sys.executable, "-c", "import time; time.sleep(600)")  # never reads commands
 TOO_BIG, KILLER = "too-big", "killer"  # model names that fail to load, or end the process
+UNUSABLE = "unusable"  # a model name that is loaded and cannot give its first token
 STUCK = "stuck"  # a model name whose loading takes until it is cancelled or unloaded
-REPLACING = "LINKER_TEST_REPLACING"  # "refuse" or "die": what happens to plans that replace others
+# "refuse", "unusable" or "die": what happens to plans that replace others.
+REPLACING = "LINKER_TEST_REPLACING"
 MAX_MODEL_LEN = 200
 _PR_SET_PDEATHSIG = 1
 
@@ -166,11 +169,12 @@ class FakeEngine:
             os._exit(1)
         if command.model == STUCK:
             return
+        fault = os.environ.get(REPLACING) if command.replaces else command.model
         try:
-            if command.model == TOO_BIG or (
-                command.replaces and os.environ.get(REPLACING) == "refuse"
-            ):
+            if fault in (TOO_BIG, "refuse"):
                 raise InsufficientCapacityError("It needs 2 bytes and 1 is free.")
+            if fault == UNUSABLE:
+                raise UnusableModelError("It gave numbers that are not finite.")
             moved = self.memory.load(command, leaving=self.leaving)
         except LinkerError as error:
             self.report()

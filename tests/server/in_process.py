@@ -97,7 +97,7 @@ class CheckedEngine(Engine):
                         storages[storage.data_ptr()] = storage.nbytes()
         return sum(storages.values())
 
-    def _faulty_load(self, message: LoadModel) -> Generator[int, None, ResidentModel]:
+    def _faulty_load(self, message: LoadModel) -> Generator[int | None, None, ResidentModel]:
         loading = self._load(message)
         try:
             while True:

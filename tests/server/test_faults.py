@@ -19,7 +19,7 @@ import pytest
 from server.bridge.supervisor import SupervisionLimits
 from server.registry.records import JobRecord, JobStatus, ModelState
 from server.registry.store import Registry
-from tests.server.fake_engine import KILLER, MUTE_ENGINE, Fault
+from tests.server.fake_engine import KILLER, MUTE_ENGINE, UNUSABLE, Fault
 from tests.server.live import LiveServer, live_server
 from tests.tiny import make_checkpoint
 
@@ -334,6 +334,46 @@ def test_stored_model_that_kills_every_engine_is_marked_failed(
         server.until_ready()
         assert server.client.get(f"/models/{KILLER}").json()["state"] == "failed"
         assert server.chat("third").status_code == 200
+
+
+def test_model_without_a_first_token_fails_its_job_and_is_never_served(
+    live: LiveServer, models: dict[str, Path]
+) -> None:
+    said = live.chat("near").json()["choices"]
+    refused = live.onboard(UNUSABLE, models["near"])
+    assert (refused.status_code, refused.json()["error"]["code"]) == (500, "unusable_model")
+    assert live.client.get(f"/models/{UNUSABLE}").json()["state"] == "failed"
+    assert live.chat(UNUSABLE).json()["error"]["code"] == "not_ready"
+    assert live.chat("near").json()["choices"] == said
+    snapshot = live.services.engine.snapshot
+    assert snapshot is not None
+    assert set(snapshot.models) == {"base", "near"}
+
+
+@pytest.mark.parametrize("state", [ModelState.READY, ModelState.UNLOADED])
+def test_stored_model_without_a_first_token_fails_when_it_comes_back_and_no_other_does(
+    tmp_path: Path, models: dict[str, Path], state: ModelState
+) -> None:
+    folder = tmp_path / "state"
+    with live_server(folder, models=models, root=tmp_path) as server:
+        server.until_ready()
+        assert server.onboard("third", models["near"]).status_code == 201
+    registry = Registry.open(f"sqlite:///{folder / 'registry.sqlite3'}")
+    record = registry.model("third")
+    assert record is not None
+    registry.save(replace(record, name=UNUSABLE, state=state))
+    registry.close()
+    with live_server(folder) as server:
+        server.until_ready()
+        asked = server.chat(UNUSABLE)  # brings it back, where it was not to be there at the start
+        assert (asked.status_code, asked.json()["error"]["code"]) == (503, "not_ready")
+        card = server.client.get(f"/models/{UNUSABLE}").json()
+        assert (card["state"], card["error"]["code"]) == ("failed", "unusable_model")
+        tried = loads(models)
+        assert server.chat(UNUSABLE).status_code == 503
+        assert loads(models) == tried  # not again and again
+        for name in ("base", "near", "third"):
+            assert server.chat(name).status_code == 200
 
 
 def test_interrupted_job_of_a_deleted_source_is_marked_failed(

@@ -122,6 +122,7 @@ def test_load_seconds_part_moving_from_binding_and_leave_out_the_steps(
     family = driver.engine.residents.families["base"]
     monkeypatch.setattr(family, "step", watch.costs(1000.0, family.step))
     monkeypatch.setattr(family.runner, "bind", watch.costs(10.0, family.runner.bind))
+    monkeypatch.setattr(family.runner, "forward", watch.costs(0.5, family.runner.forward))
     monkeypatch.setattr(Checkpoint, "open", watch.costs(100.0, Checkpoint.open))
     monkeypatch.setattr(Checkpoint, "read_into", watch.costs(1.0, Checkpoint.read_into))
     request_id = driver.submit("base", PROMPT)
@@ -131,6 +132,7 @@ def test_load_seconds_part_moving_from_binding_and_leave_out_the_steps(
     assert isinstance(loaded, ModelLoaded)
     assert sum(rung is Rung.OWN for rung in plan.rungs.values()) == 2
     assert (loaded.alias_seconds, loaded.move_seconds) == (110.0, 2.0)
+    assert loaded.first_token_seconds == 0.5
     assert watch.now_s > 4000.0  # steps were run between the slices
     assert len(driver.tokens(request_id)) == GREEDY.max_tokens
 

@@ -159,11 +159,11 @@ def test_engine_added_tokens_can_be_prompted_and_chosen(served: Served) -> None:
     assert served.driver.generate("own", [512, 513], params) == [513, 513]
 
 
-def test_engine_a_model_with_nan_weights_fails_its_requests_alone(
+def test_engine_a_model_with_a_nan_weight_fails_the_requests_that_meet_it_alone(
     served: Served, tmp_path: Path
 ) -> None:
     state = load_file(served.paths["own"] / "model.safetensors")
-    state["model.layers.1.mlp.up_proj.weight"][3, 4] = float("nan")
+    state["model.embed_tokens.weight"][PROMPT[3], 4] = float("nan")
     broken = make_variant(tmp_path / "broken", served.paths["base"], scale=0.1)
     record = (served.paths["own"] / "config.json").read_text()
     (broken / "config.json").write_text(record)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from linker_core.sharing.delta_layout import DELTA_FILE
-from tests.server.fake_engine import REPLACING, Fault
+from tests.server.fake_engine import REPLACING, UNUSABLE, Fault
 from tests.server.held_encoder import BLOCKER, HELD_ENCODER, tasks
 from tests.server.live import LiveServer, live_server
 from tests.server.onboarding.conftest import LIMITS
@@ -178,8 +178,14 @@ def test_budget_that_cannot_be_kept_leaves_the_plan(
     assert live.onboard("near", models["near"]).status_code == 201  # it is the same still
 
 
-@pytest.mark.parametrize(("fault", "code"), [("refuse", "insufficient_capacity"),
-                                             ("die", "engine_failure")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        ("refuse", "insufficient_capacity"),
+        (UNUSABLE, "unusable_model"),
+        ("die", "engine_failure"),
+    ],
+)
 def test_engine_that_cannot_change_over_leaves_the_old_plan_serving(
     tmp_path: Path,
     models: dict[str, Path],
@@ -202,7 +208,7 @@ def test_engine_that_cannot_change_over_leaves_the_old_plan_serving(
         assert (after["plan"], after["bytes"]) == (before["plan"], before["bytes"])
         server.until(lambda: len(delta_folders(tmp_path / "state")) == 1)  # the new one is swept
         [folder] = delta_folders(tmp_path / "state")
-        assert loads(folder) == ["near"] * (1 if fault == "refuse" else 2)
+        assert loads(folder) == ["near"] * (2 if fault == "die" else 1)
 
 
 def test_stop_in_the_middle_leaves_the_old_plan(
