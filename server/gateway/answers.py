@@ -27,6 +27,7 @@ from server.gateway.schemas.generation import GenerationRequest, StreamOptions
 from server.gateway.services import Services
 from server.gateway.shared_prompts import SharedPrompts
 from server.gateway.streaming import DONE, EventStream, event, unless_disconnected
+from server.gateway.text_threads import SHORT_CHARS
 from server.residency.catalog import ServedModel
 
 _Request = TypeVar("_Request", bound=GenerationRequest)
@@ -90,13 +91,23 @@ class Answer(ABC, Generic[_Request]):
             LinkerError: The request does not suit the model.
         """
 
-    async def prepare_off_loop(self) -> None:
-        """Runs `prepare` in a thread, unless that would take longer than what it does."""
-        await self._services.text_threads.run(
+    async def prepare_off_loop(self, http_request: Request) -> None:
+        """Runs `prepare` in a thread, unless that would take longer than what it does.
+
+        Raises:
+            LinkerError: See `prepare`.
+            ClientLeftError: A long text has waited for its turn, and nobody waits for it now.
+        """
+        num_chars = self.num_chars
+        preparing = self._services.text_threads.run(
             self.prepare,
             tokenizer=self._model.text.tokenizer,
-            num_chars=self.num_chars,
+            num_chars=num_chars,
             is_light=self.is_light,
+        )
+        # Whoever leaves is to leave no queue of texts behind; to look for that takes its time, too.
+        await (
+            preparing if num_chars <= SHORT_CHARS else unless_disconnected(http_request, preparing)
         )
 
     @property
@@ -162,7 +173,7 @@ class Answer(ABC, Generic[_Request]):
         if evicted is not None:
             early = cls(services, request, evicted, deadlines)
             await early.read()
-            await early.prepare_off_loop()
+            await early.prepare_off_loop(http_request)
         async with AsyncExitStack() as until_answered:
             async with deadlines.bounding():
                 mode, name = request.variant_mode, request.model
@@ -178,7 +189,7 @@ class Answer(ABC, Generic[_Request]):
         """
         services, request = self._services, self._request
         await self.read()
-        await self.prepare_off_loop()
+        await self.prepare_off_loop(http_request)
         caller = self._caller = caller_of(http_request)
         self._specs = [
             replace(

@@ -149,6 +149,8 @@ async def _rehearse(services: Services, parsed: dict[str, Any]) -> dict[str, Any
     if found.needed_bytes > found.free_bytes:
         keep = frozenset() if found.donor is None else frozenset({found.donor})
         leaving = services.room.would_evict(found.needed_bytes, keep=keep)
+        if leaving is not None:  # a twin is no model that anybody knows of
+            leaving = [name for name in leaving if services.twin_rows.twin(name) is None]
     return dry_run_card(found, would_evict=leaving)
 
 

@@ -29,6 +29,7 @@ from server.gateway.schemas.tokenization import (
     TokenizeTextBody,
 )
 from server.gateway.services import Services
+from server.gateway.streaming import unless_disconnected
 from server.residency.catalog import ServedModel
 
 
@@ -76,6 +77,7 @@ async def _tokenize_text(
     model = await _model(services, http_request, request.model)
     return await _tokenized(
         services,
+        http_request,
         model,
         request.prompt,
         add_special_tokens=request.add_special_tokens is not False,
@@ -91,6 +93,7 @@ async def _tokenize_chat(
     model = await _model(services, http_request, request.model)
     return await _tokenized(
         services,
+        http_request,
         model,
         await chat_text(request, model, services.templates),
         add_special_tokens=request.add_special_tokens is True,
@@ -119,7 +122,13 @@ async def _model(services: Services, http_request: Request, name: str | None) ->
 
 
 async def _tokenized(
-    services: Services, model: ServedModel, text: str, *, add_special_tokens: bool, with_texts: bool
+    services: Services,
+    http_request: Request,
+    model: ServedModel,
+    text: str,
+    *,
+    add_special_tokens: bool,
+    with_texts: bool,
 ) -> JSONResponse:
     tokenizer = model.text.tokenizer
 
@@ -129,8 +138,8 @@ async def _tokenized(
         answer = {"count": len(ids), "max_model_len": model.max_model_len, "tokens": ids}
         return JSONResponse(answer | {"token_strs": names})
 
-    threads = services.text_threads
-    return await threads.run(work, tokenizer=tokenizer, num_chars=len(text))
+    working = services.text_threads.run(work, tokenizer=tokenizer, num_chars=len(text))
+    return await unless_disconnected(http_request, working)
 
 
 def _detokenized(model: ServedModel, ids: list[int]) -> JSONResponse:

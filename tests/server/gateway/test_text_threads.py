@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import socket
 import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
 from linker_core.text.tokenizer import Tokenizer
 from server.gateway.text_threads import SHORT_CHARS, TextThreads
 from tests.linker_core.text import tokenizers_by_kind as kinds
+from tests.server.live import LiveServer
 
 LONG = SHORT_CHARS + 1
 
@@ -89,3 +95,35 @@ def test_only_what_is_known_to_be_quick_runs_in_the_loop(
         threads.close()
 
     asyncio.run(test())
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/v1/completions"])
+def test_long_text_of_a_client_that_left_waits_no_longer(
+    server: LiveServer, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    """Others may wait for their turn in its place, and its text is let go."""
+    threads, text = server.services.text_threads, server.served("near").text
+    run, begun, ended = threads.run, list[int](), list[int]()
+
+    async def seen(work: Callable[[], Any], *, num_chars: int, **more: Any) -> Any:
+        begun.append(num_chars)
+        try:
+            return await run(work, num_chars=num_chars, **more)
+        finally:
+            ended.append(num_chars)
+
+    free = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        slow = run(free.wait, tokenizer=text.tokenizer, num_chars=SHORT_CHARS + 1)
+        pool.submit(server.call, slow)
+        try:
+            monkeypatch.setattr(threads, "run", seen)
+            body = json.dumps({"model": "near", "prompt": "a " * SHORT_CHARS}).encode()
+            head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}"
+            address = ("127.0.0.1", server.client.base_url.port or 0)
+            with socket.create_connection(address) as client:
+                client.sendall(f"{head}\r\n\r\n".encode() + body)
+                server.until(lambda: bool(begun))
+            server.until(lambda: ended == begun)
+        finally:
+            free.set()

@@ -308,6 +308,11 @@ def test_twins_take_turns_where_they_do_not_fit_together_and_are_507_where_none_
             assert ask(live, name, "unshared").status_code == 200
             assert twin_name(name) in resident(live)
             assert twin_name(other) not in resident(live)
+        asked = {"source": str(sources / "far"), "donor": "base", "policy": "exact"}
+        plan = live.client.post("/models/plan", json=asked).json()
+        assert plan["fits"]  # once the twin has left, of whom nobody is told
+        assert plan["bytes"]["unique"] > plan["free_bytes"]
+        assert "(unshared)" not in str(plan["would_evict"])
     with serving(sources, tmp_path, memory_budget=room - text.checkpoint_bytes) as live:
         live.until_ready()
         assert ask(live, "far", "unshared").status_code == 507
