@@ -11,7 +11,40 @@ from linker_core.errors import InvalidRequestError, NotReadyError, QueueFullErro
 from server.gateway.caller import EVERYBODY, Caller
 from server.gateway.limits import Quotas
 
-_OPEN_TO_ALL = 7 / 8  # of the places; beyond it shares count
+_OPEN_TO_ALL = 7 / 8  # of a room; beyond it shares count
+_ANY = 2**63
+
+
+class _Room:
+    """A bounded amount of something that keys share.
+
+    Args:
+        limit: Of all keys together.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.taken = 0
+        self._by_key: Counter[str] = Counter()  # more than 0 each
+
+    def has(self, amount: int, key: str | None) -> bool:
+        """Whether there is so much left for a key."""
+        usage = (self.taken + amount) / self.limit
+        if usage > 1:
+            return False
+        # Alone it may have everything: it would never be admitted otherwise.
+        if usage <= _OPEN_TO_ALL or self.taken == 0 or key is None:
+            return True
+        num_keys = len(self._by_key) + (key not in self._by_key) + 1
+        return self._by_key[key] + amount <= max(1, self.limit // num_keys)
+
+    def take(self, amount: int, key: str | None) -> None:
+        """Counts what a key takes, or with a negative number gives back."""
+        self.taken += amount
+        if key is not None:
+            self._by_key[key] += amount
+            if self._by_key[key] <= 0:
+                del self._by_key[key]
 
 
 class Place:
@@ -37,7 +70,7 @@ class Place:
         """Notes that a sequence has its first token: its prompt waits no longer."""
         tokens = min(self._waiting_each, self.waiting_tokens)
         self.waiting_tokens -= tokens
-        self._gate.waiting_tokens -= tokens
+        self._gate.waiting.take(-tokens, self.caller.key_id)
 
     def answered(self, num_tokens: int) -> None:
         """Counts tokens of the answer against the key's minute."""
@@ -48,8 +81,8 @@ class Place:
 class Gate:
     """Counts sequences and their prompts at admission, before any work. Event loop only.
 
-    The last of the places are for keys that hold less than an equal share of them, so that nobody's
-    flood keeps others out.
+    The last of the sequences, and of the prompts' tokens, are for keys that hold less than an equal
+    share of them, so that nobody's flood keeps others out.
 
     Args:
         limit: Sequences waiting or running at once.
@@ -64,12 +97,9 @@ class Gate:
         max_waiting_tokens: int | None = None,
         quotas: Quotas | None = None,
     ) -> None:
-        self._limit = limit
-        self._max_waiting_tokens = max_waiting_tokens
         self.quotas = quotas or Quotas()
-        self.waiting_tokens = 0
-        self._inflight = 0
-        self._held: Counter[str] = Counter()  # sequences in flight by key; more than 0
+        self._inflight = _Room(limit)  # sequences
+        self.waiting = _Room(_ANY if max_waiting_tokens is None else max_waiting_tokens)  # tokens
         self._empty = asyncio.Event()
         self._empty.set()
         self.closing = asyncio.Event()  # set when no more work is taken
@@ -139,46 +169,33 @@ class Gate:
         return True
 
     def _check_sizes(self, num_sequences: int, prompt_tokens: int) -> None:
-        if num_sequences > self._limit:
+        if num_sequences > self._inflight.limit:
             raise InvalidRequestError(
                 f"The request makes {num_sequences} sequences, and the server runs at most "
-                f"{self._limit} at once; send fewer prompts or a smaller n."
+                f"{self._inflight.limit} at once; send fewer prompts or a smaller n."
             )
-        if self._max_waiting_tokens is not None and prompt_tokens > self._max_waiting_tokens:
+        if prompt_tokens > self.waiting.limit:
             raise InvalidRequestError(
                 f"The prompts have {prompt_tokens} tokens together, and the server lets at most "
-                f"{self._max_waiting_tokens} wait; send fewer of them at once."
+                f"{self.waiting.limit} wait; send fewer of them at once."
             )
 
     def _check_room(self, num_sequences: int, prompt_tokens: int, key: str | None) -> None:
-        usage = (self._inflight + num_sequences) / self._limit
-        if self._max_waiting_tokens is not None:
-            usage = max(usage, (self.waiting_tokens + prompt_tokens) / self._max_waiting_tokens)
-        if usage > 1 or (usage > _OPEN_TO_ALL and self._has_its_share(key, num_sequences)):
+        if not (self._inflight.has(num_sequences, key) and self.waiting.has(prompt_tokens, key)):
             raise QueueFullError("Too many requests are waiting; try again in a moment.")
 
-    def _has_its_share(self, key: str | None, num_sequences: int) -> bool:
-        """Whether a key would hold more than is its own, were one more of them to come."""
-        if key is None:
-            return False
-        num_keys = len(self._held) + (key not in self._held) + 1
-        return self._held[key] + num_sequences > max(1, self._limit // num_keys)
-
     def _enter(self, place: Place, prompt_tokens: int) -> None:
-        self._inflight += place.num_sequences
-        if place.caller.key_id is not None:
-            self._held[place.caller.key_id] += place.num_sequences
-        self.waiting_tokens += prompt_tokens
+        key = place.caller.key_id
+        self._inflight.take(place.num_sequences, key)
+        self.waiting.take(prompt_tokens, key)
         self._empty.clear()
         self.quotas.run(place.caller, place.num_sequences)
         self.quotas.spend(place.caller, prompt_tokens)
 
     def _leave(self, place: Place) -> None:
-        self._inflight -= place.num_sequences
-        self.waiting_tokens -= place.waiting_tokens
-        if place.caller.key_id is not None:
-            self._held[place.caller.key_id] -= place.num_sequences
-            self._held += Counter()  # forgets those that hold none
+        key = place.caller.key_id
+        self._inflight.take(-place.num_sequences, key)
+        self.waiting.take(-place.waiting_tokens, key)
         self.quotas.run(place.caller, -place.num_sequences)
-        if not self._inflight:
+        if not self._inflight.taken:
             self._empty.set()

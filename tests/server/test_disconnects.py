@@ -86,7 +86,7 @@ def _held(live: LiveServer) -> dict[str, Any]:
     assert snapshot is not None
     return {
         "mailboxes": len(client._mailboxes),
-        "inflight": live.services.gate._inflight,
+        "inflight": live.services.gate._inflight.taken,
         "sequences": sum(load.running + load.waiting for load in snapshot.load.values()),
         "leases": dict(+live.services.catalog._leases),
         "tasks": live.call(num_tasks()),

@@ -37,8 +37,8 @@ def test_prompts_in_wait_are_bounded_and_wait_no_longer_once_answered() -> None:
         with gate.admit(1, prompt_tokens=69):
             pass
         place.begun()
-        assert gate.waiting_tokens == 1  # of the sum's remainder, until the end
-    assert gate.waiting_tokens == 0
+        assert gate.waiting.taken == 1  # of the sum's remainder, until the end
+    assert gate.waiting.taken == 0
 
 
 def test_what_would_never_be_admitted_is_not_worth_trying_again() -> None:
@@ -89,7 +89,7 @@ def test_a_failed_request_gives_its_places_back() -> None:
     for _ in range(3):
         with pytest.raises(ZeroDivisionError), gate.admit(1, prompt_tokens=5, caller=caller):
             raise ZeroDivisionError
-    assert gate.waiting_tokens == 0
+    assert gate.waiting.taken == 0
 
 
 def test_a_flood_of_one_key_leaves_room_for_the_others() -> None:
@@ -144,6 +144,22 @@ def test_prompts_in_wait_of_one_key_leave_room_for_the_others() -> None:
             pass
 
 
+def test_few_long_prompts_of_one_key_leave_room_for_the_others() -> None:
+    gate = Gate(256, max_waiting_tokens=1000)
+    with ExitStack() as stack:
+        for _ in range(7):
+            stack.enter_context(gate.admit(1, prompt_tokens=125, caller=key("flood")))
+        with pytest.raises(QueueFullError), gate.admit(1, prompt_tokens=125, caller=key("flood")):
+            pass
+        stack.enter_context(gate.admit(1, prompt_tokens=125, caller=key("quiet")))
+
+
+def test_one_request_may_have_all_of_an_idle_server() -> None:
+    gate = Gate(8, max_waiting_tokens=1000)
+    with gate.admit(8, prompt_tokens=1000, caller=key("a")):
+        pass
+
+
 def test_an_open_server_has_no_shares() -> None:
     gate = Gate(3)
     with gate.admit(2), gate.admit(1):
@@ -164,9 +180,9 @@ def test_every_count_is_nought_when_all_have_ended(requests: list[tuple[int, int
             for _ in range(num_begun):
                 place.begun()
             assert 0 <= place.waiting_tokens <= prompt_tokens
-        waiting = gate.waiting_tokens
+        waiting = gate.waiting.taken
         assert 0 <= waiting <= sum(tokens for _, tokens, _ in requests)
-    assert gate.waiting_tokens == 0
+    assert gate.waiting.taken == 0
     assert asyncio.run(gate.drain(0)) is True
 
 

@@ -50,4 +50,4 @@ def test_an_answer_that_has_begun_holds_no_room_for_prompts(bounded: LiveServer)
     with bounded.client.stream("POST", "/v1/completions", json=body) as stream:
         assert next(stream.iter_lines()).startswith("data: ")
         assert bounded.complete("base", [50] * LIMIT, max_tokens=1).status_code == 200
-    bounded.until(lambda: bounded.services.gate.waiting_tokens == 0)
+    bounded.until(lambda: bounded.services.gate.waiting.taken == 0)
