@@ -1,8 +1,8 @@
 """Finds calls of tools in an answer that may hold some, or none. Knows no protocol.
 
 A call is shown once it is whole and sound; everything else is content, as it was written. Blank
-text around calls belongs to them. Each character is looked at a bounded number of times, however
-the answer is written and cut.
+text around calls belongs to them, as does what separates those without a mark. Each character is
+looked at a bounded number of times, however the answer is written and cut.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from server.gateway.tools.wire import WireFormat
 
 MAX_CALL_CHARS: Final = 128 * 1024
 _BLANK: Final = " \t\r\n"
-_BETWEEN_BARE: Final = _BLANK + ";"
+_BETWEEN_BARE: Final = _BLANK + ";,"
 
 
 class _Mode(Enum):
@@ -146,7 +146,8 @@ class CallFinder:
         return at
 
     def _read_json(self) -> None:
-        calls = read_calls("".join(self._held[self._json_at :]), self._names)
+        text = "".join(self._held[self._json_at :])
+        calls = read_calls(text, self._names, is_marked=self._json_at > 0)
         if calls is None:
             self._give_up()
             return

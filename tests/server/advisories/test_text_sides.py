@@ -212,9 +212,9 @@ def test_answer_that_almost_calls_costs_its_length(
         steps[0] += 1
         return plain(span, char)
 
-    def read(text: str, names: Any) -> Any:
+    def read(text: str, names: Any, *, is_marked: bool) -> Any:
         steps[0] += len(text)
-        return reading(text, names)
+        return reading(text, names, is_marked=is_marked)
 
     monkeypatch.setattr(calls.JsonSpan, "take", take)
     monkeypatch.setattr("server.gateway.tools.finder.read_calls", read)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ def test_span_ends_where_the_json_does(
     assert span_end(text + behind) == len(text)
 
 
-@pytest.mark.parametrize("text", ["{]", "[}", '{"a\n', '["\x00', "[" * (MAX_DEPTH + 1)])
+@pytest.mark.parametrize("text", ["{]", "[}", '{"a\x1f', '["\x00', "[" * (MAX_DEPTH + 1)])
 def test_span_breaks_at_what_can_never_be_json(text: str) -> None:
     span = JsonSpan()
     *before, last = [span.take(char) for char in text]
@@ -55,7 +56,7 @@ def test_calls_keep_their_arguments_as_they_were_written(
         f'{{"name": "{name}", "parameters" :{text} }}'
         for (name, _), text in zip(calls, written, strict=True)
     ]
-    found = read_calls(f"[{', '.join(records)}]", NAMES)
+    found = read_calls(f"[{', '.join(records)}]", NAMES, is_marked=False)
     names = [name for name, _ in calls]
     assert found == tuple(Call(name, text) for name, text in zip(names, written, strict=True))
 
@@ -66,17 +67,51 @@ def test_calls_keep_their_arguments_as_they_were_written(
         '{"arguments": {}, "name": "get"}',
         '{"type": "function", "id": 3, "name": "get", "arguments": {}}',
         '[{"name": "get", "parameters": {}}]',
+        '{"type": "function", "function": {"name": "get", "arguments": {}}}',
+        '{"type": "function", "function": "get", "parameters": {}}',
+        '{"function": {"name": "get"}, "arguments": {}}',
+        '{"name": "get", "arguments": "{}"}', '{"name": "get", "arguments": ""}',
+        '{"name": "get", "parameters": null}',
     ],
-)
+)  # fmt: skip
 def test_call_may_say_more_than_it_has_to(text: str) -> None:
-    assert read_calls(text, NAMES) == (Call("get", "{}"),)
+    assert read_calls(text, NAMES, is_marked=False) == (Call("get", "{}"),)
+
+
+@pytest.mark.parametrize("text", ['{"name": "get"}', '[{"function": {"name": "get"}}]'])
+def test_call_that_is_marked_may_leave_its_arguments_out(text: str) -> None:
+    assert read_calls(text, NAMES, is_marked=True) == (Call("get", "{}"),)
+    assert read_calls(text, NAMES, is_marked=False) is None
+
+
+@given(_objects, st.sampled_from([None, 1]))
+def test_arguments_may_come_as_a_text(arguments: dict[str, Any], indent: int | None) -> None:
+    written = json.dumps(arguments, indent=indent)
+    text = json.dumps({"name": "get", "arguments": written})
+    assert read_calls(text, NAMES, is_marked=False) == (Call("get", written),)
+
+
+@given(st.text('ab\n\r\t"\\é', max_size=12), st.booleans())
+def test_lines_inside_strings_are_escaped_as_json_has_it(said: str, is_text: bool) -> None:
+    arguments = json.dumps({said: [said]}, indent=1)
+    raw = re.sub(r"(?<!\\)((?:\\\\)*)\\n", "\\1\n", arguments)
+    text = f'{{"name": "get",\n"arguments": {json.dumps(raw) if is_text else raw}}}'
+    assert span_end(text) == len(text)
+    assert read_calls(text, NAMES, is_marked=False) == (Call("get", arguments),)
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "[]", "{}", '{"name": "get"}', '{"name": "drop", "arguments": {}}',
-        '{"name": "get", "arguments": []}', '{"name": "get", "arguments": "{}"}',
+        "[]", "{}", "[[]]", '["{"]', '{"name": "drop", "arguments": {}}',
+        '{"name": "get", "arguments": []}', '{"name": "get", "arguments": "[]"}',
+        '{"name": "get", "arguments": "x"}', '{"name": "get", "arguments": 3}',
+        '{"name": "get", "arguments": "{\\"a\\": NaN}"}',
+        '{"name": "get", "arguments": "' + '[' * 5000 + '"}',
+        '{"name": "get", "arguments": "\\ud800"}',
+        '{"name": "get", "function": "get", "arguments": {}}', '{"function": 3, "arguments": {}}',
+        '{"function": {"name": "get", "arguments": {}}, "arguments": {}}',
+        '{"function": {"function": {"name": "get", "arguments": {}}}}',
         '{"name": "get", "arguments": {}, "parameters": {}}', '{"name": 3, "arguments": {}}',
         '{"name": "get", "arguments": {}, "more": 1}', '{"name": ["get"], "arguments": {}}',
         '{"type": "custom", "name": "get", "arguments": {}}',
@@ -88,4 +123,4 @@ def test_call_may_say_more_than_it_has_to(text: str) -> None:
     ],
 )  # fmt: skip
 def test_what_is_no_call_of_what_is_offered_is_none(text: str) -> None:
-    assert read_calls(text, NAMES) is None
+    assert read_calls(text, NAMES, is_marked=True) is None

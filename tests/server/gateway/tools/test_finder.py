@@ -26,7 +26,8 @@ _FORMATS = st.sampled_from([HERMES, LLAMA3])
 # What calls are made of, whole and broken, so that random texts come close to them.
 _FRAGMENTS = st.sampled_from(
     ["<tool_call>", "</tool_call>", "<|python_tag|>", "<tool_", "<", "</", "{", "}", "[", "]", '"',
-     "\\", " ", "\n", "; ", ",", "a", "é", GET, PUT, '{"name": "get", ', '"arguments": {', "<<|"]
+     "\\", " ", "\n", "; ", ",", "a", "é", GET, PUT, '{"name": "get", ', '"arguments": {', "<<|",
+     '{"function": ', '"arguments": "']
 )  # fmt: skip
 _WRITTEN = st.lists(_FRAGMENTS, max_size=30).map("".join)
 
@@ -73,6 +74,9 @@ def marked(call: str) -> str:
         (f"<<tool_call>{GET}</tool_call>", ["<", CALLED_GET]),
         ('<tool_call>{"name": "get", "arguments": {"x": "</tool_call>"}}</tool_call>',
          [("get", '{"x": "</tool_call>"}')]),
+        (marked('{"name": "put"}'), [CALLED_PUT]),
+        (marked('{"name": "get", "arguments": "{\\"x\\": 1}"}'), [CALLED_GET]),
+        (marked('{"name": "get", "arguments": {"x": "a\nb"}}'), [("get", '{"x": "a\\nb"}')]),
         # The first has no closing tag, so it is none; the marker behind it is seen all the same.
         (f"<tool_call>{PUT}<tool_call>{GET}</tool_call>", [f"<tool_call>{PUT}", CALLED_GET]),
         (f"<tool_call>\n<tool_call>{GET}</tool_call>", ["<tool_call>\n", CALLED_GET]),
@@ -91,6 +95,10 @@ def test_hermes_calls_are_found_and_the_rest_is_content(
         (f" {GET}\n", [CALLED_GET]),
         (f"{GET}; {PUT}", [CALLED_GET, CALLED_PUT]),
         (f"{GET}\n{PUT}", [CALLED_GET, CALLED_PUT]),
+        (f"{GET}, {PUT},{GET}", [CALLED_GET, CALLED_PUT, CALLED_GET]),
+        (f"{GET}, and so on", [CALLED_GET, ", and so on"]),
+        ('<|python_tag|>{"name": "put"}', [CALLED_PUT]),
+        ('{"type": "function", "function": "get", "parameters": {"x": 1}}', [CALLED_GET]),
         (f"[{GET}, {PUT}]", [CALLED_GET, CALLED_PUT]),
         (f"<|python_tag|>{GET}", [CALLED_GET]),
         (f"Well. <|python_tag|>{GET}; {PUT}", ["Well. ", CALLED_GET, CALLED_PUT]),
@@ -112,7 +120,7 @@ def test_llama_calls_are_found_and_the_rest_is_content(
         "<tool_call>{}</tool_call>", "<tool_call>{", f"<tool_call>{GET}}}</tool_call>",
         f"<tool_call>{GET}{GET}</tool_call>", f"<tool_call>{GET} and", f"  <tool_call>{GET[:-1]}",
         marked(GET.replace("get", "drop")), marked(GET.replace('"x"', "x")), GET,
-        marked('{"name": "get", "arguments": "{}"}'), "</tool_call>",
+        marked('{"name": "get", "arguments": "[]"}'), "</tool_call>",
     ],
 )  # fmt: skip
 def test_text_without_a_sound_hermes_call_is_content_as_it_is(text: str) -> None:
@@ -123,7 +131,8 @@ def test_text_without_a_sound_hermes_call_is_content_as_it_is(text: str) -> None
     "text",
     [
         "", " ", "hello", '{"answer": 42}', "[1, 2]", '{"name": "Ann", "parameters": {}}', GET[:-1],
-        f"Like so: {GET}", "<|python_tag|>print(1)", "<|python_tag|>", "<|pyth", f"; {GET}", "{",
+        f"Like so: {GET}", '{"name": "get"}',
+        "<|python_tag|>print(1)", "<|python_tag|>", "<|pyth", f"; {GET}", "{",
     ],
 )  # fmt: skip
 def test_text_without_a_sound_llama_call_is_content_as_it_is(text: str) -> None:
@@ -215,6 +224,8 @@ _PATTERNS = st.lists(_FRAGMENTS, min_size=1, max_size=4).map("".join)
 @example(HERMES, f"<tool_call>{PUT}<", 3)
 @example(HERMES, "<tool_call>" + "{" * 70, 1)
 @example(HERMES, '<tool_call>{"', 1)
+@example(HERMES, '<tool_call>{"name": "get", "arguments": "', 1)
+@example(HERMES, '<tool_call>{"function": {"name": "get", "arguments": ""}}', 1)
 @example(HERMES, " ", 1)
 @example(LLAMA3, "[", 1)
 @example(LLAMA3, "<|python_tag|>[", 1)
