@@ -77,6 +77,7 @@ class ForcedCalls:
         self._wire = wire
         self._pieces: list[Piece] = []
         self._arguments: list[str] = []  # that have not been shown
+        self._held: list[str] = []  # of what is to be a call, but has no name yet, or of its end
         self._parsing = self._parse()
         next(self._parsing)
 
@@ -89,7 +90,7 @@ class ForcedCalls:
         return pieces
 
     def finish(self) -> list[Piece]:
-        """Returns nothing: the beginning of a call that has no name yet says nothing."""
+        """Returns nothing: the grammar's own words, cut short, say nothing."""
         return []
 
     def _parse(self) -> Generator[None, str, None]:
@@ -100,21 +101,27 @@ class ForcedCalls:
             name: list[str] = []
             while char != '"':
                 name.append(char)
+                self._held.append(char)
                 char = yield
             char = yield from self._past(wire.between, char)
+            if char != "{":
+                yield from self._only_content(char)
             self._pieces.append(CallBegun("".join(name)))
+            self._held.clear()
             self.is_sound, span = False, JsonSpan()
             self._arguments.append(char)
-            while span.take(char) is Progress.OPEN:
+            while (progress := span.take(char)) is Progress.OPEN:
                 char = yield
                 self._arguments.append(char)
             self._show_arguments()
-            self.is_sound = True
+            self.is_sound = progress is Progress.ENDED
             char = yield from self._past(wire.after, (yield))
+            self._held.clear()
             if char != wire.separator[0]:
                 break
             char = yield from self._past(wire.separator + wire.before, char)
         char = yield from self._past(wire.ending, char)
+        self._held.clear()
         yield from self._only_content(char)
 
     def _past(self, literal: str, char: str) -> Generator[None, str, str]:
@@ -122,11 +129,13 @@ class ForcedCalls:
         for expected in literal:
             if char != expected:
                 yield from self._only_content(char)
+            self._held.append(char)
             char = yield
         return char
 
     def _only_content(self, char: str) -> Generator[None, str, None]:
-        """Takes whatever comes as content: something else than the grammar has written it."""
+        """Takes what is held, and whatever comes, as content: the grammar has not written it."""
+        char = "".join(self._held) + char
         while True:
             self._pieces.append(Content(char))
             char = yield

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from linker_core.engine import grammar_trial
 from server.gateway.schemas.tools import MAX_TOOLS, Function
+from server.gateway.tools.calls import MAX_DEPTH
 from server.gateway.tools.forced import ForcedCalls, calls_grammar
 from server.gateway.tools.pieces import Arguments, CallBegun, Piece
 from server.gateway.tools.wire import HERMES, LLAMA3, PLAIN, WireFormat
@@ -160,11 +161,35 @@ def test_arguments_are_shown_as_they_come() -> None:
     assert parser.push("}}\n</tool_call>") == [Arguments("}")]
 
 
-def test_what_the_grammar_would_not_write_is_content() -> None:
-    assert summed(read(HERMES, "hello")) == ["hello"]
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hello", "<tool", "<tool_call>\n{'name'", '<tool_call>\n{"name": "get" and more',
+        '<tool_call>\n{"name": "get", "arguments": }',
+        '<tool_call>\n{"name": "get", "arguments": 3',
+    ],
+)  # fmt: skip
+def test_nothing_is_lost_of_what_the_grammar_would_not_write(text: str) -> None:
+    text += "\n"
+    assert summed(read(HERMES, text)) == summed(read(HERMES, *text)) == [text]
+
+
+def test_what_the_grammar_would_not_write_behind_a_call_is_content() -> None:
+    called = written(HERMES, ("get", "{}"))
+    assert summed(read(HERMES, f"{called[:-3]}x")) == [("get", "{}"), "}\n</tool_cax"]
+    assert summed(read(HERMES, f"{called}\n<tool_call>\nx")) == [
+        ("get", "{}"), "\n<tool_call>\nx",
+    ]  # fmt: skip
     assert summed(read(HERMES, written(HERMES, ("get", "{}")) + "<|im_end|>")) == [
         ("get", "{}"), "<|im_end|>",
     ]  # fmt: skip
+
+
+def test_arguments_that_are_too_deep_are_shown_and_not_sound() -> None:
+    parser, deep = ForcedCalls(HERMES), '{"x":' * (MAX_DEPTH + 1)
+    pieces = parser.push(HERMES.before + "get" + HERMES.between + deep + "1" + "}" * len(deep))
+    assert summed(pieces) == [("get", deep.removesuffix('"x":')), '"x":1' + "}" * len(deep)]
+    assert not parser.is_sound
 
 
 def test_calls_are_sound_when_their_arguments_are_whole() -> None:
