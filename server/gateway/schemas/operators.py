@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, Field
 
+from server.gateway.schemas.parsing import Closed
 from server.settings import Seconds, SharingPolicy, parse_duration
 
 FOR_EVER_S = 1e9  # the longest that a model may be told to stay
@@ -21,11 +22,7 @@ def _stay(value: object) -> object:
 Stay = Annotated[Seconds | None, BeforeValidator(_stay)]
 
 
-class _Body(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class ReplanBody(_Body):
+class ReplanBody(Closed):
     """PATCH /models/{name}, and how every plan is asked for."""
 
     policy: SharingPolicy | None = None
@@ -68,30 +65,32 @@ class PlanBody(SharingBody):
     keep_alive: Stay = None
 
 
-class LoadBody(_Body):
+class LoadBody(Closed):
     """POST /models/load."""
 
     model: str
     wait: bool | None = None  # null: true
 
 
-class UnloadBody(_Body):
+class UnloadBody(Closed):
     """POST /models/unload."""
 
     model: str
     rehome: bool | None = None  # null: false
 
 
-class FittedModel(_Body):
+class FittedModel(Closed):
     """One of the variants of a joint plan."""
 
     source: str
     name: str | None = Field(default=None, min_length=1, max_length=256)  # None: the source
 
 
-class FitBody(_Body):
+class FitBody(Closed):
     """POST /models/plan of several variants that are to fit into one memory."""
 
-    models: list[FittedModel] = Field(min_length=1, max_length=_MAX_FITTED)
+    models: Annotated[
+        list[FittedModel], Field(fail_fast=True, min_length=1, max_length=_MAX_FITTED)
+    ]
     donor: str | None = None  # None: auto
     budget_bytes: int = Field(ge=0, lt=2**63)

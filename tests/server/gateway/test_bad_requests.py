@@ -4,8 +4,12 @@ import logging
 from typing import Any
 
 import pytest
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
+from linker_core.errors import InvalidRequestError
+from server.gateway.schemas.operators import ChangeBody, FitBody, LoadBody
+from server.gateway.schemas.parsing import parse_request
+from server.gateway.schemas.scores import ScoresBody
 from server.gateway.schemas.tokenization import DetokenizeBody
 from tests.server.fake_engine import MAX_MODEL_LEN, Fault
 from tests.server.live import LiveServer
@@ -69,6 +73,33 @@ def test_long_lists_are_left_at_their_first_fault() -> None:
     with pytest.raises(ValidationError) as caught:
         DetokenizeBody.model_validate({"tokens": [-1] * 1000})
     assert caught.value.error_count() == 1
+
+
+_MANY: dict[str, Any] = {f"x{number}": [] for number in range(2000)}
+_SCORES = {"model": "m", "variant_mode": "planned", "harness": "h"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "param"),
+    [
+        (ChangeBody, {"pin": True, **_MANY}, "x0"),
+        (LoadBody, {**_MANY, "model": "m"}, "x0"),
+        (FitBody, {"models": [{"source": "s", **_MANY}], "budget_bytes": 1}, "models.0.x0"),
+        (FitBody, {"models": [{}] * 2000, "budget_bytes": 1}, "models.0.source"),
+        (ScoresBody, {**_SCORES, "tasks": _MANY}, "tasks"),
+        (ScoresBody, {**_SCORES, "tasks": {"a": {"metrics": _MANY}}}, "tasks.a.metrics"),
+        (ScoresBody, {**_SCORES, "tasks": {"a": {"metrics": {"b": 1.0}, **_MANY}}}, "tasks.a.x0"),
+    ],
+)
+def test_objects_of_operators_are_left_at_their_first_fault(
+    kind: type[BaseModel], body: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(ValidationError) as faults:
+        kind.model_validate(body)
+    assert faults.value.error_count() == 1
+    with pytest.raises(InvalidRequestError) as caught:
+        parse_request(kind, body)
+    assert caught.value.param == param
 
 
 @pytest.mark.parametrize(
