@@ -232,14 +232,15 @@ class Answer(ABC, Generic[_Request]):
                 for delta in deltas:
                     num_tokens += delta.is_answer
                     collected[delta.index].add(delta)
-        if not self._reports:
+        if not self._is_work(collected):
             return self._whole(collected, num_tokens)
-        # Off the event loop: every token of every prompt has its text to be found.
         return await asyncio.to_thread(self._whole, collected, num_tokens)
 
-    @property
-    def _reports(self) -> bool:
-        """Whether the answer says how likely its tokens, or those of its prompt, were."""
+    def _is_work(self, collected: Sequence[Collected]) -> bool:  # noqa: ARG002 - for overriding
+        """Says whether finished choices take so long to write that no loop must wait for it.
+
+        Here: whether each token, of a prompt maybe, has its text to be found.
+        """
         sampling = self._specs[0].sampling
         return sampling.logprobs is not None or sampling.prompt_logprobs is not None
 
@@ -256,14 +257,15 @@ class Answer(ABC, Generic[_Request]):
         """
         options = self._request.stream_options or StreamOptions()
         begun: set[int] = set()
-        num_tokens = 0
+        num_tokens, num_running = 0, len(self._specs)
+        events: list[bytes] = []
         async with aclosing(self._deltas()) as batches:
             async for deltas in batches:
-                events: list[bytes] = []
                 for delta in deltas:
                     num_tokens += delta.is_answer
+                    num_running -= delta.finish_reason is not None
                     more: Json = {"usage": None} if options.include_usage else {}
-                    if options.continuous_usage_stats:
+                    if options.include_usage and options.continuous_usage_stats:
                         more = {"usage": self._usage(num_tokens)}
                     beside = {} if begun else self._beside_choices(delta)
                     is_first = delta.index not in begun
@@ -277,11 +279,12 @@ class Answer(ABC, Generic[_Request]):
                         first, *choices = choices
                         events.append(self._event([first], more | beside))
                     events += [self._event([choice], more) for choice in choices]
-                if events:
+                if events and num_running:  # what comes after the last is written with it
                     yield b"".join(events)
+                    events.clear()
         if options.include_usage:
-            yield self._event([], {"usage": self._usage(num_tokens)})
-        yield DONE
+            events.append(self._event([], {"usage": self._usage(num_tokens)}))
+        yield b"".join([*events, DONE])
 
     async def _deltas(self) -> AsyncGenerator[list[Delta], None]:
         """Runs the sequences while they hold places among those in flight; see `generate`."""

@@ -118,12 +118,42 @@ class _Transport:
         self._real = real
         self._on_close = on_close
         self._is_closed = False
-        self.write = real.write  # for every piece of every answer
+        self._head = b""
+        self._loop = asyncio.get_running_loop()
+        self.write: Callable[[bytes], None] = real.write  # for every piece of every answer
+
+    def expect_head(self) -> None:
+        """Keeps what is written next for a moment, to be sent together with what follows it."""
+        self.flush()
+        self.write = self._keep
+
+    def flush(self) -> None:
+        """Sends what was kept."""
+        if self._head:
+            self._write_on(b"")
 
     def close(self) -> None:
         if not self._is_closed:
             self._is_closed = True
+            self.flush()
             self._on_close(self._real.close)
+
+    def write_eof(self) -> None:
+        self.flush()
+        self._real.write_eof()
+
+    def get_write_buffer_size(self) -> int:
+        return len(self._head) + self._real.get_write_buffer_size()
+
+    def _keep(self, data: bytes) -> None:
+        self._head = data
+        self.write = self._write_on
+        self._loop.call_soon(self.flush)
+
+    def _write_on(self, data: bytes) -> None:
+        data, self._head = self._head + data, b""
+        self.write = self._real.write
+        self.write(data)
 
     def is_closing(self) -> bool:
         return self._is_closed or self._real.is_closing()
@@ -172,7 +202,8 @@ class _Protocol(HttpToolsProtocol):
         if hasattr(transport, "max_size"):
             transport.max_size = _READ_BYTES
         super().connection_made(cast(asyncio.Transport, transport))  # uvloop's is no subclass
-        self.transport = cast(asyncio.Transport, _Transport(self.transport, self._close))
+        self._gate = _Transport(self.transport, self._close)
+        self.transport = cast(asyncio.Transport, self._gate)
         self._site = site_of(self.client[0] if self.client else None)
         self._refused_at_the_door = self._peers.enter(self._site)
         if self._peers.is_flooded_by(self._site):
@@ -387,6 +418,7 @@ class _Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
+        self._gate.expect_head()
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:

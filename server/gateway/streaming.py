@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Coroutine
-from contextlib import AsyncExitStack, aclosing
+from contextlib import AsyncExitStack, aclosing, suppress
 from typing import Any, TypeVar
 
 import orjson
@@ -45,14 +45,33 @@ async def unless(
     ending: Coroutine[Any, Any, object], work: Coroutine[Any, Any, _Result], *, error: Exception
 ) -> _Result:
     """Awaits `work`, cancelling it and raising `error` if `ending` comes first."""
-    task, end = asyncio.ensure_future(work), asyncio.ensure_future(ending)
+    task = asyncio.current_task()
+    assert task is not None
+    num_cancels, has_ended = task.cancelling(), False
+
+    def on_end(end: asyncio.Future[object]) -> None:
+        nonlocal has_ended
+        has_ended = True
+        end.exception()  # retrieved: it has ended, however it did
+        task.cancel()
+
+    # Only this one is a task of its own: what is awaited most often ends well, and costs turns of
+    # the event loop if it has to be waited for from outside.
+    end = asyncio.ensure_future(ending)
+    end.add_done_callback(on_end)
     try:
-        await asyncio.wait((task, end), return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            raise error
-        return task.result()
+        result = await work
+    except asyncio.CancelledError:
+        if has_ended and task.uncancel() <= num_cancels:
+            raise error from None
+        raise
     finally:
-        await _cancel(task, end)
+        end.remove_done_callback(on_end)
+        end.cancel()
+    if has_ended:  # the work would not be cancelled, or ended at the same time
+        task.uncancel()
+        raise error
+    return result
 
 
 class EventStream(Response):
@@ -63,7 +82,7 @@ class EventStream(Response):
     up, until the server that sends cuts the connection.
 
     Args:
-        events: Encoded events, `[DONE]` included.
+        events: Encoded events; what ends in `[DONE]` is the last.
         metrics: Counts refusals.
         until_sent: What is closed once the response has ended.
     """
@@ -90,14 +109,10 @@ class EventStream(Response):
             await self._respond(scope, receive, send)
 
     async def _respond(self, scope: Scope, receive: Receive, send: Send) -> None:
-        stream = asyncio.ensure_future(self._stream(scope, receive, send))
-        departure = asyncio.ensure_future(_departure(receive))
-        try:
-            await asyncio.wait((stream, departure), return_when=asyncio.FIRST_COMPLETED)
-            if stream.done():
-                stream.result()
-        finally:
-            await _cancel(stream, departure)
+        with suppress(ClientLeftError):
+            await unless(
+                _departure(receive), self._stream(scope, receive, send), error=ClientLeftError()
+            )
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = False
@@ -107,7 +122,10 @@ class EventStream(Response):
                     if not begun:
                         begun = True
                         await self._begin(send)
-                    await send(_body(chunk, more=True))
+                    is_last = chunk.endswith(DONE)
+                    await send(_body(chunk, more=not is_last))
+                    if is_last:
+                        return
             except LinkerError as error:
                 self._metrics.rejected(error.code)
                 if not begun:
@@ -134,9 +152,3 @@ def _body(chunk: bytes, *, more: bool) -> Message:
 async def _departure(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-async def _cancel(*tasks: asyncio.Future[Any]) -> None:
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
