@@ -29,6 +29,8 @@ from server.gateway.services import Services
 from server.gateway.tools.records import ChoiceCalls
 from server.gateway.tools.use import tool_use, with_tools
 
+_MAX_INLINE_CHARS = 4096  # a millisecond of looking for calls of tools
+
 
 def chat_router(services: Services) -> APIRouter:
     """Returns the route."""
@@ -87,6 +89,12 @@ class ChatAnswer(Answer[ChatRequest]):
         self._use = tool_use(request, model.text.template.text)
         self._specs = specs if self._use is None else with_tools(specs, self._use)
         self._calls = [] if self._use is None else [ChoiceCalls(self._use.parser()) for _ in specs]
+
+    def _is_work(self, collected: Sequence[Collected]) -> bool:
+        if self._use is None:
+            return super()._is_work(collected)
+        num_chars = sum(len(part) for choice in collected for part in choice.parts)
+        return num_chars > _MAX_INLINE_CHARS or super()._is_work(collected)
 
     def _choice(self, index: int, collected: Collected) -> Json:
         if self._use is None:

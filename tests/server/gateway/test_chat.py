@@ -134,6 +134,14 @@ def test_continuous_usage_grows_with_every_chunk(server: LiveServer) -> None:
     assert [c["usage"]["completion_tokens"] for c in chunks] == [1, 2, 3, 3]
 
 
+@pytest.mark.parametrize("include", [None, False])
+def test_continuous_usage_needs_usage(server: LiveServer, include: bool | None) -> None:
+    options = {"continuous_usage_stats": True, "include_usage": include}
+    chunks = [c for c in events(server, max_tokens=3, stream_options=options) if c != "[DONE]"]
+    assert len(chunks) == 3
+    assert all("usage" not in chunk for chunk in chunks)
+
+
 def test_logprobs_report_token_and_alternatives(server: LiveServer) -> None:
     answer = server.chat("base", max_tokens=2, logprobs=True, top_logprobs=2).json()
     content = answer["choices"][0]["logprobs"]["content"]

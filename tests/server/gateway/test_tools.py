@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ import openai
 import pytest
 from openai.types.chat import ChatCompletionFunctionToolParam, ChatCompletionMessageParam
 
+from server.gateway import chat
+from server.gateway.tools.records import ChoiceCalls
 from server.gateway.tools.wire import HERMES
 from tests.server.live import LiveServer, live_server
 from tests.tiny import CHATML, make_checkpoint
@@ -143,6 +146,30 @@ def test_stream_of_a_call_has_role_content_name_arguments_and_reason(tooled: Liv
         "tool_calls"
     ]
     assert choices[-1]["finish_reason"] == "tool_calls"
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_long_answers_are_parsed_off_the_event_loop(
+    tooled: LiveServer, monkeypatch: pytest.MonkeyPatch, choice: str
+) -> None:
+    parse, on_loop = ChoiceCalls.message, list[bool]()
+
+    def seen(self: ChoiceCalls, text: str) -> dict[str, Any]:
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            on_loop.append(False)
+        else:
+            on_loop.append(True)
+        return parse(self, text)
+
+    monkeypatch.setattr(ChoiceCalls, "message", seen)
+    text = HERMES.before + "get" + HERMES.between + "{}" + HERMES.after
+    for limit in (len(text) * 2, len(text) * 2 - 1):  # of both choices
+        monkeypatch.setattr(chat, "_MAX_INLINE_CHARS", limit)
+        answer = tooled.chat("hermes", text, **ASK, n=2, tool_choice=choice).json()
+        assert [len(one["message"]["tool_calls"]) for one in answer["choices"]] == [1, 1]
+    assert on_loop == [True, True, False, False]
 
 
 def test_every_choice_has_calls_of_its_own(tooled: LiveServer) -> None:
