@@ -1,4 +1,4 @@
-"""How long a template may take: less after every time that it came to no end."""
+"""How long a template may take: less after every time that it cost a worker."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 _MAX_REMEMBERED: Final = 1024
+_MAX_STRIKES: Final = 8
 _FACTOR: Final = 4
 
 
@@ -15,6 +16,7 @@ _FACTOR: Final = 4
 class _Strikes:
     number: int
     last_at: float
+    told_at: float
 
 
 class Patience:
@@ -26,7 +28,7 @@ class Patience:
     Args:
         limit_s: Of a template that behaves.
         least_s: However often it did not.
-        forgive_s: After so long one strike is forgotten.
+        forgive_s: After so long one strike is forgotten, and the next is told again.
         clock: Monotonic seconds.
     """
 
@@ -44,13 +46,25 @@ class Patience:
         strikes = self._now(digest)
         return max(self._least_s, self._limit_s / float(_FACTOR**strikes))
 
-    def strike(self, digest: str) -> None:
-        """Notes that a template came to no end."""
-        number = min(self._now(digest) + 1, 8)
-        self._strikes[digest] = _Strikes(number=number, last_at=self._clock())
+    def is_struck(self, digest: str) -> bool:
+        """Says whether a template has strikes that are not forgotten."""
+        return self._now(digest) > 0
+
+    def strike(self, digest: str) -> bool:
+        """Notes that a template came to no end, or took all of the memory.
+
+        Returns:
+            Whether that is worth telling: not if it was told of this template a moment ago.
+        """
+        number, now = min(self._now(digest) + 1, _MAX_STRIKES), self._clock()
+        before = self._strikes.get(digest)
+        tells = before is None or now - before.told_at >= self._forgive_s
+        told_at = now if before is None or tells else before.told_at
+        self._strikes[digest] = _Strikes(number=number, last_at=now, told_at=told_at)
         self._strikes.move_to_end(digest)
         if len(self._strikes) > _MAX_REMEMBERED:
             self._strikes.popitem(last=False)
+        return tells
 
     def _now(self, digest: str) -> int:
         strikes = self._strikes.get(digest)

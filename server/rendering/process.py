@@ -91,7 +91,7 @@ class RenderProcess(asyncio.SubprocessProtocol):
         """Is called by the event loop."""
         self._transport = cast(asyncio.SubprocessTransport, transport)
         replies = self._transport.get_pipe_transport(1)
-        if hasattr(replies, "max_size"):
+        if replies is not None and hasattr(replies, "max_size"):
             replies.max_size = _READ_BYTES
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:  # noqa: ARG002 - only stdout is one

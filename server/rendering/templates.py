@@ -6,7 +6,6 @@ import asyncio
 import logging
 import signal
 import time
-from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -22,6 +21,7 @@ from linker_core.text.template_frames import (
 from linker_core.text.template_source import TemplateSource
 from server.rendering.patience import Patience
 from server.rendering.process import RenderProcess
+from server.rendering.turns import Rendering, Turns
 
 logger = logging.getLogger(__name__)
 
@@ -48,23 +48,6 @@ class RenderLimits:
     wall_s: float = 3.0
     wait_s: float = 10.0
     max_waiting: int = 256
-
-
-@dataclass(slots=True, kw_only=True, eq=False)
-class _Rendering:
-    """One request, waiting or in a worker."""
-
-    template: TemplateSource
-    variables: bytes
-    text: asyncio.Future[str]
-    with_source: bool = False  # the worker asked for it
-    tried: bool = False  # in a worker that ended for want of memory
-    timer: asyncio.TimerHandle | None = None
-    late: bool = False
-
-    def fail(self, error: Exception) -> None:
-        if not self.text.done():
-            self.text.set_exception(error)
 
 
 class Templates:
@@ -99,11 +82,10 @@ class Templates:
             clock=clock,
         )
         self._idle: list[RenderProcess] = []
-        self._busy: dict[RenderProcess, _Rendering] = {}
+        self._busy: dict[RenderProcess, Rendering] = {}
         self._leaving: set[RenderProcess] = set()
         self._starting: set[asyncio.Task[None]] = set()
-        self._waiting: OrderedDict[str, deque[_Rendering]] = OrderedDict()  # by digest, next first
-        self._running: Counter[str] = Counter()
+        self._turns = Turns(num_workers // 2)
         self._retry: asyncio.TimerHandle | None = None
         self._closed = False
 
@@ -130,8 +112,7 @@ class Templates:
             QueueFullError: Too many wait for the same template.
             NotReadyError: No worker came to it in time, or the server is shutting down.
         """
-        waiting = self._waiting.get(template.digest)
-        if waiting is not None and len(waiting) >= self._limits.max_waiting:
+        if self._turns.num_waiting(template.digest) >= self._limits.max_waiting:
             raise QueueFullError("Too many requests wait for this model's chat template.")
         if _exceeds(variables, _MAX_INLINE_CHARS):
             encoded = await asyncio.to_thread(encode_variables, variables)
@@ -140,8 +121,8 @@ class Templates:
         if self._closed:
             raise NotReadyError("The server is shutting down.")
         text: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        rendering = _Rendering(template=template, variables=encoded, text=text)
-        self._waiting.setdefault(template.digest, deque()).append(rendering)
+        rendering = Rendering(template=template, variables=encoded, text=text)
+        self._turns.add(rendering)
         self.start()
         self._dispatch()
         try:
@@ -152,17 +133,15 @@ class Templates:
                 "The server is too busy to render this model's chat template; try again later."
             ) from error
         finally:
-            self._forget(rendering)
+            self._turns.forget(rendering)
 
     async def close(self) -> None:
         """Ends the workers; who still waits is refused."""
         self._closed = True
         if self._retry is not None:
             self._retry.cancel()
-        for waiting in self._waiting.values():
-            for rendering in waiting:
-                rendering.fail(NotReadyError("The server is shutting down."))
-        self._waiting.clear()
+        for rendering in self._turns.take_all():
+            rendering.fail(NotReadyError("The server is shutting down."))
         await asyncio.gather(*self._starting, return_exceptions=True)
         workers = [*self._idle, *self._busy, *self._leaving]
         for worker in workers:
@@ -173,26 +152,12 @@ class Templates:
 
     def _dispatch(self) -> None:
         """Gives idle workers to those whose turn it is."""
-        while self._idle and (rendering := self._next()) is not None:
+        while self._idle and (rendering := self._turns.next()) is not None:
             worker = self._idle.pop()
             self._busy[worker] = rendering
-            self._running[rendering.template.digest] += 1
             self._ask(worker, rendering)
 
-    def _next(self) -> _Rendering | None:
-        """Takes the next request of the template that has waited longest for a turn."""
-        for digest, waiting in self._waiting.items():
-            if self._running[digest] >= self._num_workers // 2:
-                continue
-            rendering = waiting.popleft()
-            if waiting:
-                self._waiting.move_to_end(digest)
-            else:
-                del self._waiting[digest]
-            return rendering
-        return None
-
-    def _ask(self, worker: RenderProcess, rendering: _Rendering) -> None:
+    def _ask(self, worker: RenderProcess, rendering: Rendering) -> None:
         if rendering.timer is not None:
             rendering.timer.cancel()
         template = rendering.template
@@ -206,14 +171,6 @@ class Templates:
                 rendering.variables,
             )
         )
-
-    def _forget(self, rendering: _Rendering) -> None:
-        """Takes a request out of the queue whose client waits no longer."""
-        waiting = self._waiting.get(rendering.template.digest)
-        if waiting is not None and rendering in waiting:
-            waiting.remove(rendering)
-            if not waiting:
-                del self._waiting[rendering.template.digest]
 
     # --- workers ------------------------------------------------------------------------------
 
@@ -256,24 +213,21 @@ class Templates:
         else:
             worker.kill()  # it is of no more use; see `_gone`
 
-    def _answer(self, rendering: _Rendering, reply: Reply) -> None:
+    def _answer(self, rendering: Rendering, reply: Reply) -> None:
         if reply.outcome is Outcome.REFUSED:
             rendering.fail(InvalidRequestError(reply.text[:500], param="messages"))
         elif not rendering.text.done():
             rendering.text.set_result(reply.text)
 
-    def _release(self, worker: RenderProcess) -> _Rendering:
+    def _release(self, worker: RenderProcess) -> Rendering:
         """Returns what a worker was at, which it is no longer."""
         rendering = self._busy.pop(worker)
         if rendering.timer is not None:
             rendering.timer.cancel()
-        digest = rendering.template.digest
-        self._running[digest] -= 1
-        if not self._running[digest]:
-            del self._running[digest]
+        self._turns.end(rendering)
         return rendering
 
-    def _give_up(self, worker: RenderProcess, rendering: _Rendering) -> None:
+    def _give_up(self, worker: RenderProcess, rendering: Rendering) -> None:
         rendering.late = True
         worker.kill()
 
@@ -289,20 +243,29 @@ class Templates:
         self.start()
         self._dispatch()
 
-    def _lost(self, rendering: _Rendering, status: int) -> None:
+    def _lost(self, rendering: Rendering, status: int) -> None:
         """Decides about a request whose worker has ended."""
         if self._closed:
             rendering.fail(NotReadyError("The server is shutting down."))
         elif rendering.late or status == -signal.SIGPROF:
-            self._patience.strike(rendering.template.digest)
-            logger.warning("a chat template came to no end in its time and was stopped")
-            rendering.fail(_refusal("takes too long over"))
-        elif rendering.tried:
-            rendering.fail(_refusal("needs too much memory for"))
+            self._refuse(rendering, "takes too long over")
+        elif rendering.tried or self._patience.is_struck(rendering.template.digest):
+            self._refuse(rendering, "needs too much memory for")
         else:  # others may have filled the worker's memory: a new one tells
             rendering.tried, rendering.with_source = True, True
-            digest = rendering.template.digest
-            self._waiting.setdefault(digest, deque()).appendleft(rendering)
+            self._turns.add_first(rendering)
+
+    def _refuse(self, rendering: Rendering, what: str) -> None:
+        """Ends a request whose template cost a worker, and trusts the template less."""
+        digest = rendering.template.digest
+        if self._patience.strike(digest):
+            logger.warning(
+                "chat template %s was stopped: it %s its messages; more of this is not told for "
+                "some time",
+                digest[:12],
+                what,
+            )
+        rendering.fail(_refusal(what))
 
 
 def _refusal(what: str) -> InvalidRequestError:
@@ -319,7 +282,7 @@ def _exceeds(value: object, num_chars: int) -> bool:
         one = todo.pop()
         if isinstance(one, str):
             left -= len(one)
-        elif isinstance(one, Mapping):
+        elif isinstance(one, dict | Mapping):  # asking about a mapping takes long, unless it is one
             todo += one.values()
         elif isinstance(one, list | tuple):
             todo += one

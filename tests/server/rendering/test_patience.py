@@ -61,3 +61,27 @@ def test_only_the_latest_are_remembered() -> None:
     assert len(mine._strikes) == 1024
     assert mine.limit_s("1999") == 0.25
     assert mine.limit_s("0") == 1.0
+
+
+def test_strikes_are_told_once_in_a_while_of_each_template() -> None:
+    clock = Clock()
+    mine = patience(clock)
+    assert mine.strike("mine")
+    assert mine.strike("other")
+    told = []
+    for _ in range(90):
+        clock.now += 1
+        told.append(mine.strike("mine"))
+    assert told.count(True) == 3
+    assert told[29]
+
+
+def test_template_is_struck_until_all_is_forgiven() -> None:
+    clock = Clock()
+    mine = patience(clock)
+    assert not mine.is_struck("mine")
+    mine.strike("mine")
+    clock.now += 29
+    assert mine.is_struck("mine")
+    clock.now += 1
+    assert not mine.is_struck("mine")

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -189,6 +190,38 @@ def test_template_that_hung_has_less_time_the_next_time() -> None:
     run(test)
 
 
+def test_template_that_took_all_memory_costs_one_worker_and_has_less_time_the_next_time(
+    tmp_path: Path,
+) -> None:
+    async def test() -> None:
+        log = tmp_path / "asked"
+        limits = RenderLimits(cpu_s=8.0, wall_s=120.0, wait_s=240.0, forgive_s=1e6)
+        async with pool(command(f"log={log}"), limits) as templates:
+            assert "memory" in await refused(templates.render(MINE, wish("spent")))
+            assert log.read_text().split() == ["8.0", "8.0"]  # a new worker is asked once more
+            assert "memory" in await refused(templates.render(MINE, wish("spent")))
+            assert log.read_text().split() == ["8.0", "8.0", "2.0"]
+            assert "memory" in await refused(templates.render(THEIRS, wish("spent")))
+            assert log.read_text().split()[3:] == ["8.0", "8.0"]
+
+    run(test)
+
+
+def test_stopped_templates_are_told_once_each(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        limits = RenderLimits(wall_s=120.0, wait_s=240.0, forgive_s=1e6)
+        async with pool(command(), limits) as templates:
+            for what in ("spent", "out of time") * 3:
+                for template in (MINE, THEIRS):
+                    await refused(templates.render(template, wish(what)))
+
+    run(test)
+    told = [record.getMessage() for record in caplog.records if "stopped" in record.getMessage()]
+    assert len(told) == 2
+    assert MINE.digest[:12] in told[0]
+    assert THEIRS.digest[:12] in told[1]
+
+
 def test_worker_that_speaks_unasked_is_killed() -> None:
     async def test() -> None:
         limits = RenderLimits(wall_s=120.0, wait_s=1.0)
@@ -227,7 +260,7 @@ def test_one_template_has_half_of_the_workers_at_most() -> None:
             hanging = [asyncio.ensure_future(templates.render(MINE, wish("hang"))) for _ in "abcd"]
             pids = {await templates.render(THEIRS, wish("pid")) for _ in range(20)}
             assert pids  # the others answer, again and again
-            assert templates._running[MINE.digest] <= 2
+            assert templates._turns.num_running(MINE.digest) <= 2
             for one in hanging:
                 one.cancel()
             await asyncio.gather(*hanging, return_exceptions=True)
@@ -264,7 +297,7 @@ def test_client_that_leaves_gives_its_worker_back() -> None:
                 with suppress(asyncio.CancelledError):
                     await left
                 assert await templates.render(MINE, wish("heard")) == "heard"
-            assert not templates._waiting
+            assert not templates._turns.num_waiting(MINE.digest)
 
     run(test)
 

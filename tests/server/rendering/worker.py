@@ -30,8 +30,12 @@ def main(arguments: list[str]) -> None:
         return
     if "talkative" in arguments:
         os.write(1, b"hello")
+    logs = [Path(name.removeprefix("log=")) for name in arguments if name.startswith("log=")]
     while head := sys.stdin.buffer.read(LENGTH_BYTES):
         task = parse_task(sys.stdin.buffer.read(frame_length(head)))
+        for log in logs:
+            with log.open("a") as file:
+                file.write(f"{task.limit_s}\n")
         answer(json.loads(task.variables)["do"], task.limit_s)
 
 
