@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from linker_core.engine.messages import FinishReason, SamplingParams, TokenOutput
 from linker_core.errors import InvalidRequestError
@@ -47,11 +48,10 @@ class SequenceSpec:
     prompt_only: bool = False  # the one token that is generated is no answer
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delta:
-    """What one token added to one sequence."""
+class Delta(NamedTuple):
+    """What one token added to one sequence; a tuple, since there is one for every token."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # nobody looks for a value in a tuple of these
     token: TokenOutput
     text: str  # may be empty: held back, or not text
     finish_reason: FinishReason | None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import replace
 
 from linker_core.engine.messages import PromptLogprob
 from server.gateway.generation import Delta
@@ -47,4 +46,4 @@ class SharedPrompts:
             return delta
         self._completed.add(delta.index)
         record = self._records[delta.index // self._num_choices]
-        return replace(delta, token=replace(delta.token, prompt_logprobs=record))
+        return delta._replace(token=delta.token._replace(prompt_logprobs=record))

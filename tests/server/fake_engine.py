@@ -13,7 +13,7 @@ import signal
 import struct
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import IntEnum
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -263,7 +263,7 @@ class FakeEngine:
             count = 10_000 if fault == Fault.FLOOD else 1
             tokens += [sequence.next_token() for _ in range(count)]
             if fault == Fault.FLOOD:
-                tokens = [replace(token, finish_reason=None) for token in tokens]
+                tokens = [token._replace(finish_reason=None) for token in tokens]
             if tokens[-1].finish_reason is not None:
                 del self.running[request_id]
         if tokens:
