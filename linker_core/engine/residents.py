@@ -6,6 +6,7 @@ Loading is a generator: the engine advances it in slices between steps, so that 
 from __future__ import annotations
 
 import itertools
+from collections import OrderedDict
 from collections.abc import Generator
 from pathlib import Path
 
@@ -25,6 +26,8 @@ from linker_core.residency.pool import Pool, ResidentVariant
 from linker_core.sharing.family import check_same_family
 from linker_core.weights.architecture import ModelConfig
 
+_MAX_ANSWERED = 4096
+
 
 class Residents:
     """Models by name, families by the name of their head, whom others name as their donor.
@@ -40,6 +43,8 @@ class Residents:
         self.served: dict[str, ResidentModel] = {}
         self._replaced: list[ResidentModel] = []
         self._trying: tuple[Family, int] | None = None  # the slot of who has no first token yet
+        # What has given a token: the digest of its weights, and its arithmetic.
+        self._answered: OrderedDict[tuple[str, ModelConfig], None] = OrderedDict()
         # Counted by families that have gone.
         self.past_preemptions = 0
         self.past_prefix_queries = 0
@@ -56,8 +61,9 @@ class Residents:
         One that it replaces serves until the last moment, and then ends what it has begun.
 
         Yields:
-            Bytes moved so far, 0 before the first of them is read; in the end None, for as long as
-            the model has no page for its first token, which steps of others may free.
+            Bytes moved so far, 0 before the first of them is read; None before the first token of
+            weights that have given none, and as long as there is no page for it, which steps of
+            others may free.
 
         Returns:
             The model, ready for requests.
@@ -216,27 +222,32 @@ class Residents:
                 yield resident.moved_bytes
             slot = next(self._slots)
             family.runner.bind(slot, resident.tensors)
-            yield from self._try(family, slot, resident.config, name=message.model)
+            yield from self._try(message, family, slot)
         except BaseException:
             self.pool.remove(stored_as)
             raise
         return resident, slot
 
-    def _try(
-        self, family: Family, slot: int, config: ModelConfig, *, name: str
-    ) -> Generator[None, None, None]:
+    def _try(self, message: LoadModel, family: Family, slot: int) -> Generator[None, None, None]:
         """Has a slot give its first token; lets go of the slot if it cannot."""
+        answered = (fingerprint_of(message), message.config)
+        if answered in self._answered:  # it returns, and the same words give the same numbers
+            self._answered.move_to_end(answered)
+            return
         self._trying = family, slot
         try:
             yield
             while not has_room(family):
                 yield
-            generate_first_token(family, slot, config, name=name)
+            generate_first_token(family, slot, message.config, name=message.model)
         except BaseException:
             family.runner.unbind(slot)
             raise
         finally:
             self._trying = None
+        self._answered[answered] = None
+        if len(self._answered) > _MAX_ANSWERED:
+            self._answered.popitem(last=False)
 
     def _family_for(self, message: LoadModel) -> Family:
         model = message.config

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +26,7 @@ from linker_core.engine.runner import Chunk, Runner
 from linker_core.engine.snapshot import take_snapshot
 from tests.linker_core.engine.driving import GREEDY, SMALL, Driver, load_message
 from tests.linker_core.engine.families import reference_greedy
-from tests.linker_core.engine.serving import PROMPT, Served, serve_three
+from tests.linker_core.engine.serving import PROMPT, Served, first_block, serve_three
 from tests.tiny import make_variant, save_state
 
 LONG = replace(GREEDY, max_tokens=40)
@@ -148,6 +149,46 @@ def test_first_token_is_nobodys_and_leaves_no_prefix(served: Served) -> None:
     request_id = driver.submit("late", [0] * 9)
     driver.run()
     assert driver.outputs[request_id][0].num_cached_tokens == 0
+
+
+def test_weights_give_a_first_token_once_in_an_engine_and_others_of_their_name_again(
+    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = served.driver
+    path = make_variant(tmp_path / "v", served.paths["base"], scale=0.2)
+    message = load_message("v", path, donor="base")
+    runner = driver.engine.residents.families["base"].runner
+    tries, forward = 0, runner.forward
+
+    def counting(chunks: Sequence[Chunk]) -> Any:
+        nonlocal tries
+        tries += 1
+        return forward(chunks)
+
+    monkeypatch.setattr(runner, "forward", counting)
+    for expected, told_as in [
+        (1, message),
+        (1, message),  # evicted, and back
+        (2, load_message("v", path, donor="base", aliased=first_block)),  # another plan
+        (2, message),
+        (3, load_message("v", served.paths["half"], donor="base")),  # other files
+    ]:
+        assert isinstance(driver.load(told_as), ModelLoaded)
+        assert tries == expected
+        driver.engine.handle(UnloadModel(model="v"))
+        driver.run()
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({**config, "bos_token_id": 3}))
+    assert isinstance(driver.load(load_message("v", path, donor="base")), ModelLoaded)
+    assert tries == 4  # the same files, computed otherwise
+
+
+def test_weights_that_failed_to_give_a_first_token_are_tried_again(
+    served: Served, broken: Path
+) -> None:
+    message = load_message("broken", broken, donor="base")
+    for _ in range(2):
+        assert refusal(served.driver.load(message)).startswith("unusable_model")
 
 
 def test_first_token_waits_for_a_page_and_takes_none_from_others(tmp_path: Path) -> None:
