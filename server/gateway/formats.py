@@ -17,6 +17,7 @@ from linker_core.weights import strict_json
 from server.gateway.tools.bounds import MAX_SCHEMA_CHARS, MAX_SCHEMA_DEPTH, is_deeper
 
 STRUCTURED_OUTPUTS: Final = "structured_outputs"
+ANSWER_LINE: Final = 2  # where a grammar of calls has the schema of other answers
 _RESPONSE_FORMAT: Final = "response_format"
 _MAX_CHOICES = 1024
 
@@ -92,8 +93,18 @@ def format_schema(asked: ResponseFormat | None) -> Mapping[str, Any] | None:
     if asked is None:
         return None
     param = f"{_RESPONSE_FORMAT}.json_schema"
-    if (asked.json_schema is not None) != (asked.type == "json_schema"):
-        raise InvalidRequestError(f"{param} belongs to type json_schema.", param=param)
+    if asked.json_schema is None and asked.type == "json_schema":
+        raise InvalidRequestError(
+            f"{_RESPONSE_FORMAT} of type json_schema needs json_schema: an object with name and "
+            "schema.",
+            param=param,
+        )
+    if asked.json_schema is not None and asked.type != "json_schema":
+        raise InvalidRequestError(
+            f"{_RESPONSE_FORMAT} of type {asked.type} takes no json_schema. Leave it out, or say "
+            "type json_schema.",
+            param=param,
+        )
     if asked.json_schema is not None:
         _check_schema(asked.json_schema.definition, f"{param}.schema")
         return asked.json_schema.definition

@@ -13,7 +13,7 @@ from linker_core.engine.messages import FinishReason, SamplingParams, TokenOutpu
 from linker_core.errors import InvalidRequestError
 from linker_core.text.detokenizer import Detokenizer
 from server.bridge.client import EngineClient
-from server.gateway.formats import STRUCTURED_OUTPUTS
+from server.gateway.formats import ANSWER_LINE, STRUCTURED_OUTPUTS
 from server.metrics.serving import ServingMetrics
 from server.residency.catalog import ServedModel
 
@@ -45,6 +45,7 @@ class SequenceSpec:
     tenant: str = ""  # whose it is
     start_within_s: float | None = None  # what it may wait for its first step; None: for ever
     grammar_param: str | None = None  # the field that asked for the grammar, if there is one
+    answer_param: str | None = None  # another, that asked for what stands in its `ANSWER_LINE`
     prompt_only: bool = False  # the one token that is generated is no answer
 
 
@@ -143,7 +144,7 @@ async def _run(
     except Exception as error:
         ended = "error"
         if isinstance(error, InvalidRequestError) and error.param == STRUCTURED_OUTPUTS:
-            error.param = spec.grammar_param  # as the client said it
+            error.param = _asker(spec, error)
         raise
     finally:
         metrics.finished(
@@ -153,6 +154,12 @@ async def _run(
             tokens=num_tokens,
             after_s=time.monotonic() - spec.arrived_at,
         )
+
+
+def _asker(spec: SequenceSpec, error: InvalidRequestError) -> str | None:
+    """Returns the field that asked for what the engine refuses of a grammar."""
+    is_answers = f" at {ANSWER_LINE}(" in error.message  # llguidance says it so
+    return spec.answer_param if is_answers and spec.answer_param else spec.grammar_param
 
 
 def _deltas(

@@ -120,6 +120,28 @@ def test_stream_of_a_forced_call_adds_up_to_the_whole_answer(
     assert blocks[-1]["choices"][0]["finish_reason"] == "stop"
 
 
+@pytest.mark.parametrize(
+    ("tool", "answer", "param"),
+    [
+        ({"type": "foo"}, {"type": "string"}, "tools"),
+        ({"type": "string"}, {"type": "foo"}, "response_format.json_schema.schema"),
+        ({"pattern": "("}, {"pattern": ")"}, "response_format.json_schema.schema"),
+    ],
+)
+def test_field_whose_schema_does_not_compile_is_named(
+    server: LiveServer, tool: dict[str, Any], answer: dict[str, Any], param: str
+) -> None:
+    function = {"name": "get", "parameters": {"type": "object", "properties": {"x": tool}}}
+    schema = {"type": "object", "properties": {"x": answer}}
+    more = {
+        "tools": [{"type": "function", "function": function}],
+        "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}},
+    }
+    response = server.chat("hermes", "hi", **more)
+    assert response.status_code == 400, response.text
+    assert response.json()["error"]["param"] == param
+
+
 class Reply(BaseModel):
     """What a client wants to know."""
 

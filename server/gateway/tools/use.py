@@ -10,7 +10,7 @@ from typing import Any, Final
 import llguidance
 
 from linker_core.errors import InvalidRequestError
-from server.gateway.formats import Constraint, format_schema
+from server.gateway.formats import ANSWER_LINE, Constraint, format_schema
 from server.gateway.generation import SequenceSpec
 from server.gateway.schemas.chat import ChatRequest
 from server.gateway.schemas.tools import AllowedChoice, Function, NamedTool, ToolChoice
@@ -87,6 +87,7 @@ class ToolUse:
         between = "" if self.only_one else f" ({json.dumps(wire.separator)} call)*"
         if self.answer is not None:
             start = [f"start: answer | call{between}", f"answer: %json {json.dumps(self.answer)}"]
+            assert len(start) == ANSWER_LINE
             return "\n".join([*start, *call_rules(wire, self.functions)])
         if wire.is_bare:
             start = [f"start: | TEXT | call{between}", r"TEXT: /[^{\[ \t\r\n](?s:.*)/"]
@@ -177,7 +178,8 @@ def _with_tools(spec: SequenceSpec, use: ToolUse, constraint: Constraint | None)
     if constraint is not None:
         grammar, param = constraint
         sampling = replace(spec.sampling, grammar=grammar)
-        spec = replace(spec, sampling=sampling, grammar_param=param)
+        asked = spec.grammar_param if use.answer is not None else None
+        spec = replace(spec, sampling=sampling, grammar_param=param, answer_param=asked)
     if use.is_forced or not _is_special(use.wire.marker, spec.model):
         return spec
     # What marks a call has to be seen.
