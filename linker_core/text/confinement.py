@@ -12,12 +12,14 @@ from linker_core.lifeline import die_with_parent
 _MAX_OPEN_FILES = 32
 
 
-def confine(*, memory_bytes: int, cpu_s: int | None = None) -> None:
+def confine(*, memory_bytes: int, cpu_s: int | None = None, is_alone: bool = False) -> None:
     """Bounds this process for the rest of its life. It ends with the one that started it.
 
     Args:
         memory_bytes: Of addresses, most of them never touched.
         cpu_s: Of processor time in all, after which it is killed; None for no bound.
+        is_alone: Whether it starts neither threads nor processes from here on. Root may all the
+            same.
     """
     die_with_parent()
     limits = {
@@ -26,6 +28,9 @@ def confine(*, memory_bytes: int, cpu_s: int | None = None) -> None:
         resource.RLIMIT_FSIZE: 0,  # it may write to pipes, to no file
         resource.RLIMIT_NOFILE: _MAX_OPEN_FILES,
         **({} if cpu_s is None else {resource.RLIMIT_CPU: cpu_s}),
+        # The system counts all that the user runs, here or elsewhere: none is the only number that
+        # says something of this process alone. It bounds nobody else.
+        **({resource.RLIMIT_NPROC: 0} if is_alone else {}),
     }
     for kind, wanted in limits.items():
         _, most = resource.getrlimit(kind)

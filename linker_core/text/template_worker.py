@@ -99,7 +99,7 @@ def serve(requests: BinaryIO, replies: BinaryIO) -> None:
 
 def main() -> int:
     """Serves the process's own pipes."""
-    confine(memory_bytes=MEMORY_BYTES)
+    confine(memory_bytes=MEMORY_BYTES, is_alone=True)
     with os.fdopen(0, "rb") as requests, os.fdopen(1, "wb") as replies:
         serve(requests, replies)
     return 0

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -191,3 +192,30 @@ while True:
         "File too large", "no memory", 512 << 20,
     ]  # fmt: skip
     assert done.returncode == -27  # SIGPROF
+
+
+def test_confined_process_that_is_alone_starts_no_thread_and_no_process() -> None:
+    program = """
+import os, threading
+from linker_core.text.confinement import confine
+if not os.geteuid():  # whom nothing keeps from it
+    os.setuid(65534)
+confine(memory_bytes=1 << 30, is_alone=True)
+for start in (os.fork, threading.Thread(target=print, args=("begun",)).start):
+    try:
+        start()
+    except (BlockingIOError, RuntimeError):
+        print("refused", flush=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120
+    )
+    assert done.stdout.split() == ["refused", "refused"]
+
+
+def test_template_worker_is_alone() -> None:
+    with TemplateProcess(TemplateSource.of("hi")) as process:
+        assert process.render(asked()) == "hi"
+        assert process._child is not None
+        bounds = resource.prlimit(process._child.pid, resource.RLIMIT_NPROC)
+    assert bounds == (0, 0)
