@@ -20,6 +20,11 @@ from server.metrics.serving import ServingMetrics
 logger = logging.getLogger(__name__)
 
 DONE = b"data: [DONE]\n\n"
+_HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
 _Result = TypeVar("_Result")
 
 
@@ -87,8 +92,6 @@ class EventStream(Response):
         until_sent: What is closed once the response has ended.
     """
 
-    media_type = "text/event-stream"
-
     def __init__(
         self,
         events: AsyncGenerator[bytes, None],
@@ -96,10 +99,8 @@ class EventStream(Response):
         metrics: ServingMetrics,
         until_sent: AsyncExitStack | None = None,
     ) -> None:
-        super().__init__(status_code=200, media_type=self.media_type)
-        del self.headers["content-length"]
-        self.headers["Cache-Control"] = "no-cache"
-        self.headers["X-Accel-Buffering"] = "no"
+        super().__init__(status_code=200)
+        self.raw_headers = list(_HEADERS)
         self._events = events
         self._metrics = metrics
         self._until_sent = until_sent or AsyncExitStack()
