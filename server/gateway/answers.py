@@ -292,7 +292,10 @@ class Answer(ABC, Generic[_Request]):
         prompts = self._specs[:: self._request.n or 1]
         prompt_tokens = sum(len(spec.prompt_ids) for spec in prompts)
         with services.gate.admit(
-            len(self._specs), prompt_tokens=prompt_tokens, caller=self._caller
+            len(self._specs),
+            prompt_tokens=prompt_tokens,
+            answer_tokens=sum(spec.sampling.max_tokens for spec in self._specs),
+            caller=self._caller,
         ) as place:
             client = services.engine.serving_client
             pieces = generate(self._specs, client=client, metrics=services.metrics)

@@ -55,16 +55,24 @@ class Place:
         caller: Whose it is.
         num_sequences: Of the request.
         prompt_tokens: Of all of them together.
+        held_tokens: Of the key's minute, kept for the answer.
     """
 
     def __init__(
-        self, gate: Gate, caller: Caller, *, num_sequences: int, prompt_tokens: int
+        self,
+        gate: Gate,
+        caller: Caller,
+        *,
+        num_sequences: int,
+        prompt_tokens: int,
+        held_tokens: int,
     ) -> None:
         self._gate = gate
         self.caller = caller
         self.num_sequences = num_sequences
         self._waiting_each = prompt_tokens // num_sequences
         self.waiting_tokens = prompt_tokens  # of prompts that have no answer yet
+        self.held_tokens = held_tokens
 
     def begun(self) -> None:
         """Notes that a sequence has its first token: its prompt waits no longer."""
@@ -75,7 +83,13 @@ class Place:
     def answered(self, num_tokens: int) -> None:
         """Counts tokens of the answer against the key's minute."""
         if self.caller.limits.tokens_per_minute is not None:
+            self.release(min(num_tokens, self.held_tokens))
             self._gate.quotas.spend(self.caller, num_tokens)
+
+    def release(self, num_tokens: int) -> None:
+        """Keeps so much less of the key's minute for the answer."""
+        self.held_tokens -= num_tokens
+        self._gate.quotas.release(self.caller, num_tokens)
 
 
 class Gate:
@@ -111,21 +125,34 @@ class Gate:
 
     @contextmanager
     def admit(
-        self, num_sequences: int, *, prompt_tokens: int = 0, caller: Caller = EVERYBODY
+        self,
+        num_sequences: int,
+        *,
+        prompt_tokens: int = 0,
+        answer_tokens: int = 0,
+        caller: Caller = EVERYBODY,
     ) -> Iterator[Place]:
         """Holds places for the sequences of one request.
 
         Args:
             num_sequences: At least 1.
             prompt_tokens: Of all prompts together.
+            answer_tokens: Of all answers together, at most.
             caller: Whose request it is.
 
         Raises:
             LinkerError: See `check`.
         """
         self.check(caller, num_sequences=num_sequences, prompt_tokens=prompt_tokens)
-        place = Place(self, caller, num_sequences=num_sequences, prompt_tokens=prompt_tokens)
-        self._enter(place, prompt_tokens)
+        self.quotas.spend(caller, prompt_tokens)
+        place = Place(
+            self,
+            caller,
+            num_sequences=num_sequences,
+            prompt_tokens=prompt_tokens,
+            held_tokens=self.quotas.hold(caller, answer_tokens),
+        )
+        self._enter(place)
         try:
             yield place
         finally:
@@ -184,18 +211,18 @@ class Gate:
         if not (self._inflight.has(num_sequences, key) and self.waiting.has(prompt_tokens, key)):
             raise QueueFullError("Too many requests are waiting; try again in a moment.")
 
-    def _enter(self, place: Place, prompt_tokens: int) -> None:
+    def _enter(self, place: Place) -> None:
         key = place.caller.key_id
         self._inflight.take(place.num_sequences, key)
-        self.waiting.take(prompt_tokens, key)
+        self.waiting.take(place.waiting_tokens, key)
         self._empty.clear()
         self.quotas.run(place.caller, place.num_sequences)
-        self.quotas.spend(place.caller, prompt_tokens)
 
     def _leave(self, place: Place) -> None:
         key = place.caller.key_id
         self._inflight.take(-place.num_sequences, key)
         self.waiting.take(-place.waiting_tokens, key)
         self.quotas.run(place.caller, -place.num_sequences)
+        place.release(place.held_tokens)
         if not self._inflight.taken:
             self._empty.set()

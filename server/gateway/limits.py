@@ -31,6 +31,11 @@ class LastMinute:
         self._counts[self._second % len(self._counts)] += amount
         self._total += amount
 
+    def total(self, *, now: float) -> int:
+        """Returns what is not forgotten."""
+        self._move(now)
+        return self._total
+
     def wait_s(self, amount: int, *, limit: int, now: float) -> float:
         """Returns after how many seconds an amount fits under a limit; 0 if it does now.
 
@@ -39,8 +44,7 @@ class LastMinute:
             limit: Of what a minute may have.
             now: By the clock.
         """
-        self._move(now)
-        excess = self._total + amount - limit
+        excess = self.total(now=now) + amount - limit
         if excess <= 0:
             return 0.0
         oldest = self._second - _MINUTE_S
@@ -65,7 +69,9 @@ class Usage:
 
     def __init__(self) -> None:
         self.requests = LastMinute()
-        self.tokens = LastMinute()  # of prompts and answers
+        self.tokens = LastMinute()  # of prompts and answers, at most the limit
+        self.num_held = 0  # tokens that answers under way may still use of the limit
+        self.paid_at = -math.inf  # when the tokens beyond the limit have been waited for
         self.num_running = 0  # sequences, from admission to their end
 
 
@@ -113,14 +119,49 @@ class Quotas:
                 f"The prompts have {prompt_tokens} tokens, and this API key may use {limit} a "
                 "minute; send fewer of them."
             )
-        wait_s = self._of(caller).tokens.wait_s(prompt_tokens, limit=limit, now=self._clock())
+        usage, now = self._of(caller), self._clock()
+        wait_s = usage.tokens.wait_s(prompt_tokens, limit=limit, now=now)
+        wait_s = max(wait_s, usage.paid_at - now)
         if wait_s > 0:
             raise _used_up(f"{limit} tokens", wait_s)
+        if prompt_tokens > _left(usage, limit, now):
+            raise RateLimitError(
+                f"This API key may use {limit} tokens a minute, and answers that run may need what "
+                "is left of them; wait until one has ended, or send max_tokens with each.",
+                retry_after_s=1,
+            )
 
     def spend(self, caller: Caller, num_tokens: int) -> None:
-        """Counts tokens of a prompt or an answer. An answer that has begun is not cut short."""
-        if caller.limits.tokens_per_minute is not None:
-            self._of(caller).tokens.add(num_tokens, now=self._clock())
+        """Counts tokens of a prompt or an answer.
+
+        An answer that has begun is not cut short. What it takes beyond the limit is waited for: as
+        long as the limit takes for as much, once everything that was counted is forgotten.
+        """
+        limit = caller.limits.tokens_per_minute
+        if limit is None:
+            return
+        usage, now = self._of(caller), self._clock()
+        within = min(num_tokens, _left(usage, limit, now))
+        usage.tokens.add(within, now=now)
+        if within < num_tokens:
+            forgotten_at = now + _MINUTE_S + 1
+            debt_s = (num_tokens - within) * _MINUTE_S / limit
+            usage.paid_at = max(usage.paid_at, forgotten_at) + debt_s
+
+    def hold(self, caller: Caller, num_tokens: int) -> int:
+        """Keeps for an answer what it may need, or as much of it as is left; returns how much."""
+        limit = caller.limits.tokens_per_minute
+        if limit is None:
+            return 0
+        usage = self._of(caller)
+        held = min(num_tokens, _left(usage, limit, self._clock()))
+        usage.num_held += held
+        return held
+
+    def release(self, caller: Caller, num_tokens: int) -> None:
+        """Keeps so many fewer; they are used, or are not needed."""
+        if num_tokens:
+            self._of(caller).num_held -= num_tokens
 
     def run(self, caller: Caller, num_sequences: int) -> None:
         """Counts sequences that begin, or with a negative number such that have ended."""
@@ -132,7 +173,7 @@ class Quotas:
         self._usage = {
             key: usage
             for key, usage in self._usage.items()
-            if key in key_ids or usage.num_running > 0
+            if key in key_ids or usage.num_running > 0 or usage.num_held > 0
         }
 
     def _check_parallel(self, caller: Caller, limit: int, num_sequences: int) -> None:
@@ -142,8 +183,9 @@ class Quotas:
                 "at once; send fewer prompts or a smaller n."
             )
         if self._of(caller).num_running + num_sequences > limit:
+            sequences = "sequence" if limit == 1 else "sequences"
             raise RateLimitError(
-                f"This API key may run {limit} sequences at once; wait until one has ended.",
+                f"This API key may run {limit} {sequences} at once; wait until one has ended.",
                 retry_after_s=1,
             )
 
@@ -153,6 +195,11 @@ class Quotas:
         if usage is None:
             usage = self._usage[caller.key_id] = Usage()
         return usage
+
+
+def _left(usage: Usage, limit: int, now: float) -> int:
+    """Returns the tokens that are neither used nor kept for answers."""
+    return limit - usage.tokens.total(now=now) - usage.num_held
 
 
 def _used_up(what: str, wait_s: float) -> RateLimitError:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import string
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -365,6 +366,25 @@ def test_tokens_of_a_key_are_bounded_and_others_go_on(keyed: Keyed) -> None:
         assert refused.status_code == 429
         assert 1 <= int(refused.headers["retry-after"]) <= 61
         assert other.post("/v1/completions", json=body).status_code == 200
+
+
+def test_parallel_answers_of_a_key_share_its_tokens(keyed: Keyed) -> None:
+    made = give_key(keyed.state, Role.CLIENT, tokens_per_minute=100)
+    body = {"model": "base", "prompt": "ab", "max_tokens": 60, "ignore_eos": True}
+
+    def ask(client: httpx.Client) -> tuple[int, int]:
+        response = client.post("/v1/completions", json=body)
+        used = response.json()["usage"]["total_tokens"] if response.status_code == 200 else 0
+        return response.status_code, used
+
+    with client_of(keyed.live, made.key) as client, ThreadPoolExecutor(20) as threads:
+        keyed.live.until(lambda: client.get("/v1/models").status_code == 200)
+        answers = list(threads.map(ask, [client] * 20))
+        assert {status for status, _ in answers} == {200, 429}
+        assert 60 <= sum(used for _, used in answers) <= 100 + 60
+        refused = client.post("/v1/completions", json={**body, "prompt": "a" * 90})
+        assert refused.status_code == 429
+        assert 1 <= int(refused.headers["retry-after"]) <= 120
 
 
 def test_parallel_sequences_of_a_key_are_bounded(keyed: Keyed) -> None:

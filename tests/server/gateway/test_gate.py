@@ -84,6 +84,38 @@ def test_a_keys_tokens_are_those_of_its_prompts_and_answers() -> None:
         pass
 
 
+def test_parallel_answers_have_no_more_of_a_keys_minute_than_there_is() -> None:
+    gate, caller = Gate(100), key("a", tokens_per_minute=100)
+    used, admitted = 0, 0
+    with ExitStack() as stack:
+        places = list[Place]()
+        for _ in range(20):
+            with suppress(RateLimitError):
+                admit = gate.admit(1, prompt_tokens=2, answer_tokens=60, caller=caller)
+                places.append(stack.enter_context(admit))
+        admitted = len(places)
+        for place in places:
+            used += 2
+            for _ in range(60):
+                place.answered(1)
+                used += 1
+    assert admitted == 2
+    assert used == 124
+    with pytest.raises(RateLimitError) as refused, gate.admit(1, prompt_tokens=1, caller=caller):
+        pass
+    assert 61 < (refused.value.retry_after_s or 0) <= 61 + 24 * 0.6
+
+
+def test_what_an_answer_did_not_need_of_the_keys_minute_is_there_for_others() -> None:
+    gate, caller = Gate(10), key("a", tokens_per_minute=100)
+    with gate.admit(2, prompt_tokens=10, answer_tokens=200, caller=caller) as place:
+        place.answered(15)
+        with pytest.raises(RateLimitError), gate.admit(1, prompt_tokens=1, caller=caller):
+            pass
+    with gate.admit(1, prompt_tokens=75, caller=caller):
+        pass
+
+
 def test_a_failed_request_gives_its_places_back() -> None:
     gate, caller = Gate(1, max_waiting_tokens=5), key("a", max_parallel=1)
     for _ in range(3):

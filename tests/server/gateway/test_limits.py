@@ -90,16 +90,64 @@ def test_keys_do_not_use_up_each_others_minute() -> None:
     refusal(lambda: quotas.count_request(key("a", requests_per_minute=1)))
 
 
-def test_answers_count_against_the_tokens_of_the_prompts_to_come() -> None:
+def test_answers_beyond_the_minute_are_waited_for_as_long_as_they_take() -> None:
     clock = Clock()
     quotas, caller = Quotas(clock), key(tokens_per_minute=100)
     quotas.check(caller, num_sequences=1, prompt_tokens=60)
     quotas.spend(caller, 60)
-    quotas.spend(caller, 70)  # an answer goes on beyond the limit, and the next prompt waits for it
+    quotas.spend(caller, 40 + 250)  # an answer goes on beyond the limit
     error = refusal(lambda: quotas.check(caller, num_sequences=1, prompt_tokens=1))
-    assert error.retry_after_s == 61
-    clock.now += 61
+    assert error.retry_after_s == 61 + 150
+    clock.now += 61 + 149
+    refusal(lambda: quotas.check(caller, num_sequences=1, prompt_tokens=1))
+    clock.now += 1
     quotas.check(caller, num_sequences=1, prompt_tokens=100)
+
+
+def test_what_answers_may_need_is_kept_for_them_until_they_have_it_or_end() -> None:
+    clock = Clock()
+    quotas, caller = Quotas(clock), key(tokens_per_minute=100)
+    quotas.spend(caller, 10)
+    assert [quotas.hold(caller, 50), quotas.hold(caller, 50)] == [50, 40]
+    clock.now += 61  # the prompt is forgotten, and nothing of what is kept
+    quotas.check(caller, num_sequences=1, prompt_tokens=10)
+    error = refusal(lambda: quotas.check(caller, num_sequences=1, prompt_tokens=11))
+    assert error.retry_after_s == 1
+    assert "answers that run" in error.message
+    quotas.release(caller, 40)
+    quotas.check(caller, num_sequences=1, prompt_tokens=50)
+    quotas.keep(frozenset())
+    refusal(lambda: quotas.check(caller, num_sequences=1, prompt_tokens=51))
+
+
+@given(
+    steps=st.lists(
+        st.tuples(st.floats(0, 30), st.integers(1, 20), st.integers(0, 60), st.integers(0, 80)),
+        min_size=1,
+        max_size=60,
+    ),
+    limit=st.integers(20, 50),
+)
+def test_a_key_has_its_limit_a_minute_and_what_it_took_beyond_was_waited_for(
+    steps: list[tuple[float, int, int, int]], limit: int
+) -> None:
+    clock = Clock()
+    quotas, caller = Quotas(clock), key(tokens_per_minute=limit)
+    begun_at, used = clock.now, 0
+    for pause, prompt, bound, answer in steps:
+        clock.now += pause
+        try:
+            quotas.check(caller, num_sequences=1, prompt_tokens=prompt)
+        except RateLimitError:
+            continue
+        # Whatever came before: what it all takes in time has passed, but for one minute's worth.
+        assert used <= limit * (1 + (clock.now - begun_at) / 60) + 1e-6
+        quotas.spend(caller, prompt)
+        held = quotas.hold(caller, bound)
+        assert 0 <= held <= bound
+        quotas.release(caller, held)
+        quotas.spend(caller, answer)
+        used += prompt + answer
 
 
 def test_a_prompt_that_no_minute_has_room_for_is_not_worth_trying_again() -> None:
