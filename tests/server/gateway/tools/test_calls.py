@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.gateway.tools.calls import MAX_DEPTH, Call, JsonSpan, Progress, read_calls
@@ -31,6 +31,7 @@ def span_end(text: str) -> int | None:
     return None
 
 
+@settings(deadline=None)
 @given(_objects | st.lists(_values), _texts, st.booleans(), st.sampled_from([None, 2]))
 def test_span_ends_where_the_json_does(
     value: Any, behind: str, is_ascii: bool, indent: int | None
@@ -47,6 +48,7 @@ def test_span_breaks_at_what_can_never_be_json(text: str) -> None:
     assert last is Progress.BROKEN
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(sorted(NAMES)), _objects), min_size=1, max_size=3))
 def test_calls_keep_their_arguments_as_they_were_written(
     calls: list[tuple[str, dict[str, Any]]],
@@ -84,6 +86,7 @@ def test_call_that_is_marked_may_leave_its_arguments_out(text: str) -> None:
     assert read_calls(text, NAMES, is_marked=False) is None
 
 
+@settings(deadline=None)
 @given(_objects, st.sampled_from([None, 1]))
 def test_arguments_may_come_as_a_text(arguments: dict[str, Any], indent: int | None) -> None:
     written = json.dumps(arguments, indent=indent)
@@ -91,6 +94,7 @@ def test_arguments_may_come_as_a_text(arguments: dict[str, Any], indent: int | N
     assert read_calls(text, NAMES, is_marked=False) == (Call("get", written),)
 
 
+@settings(deadline=None)
 @given(st.text('ab\n\r\t"\\é', max_size=12), st.booleans())
 def test_lines_inside_strings_are_escaped_as_json_has_it(said: str, is_text: bool) -> None:
     arguments = json.dumps({said: [said]}, indent=1)

@@ -149,6 +149,7 @@ def test_text_is_shown_at_once_and_a_call_when_it_is_whole() -> None:
     assert finder.finish() == []
 
 
+@settings(deadline=None)
 @given(_FORMATS, st.data(), _WRITTEN)
 def test_how_an_answer_is_cut_changes_nothing(
     wire: WireFormat, data: st.DataObject, text: str
@@ -160,6 +161,7 @@ def test_how_an_answer_is_cut_changes_nothing(
     assert summed(parsed(wire, *text)) == whole
 
 
+@settings(deadline=None)
 @given(_FORMATS, _WRITTEN)
 def test_content_without_calls_is_the_whole_answer(wire: WireFormat, text: str) -> None:
     found = summed(parsed(wire, text))
@@ -167,6 +169,7 @@ def test_content_without_calls_is_the_whole_answer(wire: WireFormat, text: str) 
         assert found == ([text] if text else [])
 
 
+@settings(deadline=None)
 @given(st.lists(st.text("ab \n;<>", max_size=5) | st.sampled_from([CALLED_GET, CALLED_PUT])))
 def test_nothing_around_calls_is_lost_but_blanks(segments: list[str | tuple[str, str]]) -> None:
     written = {CALLED_GET: marked(GET), CALLED_PUT: marked(PUT)}

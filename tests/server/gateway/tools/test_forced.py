@@ -5,7 +5,7 @@ from typing import Any
 
 import llguidance
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from linker_core.engine import grammar_trial
@@ -124,6 +124,7 @@ _arguments = st.dictionaries(st.text('ab{}"\\é', max_size=3), st.integers() | s
 _calls = st.lists(st.tuples(st.sampled_from(["get", "put"]), _arguments), min_size=1, max_size=3)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(WIRES), _calls, st.integers(1, 9))
 def test_every_answer_of_the_grammar_is_read_however_it_is_cut(
     wire: WireFormat, calls: list[tuple[str, dict[str, Any]]], width: int
@@ -136,6 +137,7 @@ def test_every_answer_of_the_grammar_is_read_however_it_is_cut(
         assert summed(parsed(wire, text)) == texts  # what may call is read as what has to
 
 
+@settings(deadline=None)
 @given(st.sampled_from(WIRES), st.integers(0, 200))
 def test_answer_that_is_cut_short_shows_the_beginning_of_its_arguments(
     wire: WireFormat, length: int
