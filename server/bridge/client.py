@@ -55,6 +55,12 @@ class EngineClient:
 
     Args:
         connection: The server's end of the channel; the client owns it from here on.
+
+    Attributes:
+        snapshot: The engine's last report, once there is one.
+        ready: What the engine says when it has come up.
+        closed: Set once the engine is gone.
+        lost_loads: The models that it was loading when it was given up.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -65,6 +71,7 @@ class EngineClient:
         self._reservations: dict[str, asyncio.Future[None]] = {}
         self._on_progress: dict[str, OnProgress] = {}
         self.snapshot: Snapshot | None = None
+        self.lost_loads: set[str] = set()
         self.ready: asyncio.Future[EngineReady] = self._loop.create_future()
         self.closed = asyncio.Event()
         self._channel = Channel(
@@ -225,6 +232,7 @@ class EngineClient:
         """Ends everything that waits for the engine with `EngineFailureError`, now."""
         for mailbox in self._mailboxes.values():
             mailbox.fail(EngineFailureError(message))
+        self.lost_loads |= {name for name, load in self._loads.items() if not load.done()}
         waits: list[asyncio.Future[Any]] = [
             *self._loads.values(),
             *self._unloads.values(),

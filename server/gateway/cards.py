@@ -12,6 +12,7 @@ from server.onboarding.fitting import JointPlan
 from server.onboarding.hub.source import is_hub_source
 from server.onboarding.rehearsal import DryRun
 from server.onboarding.scores import plan_digest, shown_scores
+from server.onboarding.twin_rows import is_lossless
 from server.registry.records import JobRecord, Json, ModelRecord
 
 _PLAN_FIELDS = (
@@ -167,7 +168,11 @@ def _fitted_card(joint: JointPlan, name: str) -> dict[str, Any]:
 def _plan_card(plan: Json) -> dict[str, Any]:
     shown = {name: plan[name] for name in _PLAN_FIELDS}
     source = _price_source(plan["policy"], plan["price"])
-    return shown | {"price_source": source, "digest": plan_digest(plan)}
+    return shown | {
+        "price_source": source,
+        "digest": plan_digest(plan),
+        "lossless": is_lossless(plan),
+    }
 
 
 def _price_source(policy: str, price: Mapping[str, Any] | None) -> str | None:

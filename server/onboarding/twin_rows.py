@@ -6,6 +6,9 @@ stores them, and none is a row of the roster.
 
 from __future__ import annotations
 
+import math
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +20,8 @@ from server.registry.records import SERVABLE, Json, ModelRecord, ModelState
 from server.residency.catalog import Catalog
 
 _KEPT_S = 60.0  # after its last request: it holds what the model was onboarded to save
-_MAX_CRASHES = 2  # loads that the engine did not survive, until there are no more
+_MAX_CRASHES = 2  # loads that the engine did not survive, until it is left in peace
+_PEACE_S = 300.0  # after the last of them; then one more is tried
 _LOSSLESS_RUNGS = frozenset({Rung.OWN.value, Rung.ROWS.value})
 
 
@@ -31,6 +35,7 @@ class Twin:
     state: ModelState = ModelState.UNLOADED
     plan: Json | None = None  # once it was loaded
     num_crashes: int = 0
+    crashed_at: float = 0.0  # by the clock of the rows
 
 
 class TwinRows:
@@ -39,11 +44,15 @@ class TwinRows:
     Args:
         roster: The known models.
         catalog: Says what is resident.
+        clock: Monotonic seconds.
     """
 
-    def __init__(self, roster: Roster, catalog: Catalog) -> None:
+    def __init__(
+        self, roster: Roster, catalog: Catalog, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._roster = roster
         self._catalog = catalog
+        self._clock = clock
         self._twins: dict[str, Twin] = {}
 
     def unshared(self, record: ModelRecord) -> str:
@@ -51,11 +60,11 @@ class TwinRows:
 
         Raises:
             InvalidRequestError: It came without a checkpoint of its own.
-            NotReadyError: The twin of an earlier model of that name is leaving, or the engine did
-                not survive its loading.
+            NotReadyError: The twin of an earlier model of that name is leaving, or the engine has
+                not survived its loading lately.
         """
         plan = record.plan
-        if plan is None or record.state not in SERVABLE or _is_lossless(plan):
+        if plan is None or record.state not in SERVABLE or is_lossless(plan):
             return record.name
         if plan["policy"] in (Policy.DELTA, Policy.ADAPTER):
             raise InvalidRequestError(
@@ -72,10 +81,13 @@ class TwinRows:
             raise NotReadyError(
                 f"The unshared weights of an earlier {record.name!r} are leaving; try again."
             )
-        if twin.num_crashes >= _MAX_CRASHES:
+        peace_s = twin.crashed_at + _PEACE_S - self._clock()
+        if twin.num_crashes >= _MAX_CRASHES and peace_s > 0:
             raise NotReadyError(
                 f"The engine died repeatedly while it loaded the unshared weights of "
-                f"{record.name!r}; see the server's log."
+                f"{record.name!r}. The server's log says of what; they are tried again in "
+                f"{math.ceil(peace_s)} s.",
+                retry_after_s=peace_s,
             )
         return name
 
@@ -92,7 +104,9 @@ class TwinRows:
     def note_crash(self, name: str) -> None:
         """Notes that the engine ended while it loaded a twin."""
         twin = self._twins[name]
-        self._twins[name] = replace(twin, num_crashes=twin.num_crashes + 1)
+        self._twins[name] = replace(
+            twin, num_crashes=twin.num_crashes + 1, crashed_at=self._clock()
+        )
 
     def owners(self) -> dict[str, str]:
         """Returns the model of every twin."""
@@ -126,6 +140,11 @@ class TwinRows:
                 f"The model {twin.owner!r} was deleted or onboarded anew meanwhile.", param="model"
             )
         return self._row(twin)
+
+    def model_of(self, name: str) -> str:
+        """Returns the model of a twin; of a model, itself."""
+        twin = self._twins.get(name)
+        return name if twin is None else twin.owner
 
     def amend(self, name: str, **changes: Any) -> None:
         """Changes fields of a row at once; see `Roster.amend`."""
@@ -173,8 +192,8 @@ def twin_name(owner: str) -> str:
     return f"{owner} (unshared)"
 
 
-def _is_lossless(plan: Json) -> bool:
-    """Whether a model's weights are served bit for bit as they were onboarded."""
+def is_lossless(plan: Json) -> bool:
+    """Says whether a model's weights are served bit for bit as they were onboarded."""
     if plan["policy"] in (Policy.DONOR, Policy.EXACT):
         return True
     if plan["policy"] in (Policy.DELTA, Policy.ADAPTER):

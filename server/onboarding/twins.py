@@ -104,10 +104,12 @@ class Twins:
         plan = await self.planner.lossless(text, owner.fingerprint, head)
         row = replace(self._rows.named(twin.name), donor=head.name, plan=plan.to_json())
         weights = Weights(text.path, text.identity)
+        engine = self._admission.engine_or_none()
         try:
             arrival = await self._admission.load(row, text, plan, weights)
         except EngineFailureError:
-            if self._rows.twin(twin.name) is not None:
+            died_of_it = engine is not None and twin.name in engine.lost_loads
+            if died_of_it and self._rows.twin(twin.name) is not None:
                 self._rows.note_crash(twin.name)
             raise
         if not self._returning.is_wanted(owner):

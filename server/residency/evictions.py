@@ -161,7 +161,8 @@ class Evictions:
             )
         if record.state is ModelState.ONBOARDING:
             raise ConflictError(f"The model {name!r} is being onboarded; unload it then.")
-        if dependants := self._catalog.dependants(name):
+        models = (self._rows.model_of(one) for one in self._catalog.dependants(name))
+        if dependants := list(dict.fromkeys(models)):
             raise ConflictError(
                 f"The model {name!r} is the donor of {', '.join(dependants)}, which are resident; "
                 "unload those first, or let one of them take its place with rehome=true."

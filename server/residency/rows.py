@@ -20,6 +20,9 @@ class Rows(Protocol):
             ModelNotFoundError: There is none.
         """
 
+    def model_of(self, name: str) -> str:
+        """Returns the model that clients know what is of this name by."""
+
     def amend(self, name: str, **changes: Any) -> None:
         """Changes fields of a row at once; it is stored by the next `write_later`."""
 

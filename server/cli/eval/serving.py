@@ -10,7 +10,6 @@ from urllib.parse import quote
 import httpx
 
 from linker_core.errors import InvalidRequestError, from_record
-from linker_core.sharing.plan import Policy
 from server.gateway.schemas.generation import VariantMode
 
 _TIMEOUT_S = 60.0
@@ -24,12 +23,7 @@ class Evaluated(NamedTuple):
     max_model_len: int
     plan: str  # its digest
     policy: str
-    is_donor: bool
-
-    @property
-    def serves_own_weights(self) -> bool:
-        """Whether its plan changes no bit of them."""
-        return self.is_donor or self.policy in (Policy.DONOR, Policy.EXACT)
+    serves_own_weights: bool  # both modes answer alike
 
 
 class Server:
@@ -71,7 +65,7 @@ class Server:
             max_model_len=served["max_model_len"],
             plan=plan["digest"],
             policy=plan["policy"],
-            is_donor=card["donor"] is None and plan["policy"] == Policy.DONOR,
+            serves_own_weights=plan["lossless"],
         )
 
     def store(self, model: Evaluated, mode: VariantMode, said: Mapping[str, Any]) -> None:

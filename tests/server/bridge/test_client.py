@@ -23,7 +23,7 @@ from linker_core.engine.messages import (
     TokenOutput,
     UnloadModel,
 )
-from linker_core.errors import NotReadyError
+from linker_core.errors import EngineFailureError, NotReadyError
 from server.bridge.client import EngineClient
 
 SAMPLING = SamplingParams(max_tokens=1)
@@ -63,14 +63,10 @@ def test_submit_shares_with_everyone_unless_told() -> None:
     assert (command.priority, command.cache_salt) == (0, "")
 
 
-@asynccontextmanager
-async def loading(*, replaces: bool) -> AsyncIterator[tuple[asyncio.Future[Any], Connection]]:
-    """Yields a load that has been cancelled, and the engine's end, which has heard of it."""
-    ours, theirs = Pipe()
-    client = EngineClient(ours)
+def command(model: str, *, replaces: bool = False) -> LoadModel:
     unread: Any = None
-    command = LoadModel(
-        model="chat",
+    return LoadModel(
+        model=model,
         path="/models/chat",
         identity=unread,
         config=unread,
@@ -79,15 +75,42 @@ async def loading(*, replaces: bool) -> AsyncIterator[tuple[asyncio.Future[Any],
         max_model_len=None,
         replaces=replaces,
     )
+
+
+@asynccontextmanager
+async def loading(*, replaces: bool) -> AsyncIterator[tuple[asyncio.Future[Any], Connection]]:
+    """Yields a load that has been cancelled, and the engine's end, which has heard of it."""
+    ours, theirs = Pipe()
+    client = EngineClient(ours)
+    message = command("chat", replaces=replaces)
     try:
-        load = asyncio.ensure_future(client.load(command))
-        assert await asyncio.to_thread(theirs.recv) == command
+        load = asyncio.ensure_future(client.load(message))
+        assert await asyncio.to_thread(theirs.recv) == message
         load.cancel()
         assert await asyncio.to_thread(theirs.recv) == CancelLoad(model="chat")
         yield load, theirs
     finally:
         theirs.close()
         await client.closed.wait()
+
+
+def test_engine_that_ends_leaves_word_of_what_it_was_loading() -> None:
+    async def scenario() -> None:
+        ours, theirs = Pipe()
+        client = EngineClient(ours)
+        loads = [asyncio.ensure_future(client.load(command(name))) for name in ("chat", "code")]
+        for _ in loads:
+            await asyncio.to_thread(theirs.recv)
+        theirs.send(LOADED)
+        await loads[0]
+        assert client.lost_loads == set()
+        theirs.close()
+        await client.closed.wait()
+        with pytest.raises(EngineFailureError):
+            await loads[1]
+        assert client.lost_loads == {"code"}
+
+    asyncio.run(scenario())
 
 
 @pytest.mark.parametrize("replaces", [False, True])

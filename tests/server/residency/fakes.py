@@ -62,6 +62,9 @@ class FakeRows:
                 return record
         raise ModelNotFoundError(f"no {name}")
 
+    def model_of(self, name: str) -> str:
+        return name
+
     def amend(self, name: str, **changes: Any) -> None:
         self.records[name] = replace(self.records[name], **changes)
 

@@ -124,6 +124,22 @@ def test_retention_of_a_donor_is_measured_once(
     assert len(harness.asked) == 1
 
 
+def test_retention_of_a_variant_that_shares_equal_bits_alone_is_measured_once(
+    live: LiveServer, harness: Harness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = live.services.settings.models.root
+    assert root is not None
+    sharing = {"policy": "thresholds", "tau_cos": 1.0, "tau_frob": 0.0}
+    response = live.onboard("apart", root / "near", donor="base", **sharing)
+    assert response.status_code == 201, response.text
+    assert response.json()["plan"]["lossless"]
+    assert not live.client.get("/models/near").json()["plan"]["lossless"]
+    assert run(live, harness, "apart", "--retention", "--tasks", "piqa", "--json") == 0
+    [cell] = json.loads(capsys.readouterr().out)["cells"]
+    assert cell["retained"] == 1.0
+    assert len(harness.asked) == 1
+
+
 @pytest.mark.parametrize("options", [(), ("--retention",)])
 def test_name_of_several_tasks_shows_and_stores_those_that_have_a_score(
     live: LiveServer,
@@ -198,5 +214,5 @@ def test_interpreter_without_lm_eval_is_said(
 ) -> None:
     without = Harness(tmp_path, status=1)
     assert run(live, without, "near", "--tasks", "piqa") == EXIT_USAGE
-    assert "linker-llm[eval]" in capsys.readouterr().err
+    assert "pip install '.[eval]'" in capsys.readouterr().err
     assert without.asked == []
