@@ -1,6 +1,7 @@
 """POST /tokenize, POST /detokenize, GET /tokenizer_info: a model's tokenizer from afar.
 
-Whoever scores texts with a model needs its tokens, and no model has to be resident for that.
+Whoever scores texts with a model needs its tokens. No model has to be resident for that as long as
+its tokenizer is remembered; one that left long ago is loaded.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.server.fake_engine import MAX_MODEL_LEN
-from tests.server.live import LiveServer
+from tests.server.live import LiveServer, live_server
 from tests.templates import compiled, rendered
 from tests.tiny import CHATML
 
@@ -103,3 +104,18 @@ def test_unknown_model_is_not_found(server: LiveServer, path: str) -> None:
     body = {"model": "nobody", "prompt": "a", "tokens": [1]}
     response = server.client.post(path, json=body)
     assert (response.status_code, error(response)["code"]) == (404, "model_not_found")
+
+
+def test_unloaded_model_is_loaded_only_if_its_tokenizer_is_forgotten(
+    family: Path, tmp_path: Path
+) -> None:
+    models = {"base": family / "base", "near": family / "near"}
+    with live_server(tmp_path, models=models, root=family) as live:
+        live.until_ready()
+        expected = tokenized(live, model="near", prompt="Hello there")
+        assert live.client.post("/models/unload", json={"model": "near"}).status_code == 200
+        assert tokenized(live, model="near", prompt="Hello there") == expected
+        assert live.services.catalog.get("near") is None
+        live.services.catalog.retract("near")
+        assert tokenized(live, model="near", prompt="Hello there") == expected
+        assert live.services.catalog.get("near") is not None
