@@ -50,9 +50,12 @@ async def unless(
     ending: Coroutine[Any, Any, object], work: Coroutine[Any, Any, _Result], *, error: Exception
 ) -> _Result:
     """Awaits `work`, cancelling it and raising `error` if `ending` comes first."""
-    task = asyncio.current_task()
-    assert task is not None
-    num_cancels, has_ended = task.cancelling(), False
+    waiting = asyncio.current_task()
+    assert waiting is not None
+    num_cancels, has_ended = waiting.cancelling(), False
+    # A task of its own: one that is resumed passes through all that wait for it in the same task,
+    # which are two dozen where a request is answered, for every token.
+    task, end = asyncio.ensure_future(work), asyncio.ensure_future(ending)
 
     def on_end(end: asyncio.Future[object]) -> None:
         nonlocal has_ended
@@ -60,21 +63,17 @@ async def unless(
         end.exception()  # retrieved: it has ended, however it did
         task.cancel()
 
-    # Only this one is a task of its own: what is awaited most often ends well, and costs turns of
-    # the event loop if it has to be waited for from outside.
-    end = asyncio.ensure_future(ending)
     end.add_done_callback(on_end)
     try:
-        result = await work
+        result = await task
     except asyncio.CancelledError:
-        if has_ended and task.uncancel() <= num_cancels:
+        if has_ended and waiting.cancelling() == num_cancels:
             raise error from None
         raise
     finally:
         end.remove_done_callback(on_end)
         end.cancel()
     if has_ended:  # the work would not be cancelled, or ended at the same time
-        task.uncancel()
         raise error
     return result
 
