@@ -21,7 +21,9 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from server.gateway.errors import http_error_code, http_error_response
+from linker_core.errors import LinkerError, RateLimitError
+from server.gateway.errors import error_response, http_error_code, http_error_response
+from server.gateway.http10 import until_close
 from server.gateway.peers import Peers, site_of
 from server.gateway.request_ids import HEADER, request_id_of
 from server.settings import HttpSettings
@@ -184,8 +186,9 @@ class _Protocol(HttpToolsProtocol):
         self._is_lost = False
         self._ended = False  # nothing more is sent
         self._deaf = False  # what still comes is thrown away
-        self._last_words: HTTPStatus | None = None  # said once what is under way is answered
-        self._broken_rule = HTTPStatus.BAD_REQUEST
+        # Said once what is under way is answered.
+        self._last_words: HTTPStatus | LinkerError | None = None
+        self._broken_rule: HTTPStatus | LinkerError = HTTPStatus.BAD_REQUEST
         self._answering: RequestResponseCycle | None = None
         self._stage = _Stage.NOTHING
         self._timed: _Stage | None = None  # what the timer of receiving is for
@@ -273,7 +276,7 @@ class _Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         if len(self.pipeline) >= _MAX_PIPELINED:
-            self._break(HTTPStatus.TOO_MANY_REQUESTS)
+            self._break(_too_far_ahead())
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
                 self._break(HTTPStatus.BAD_REQUEST)
@@ -290,7 +293,8 @@ class _Protocol(HttpToolsProtocol):
         self._enter(_Stage.NOTHING)
 
     def _head_without_upgrade(self) -> bytes:
-        lines = [b"%s %s HTTP/1.1" % (self.parser.get_method(), self.url)]
+        version = self.parser.get_http_version().encode()
+        lines = [b"%s %s HTTP/%s" % (self.parser.get_method(), self.url, version)]
         for name, value in self.headers:
             if name == b"connection":
                 tokens = [token.strip().lower() for token in value.split(b",")]
@@ -309,8 +313,8 @@ class _Protocol(HttpToolsProtocol):
         if self._num_head_bytes > self._limits.max_header_bytes:
             self._break(status)
 
-    def _break(self, status: HTTPStatus) -> None:
-        self._broken_rule = status
+    def _break(self, why: HTTPStatus | LinkerError) -> None:
+        self._broken_rule = why
         raise _BrokenRuleError
 
     def _check_size(self) -> None:
@@ -346,11 +350,11 @@ class _Protocol(HttpToolsProtocol):
 
     # --- what is refused ----------------------------------------------------------------------
 
-    def _refuse(self, status: HTTPStatus) -> None:
+    def _refuse(self, why: HTTPStatus | LinkerError) -> None:
         """Takes nothing more; says why once what came before is answered, and hangs up."""
-        self._deaf, self._last_words = True, status
+        self._deaf, self._last_words = True, why
         self._time(_Stage.NOTHING)
-        self._on_refused(http_error_code(status))
+        self._on_refused(why.code if isinstance(why, LinkerError) else http_error_code(why))
         cycle = self._answering
         if self._stage is _Stage.BODY:
             if self.pipeline:
@@ -367,10 +371,11 @@ class _Protocol(HttpToolsProtocol):
             self._say_last_words()
 
     def _say_last_words(self) -> None:
-        assert self._last_words is not None
+        why = self._last_words
+        assert why is not None
         if self._ended:
             return
-        response = http_error_response(self._last_words)
+        response = error_response(why) if isinstance(why, LinkerError) else http_error_response(why)
         received = () if self._stage is _Stage.NOTHING else self.headers
         headers = [
             *response.raw_headers,
@@ -378,7 +383,8 @@ class _Protocol(HttpToolsProtocol):
             (b"connection", b"close"),
         ]
         lines = [b"%s: %s\r\n" % header for header in headers]
-        status_line = b"HTTP/1.1 %d %s\r\n" % (self._last_words, self._last_words.phrase.encode())
+        status = HTTPStatus(response.status_code)
+        status_line = b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode())
         self._last_words = None
         self.transport.write(b"".join([status_line, *lines, b"\r\n", bytes(response.body)]))
         self._cut_soon()
@@ -419,6 +425,8 @@ class _Protocol(HttpToolsProtocol):
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answering = cycle
         self._gate.expect_head()
+        if cycle.scope["http_version"] < "1.1":
+            app = until_close(cycle, app)
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
@@ -461,6 +469,14 @@ class _Protocol(HttpToolsProtocol):
         elif unsent:
             logger.warning("an answer was not read for %g s; cut off", self._limits.send_timeout_s)
             self.transport.abort()
+
+
+def _too_far_ahead() -> RateLimitError:
+    return RateLimitError(
+        f"At most {_MAX_PIPELINED} requests may wait on one connection for the answer before them; "
+        "wait for answers, or use more connections.",
+        retry_after_s=1,
+    )
 
 
 def _leave(cycle: RequestResponseCycle) -> None:

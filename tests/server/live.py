@@ -17,6 +17,7 @@ from server.bridge.supervisor import SupervisionLimits
 from server.cli.serve import listen, startup_requests
 from server.gateway.app import create_app
 from server.gateway.connection import server_config
+from server.gateway.peers import Peers
 from server.gateway.services import Services, build_services
 from server.onboarding.encoder import ENCODE_COMMAND
 from server.residency.catalog import ServedModel
@@ -32,8 +33,11 @@ _Result = TypeVar("_Result")
 class LiveServer:
     """A running server; `client` talks to it."""
 
-    def __init__(self, services: Services, loop: asyncio.AbstractEventLoop, port: int) -> None:
+    def __init__(
+        self, services: Services, loop: asyncio.AbstractEventLoop, port: int, peers: Peers
+    ) -> None:
         self.services = services
+        self.peers = peers
         self.loop = loop
         self.url = f"http://127.0.0.1:{port}"
         self.client = httpx.Client(base_url=self.url, timeout=DEADLINE_S, trust_env=False)
@@ -173,11 +177,12 @@ class _Host(threading.Thread):
     async def _serve(self) -> None:
         services = build_services(self._settings, limits=self._limits, **self._commands)
         app, http = create_app(services), self._settings.http
-        server = uvicorn.Server(server_config(app, http, on_refused=services.metrics.rejected))
+        serving = server_config(app, http, on_refused=services.metrics.rejected)
+        server = uvicorn.Server(serving)
         self._stopping = asyncio.Event()
         await services.start(startup_requests(self._settings))
         port = self._listener.getsockname()[1]
-        self._live = LiveServer(services, asyncio.get_running_loop(), port)
+        self._live = LiveServer(services, asyncio.get_running_loop(), port, serving.peers)
         listening = asyncio.ensure_future(server.serve(sockets=[self._listener]))
         self._begun.set()
         await self._stopping.wait()

@@ -137,11 +137,66 @@ def test_garbage_behind_a_request_spoils_no_answer() -> None:
     run(main())
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET / HTTP/1.0\r\n\r\n",
+        b"GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n",
+        b"GET / HTTP/1.0\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
+        b"GET / HTTP/0.9\r\nConnection: keep-alive\r\n\r\n",
+    ],
+)
+@pytest.mark.parametrize("length", [None, b"6"])
+def test_old_clients_get_no_chunks_but_the_end(head: bytes, length: bytes | None) -> None:
+    async def app(_scope: Scope, _receive: Receive, send: Send) -> None:
+        headers = [] if length is None else [(b"Content-Length", length)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"one", "more_body": True})
+        await send({"type": "http.response.body", "body": b"two", "more_body": True})
+        await send({"type": "http.response.body"})
+
+    async def main() -> None:
+        async with serving(app) as site:
+            answer, _, body = (await site.say(head)).partition(b"\r\n\r\n")
+            assert body == b"onetwo"
+            assert b"transfer-encoding" not in answer
+            assert b"connection: close" in answer
+            _, _, body = (await site.say(head.replace(b"GET", b"HEAD"))).partition(b"\r\n\r\n")
+            assert body == b""
+
+    run(main())
+
+
+def test_client_that_ends_its_side_has_left() -> None:
+    async def main() -> None:
+        begun, left = asyncio.Event(), asyncio.Event()
+
+        async def app(_scope: Scope, receive: Receive, _send: Send) -> None:
+            begun.set()
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            left.set()
+
+        async with serving(app) as site, site.connection() as client:
+            await client.send(GET)
+            await begun.wait()
+            client.writer.write_eof()
+            await left.wait()
+            assert await client.rest() == b""
+
+    run(main())
+
+
 def test_too_many_pipelined_requests_are_not_kept() -> None:
     async def main() -> None:
         app = Echo()
         async with serving(app) as site:
-            received = statuses(await site.say(GET * 5000))
+            words = await site.say(GET * 5000)
+            assert site.refused == ["rate_limit_exceeded"]
+        assert error_of(words)["code"] == "rate_limit_exceeded"
+        assert "At most 16 requests" in error_of(words)["message"]
+        assert b"retry-after: 1\r\n" in words
+        received = statuses(words)
         assert received[-1] == 429
         assert set(received[:-1]) == {200}
         assert len(app.asked) == len(received) - 1 < 50
