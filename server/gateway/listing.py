@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from server.gateway.cards import openai_card
+from server.gateway.prefix import prefix_model
 from server.gateway.services import Services
 from server.registry.records import ModelRecord, ModelState
 from server.residency.on_demand import not_servable
@@ -17,7 +18,10 @@ def listing_router(services: Services) -> APIRouter:
     router = APIRouter()
 
     @router.get("/v1/models")
-    async def list_served() -> dict[str, Any]:
+    async def list_served(request: Request) -> dict[str, Any]:
+        one = prefix_model(request)
+        if one is not None:
+            return {"object": "list", "data": [card(one)]}
         data = []
         for record in servable(services):
             data.append(openai_card(record, name=record.name))
@@ -27,6 +31,9 @@ def listing_router(services: Services) -> APIRouter:
 
     @router.get("/v1/models/{name:path}")
     async def get_served(name: str) -> dict[str, Any]:
+        return card(name)
+
+    def card(name: str) -> dict[str, Any]:
         record = services.shown(services.roster.named(name))
         if record.state not in (ModelState.READY, ModelState.UNLOADED):
             raise not_servable(record)

@@ -90,11 +90,24 @@ def test_model_in_the_body_must_be_the_same(server: LiveServer, path: str) -> No
 
 
 def test_unknown_model_in_the_path_is_not_found(server: LiveServer) -> None:
-    for path in ("/m/nobody/tokenizer_info", "/m/acme/nobody/tokenizer_info"):
+    for path in (
+        "/m/nobody/tokenizer_info",
+        "/m/acme/nobody/tokenizer_info",
+        "/m/nobody/v1/models",
+        "/m/acme/nobody/v1/models",
+    ):
         response = server.client.get(path)
         assert (response.status_code, response.json()["error"]["code"]) == (404, "model_not_found")
     response = server.client.post("/m/nobody/v1/completions", json={"prompt": "a"})
     assert response.status_code == 404
+
+
+def test_list_of_a_models_own_path_has_that_model_alone(server: LiveServer) -> None:
+    whole = server.client.get("/v1/models").json()["data"]
+    assert len(whole) > 1
+    for card in whole:
+        one = server.client.get(f"/m/{card['id']}/v1/models")
+        assert (one.status_code, one.json()) == (200, {"object": "list", "data": [card]})
 
 
 def test_rest_of_a_path_keeps_its_methods(server: LiveServer) -> None:
