@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import logging
 import os
 import sys
 import time
@@ -13,8 +12,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from sqlalchemy.engine import URL
+
 from linker_core.errors import ConflictError, InvalidRequestError, ModelNotFoundError
+from server.registry.database import parse_url, registry_exists
 from server.registry.keys import MAX_KEYS, MadeKey, digest_of, make_key
+from server.registry.lock import make_state
 from server.registry.records import KeyRecord, Role
 from server.registry.store import Registry
 from server.settings import load_settings
@@ -50,10 +53,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Does it; the key that is made is all that stdout gets of `create`."""
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of every connection
-    with _registry(args) as registry:
+    storage = {} if args.state is None else {"state": args.state}
+    settings = load_settings(args.config, {"storage": storage})
+    url = parse_url(settings.registry_url())
+    is_new = not registry_exists(url)
+    if is_new and args.action != "create":
+        raise InvalidRequestError(
+            f"There is no registry {_shown(url)}. Name the server's --state or --config; `linker "
+            "serve` and `linker keys create` make a registry.",
+            param="state",
+        )
+    make_state(settings.state_directory())
+    with contextlib.closing(Registry.open_beside(url)) as registry:
         if args.action == "create":
             _create(registry, args)
+            print(f"in the {'new ' * is_new}registry {_shown(url)}", file=sys.stderr)
         elif args.action == "list":
             for line in _table(registry.api_keys()):
                 print(line)
@@ -64,20 +78,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-@contextlib.contextmanager
-def _registry(args: argparse.Namespace) -> Iterator[Registry]:
-    storage = {} if args.state is None else {"state": args.state}
-    settings = load_settings(args.config, {"storage": storage})
-    try:
-        settings.state_directory().mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidRequestError(
-            f"The state directory {settings.state_directory()} cannot be used: {error.strerror}. "
-            "Choose another.",
-            param="state",
-        ) from error
-    with contextlib.closing(Registry.open_beside(settings.registry_url())) as registry:
-        yield registry
+def _shown(url: URL) -> str:
+    return url.render_as_string(hide_password=True)
 
 
 def _create(registry: Registry, args: argparse.Namespace) -> None:

@@ -56,6 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log = logging.StreamHandler(sys.stderr)
     log.setFormatter(DiscreetFormatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[log])
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of every connection
     try:
         status = int(module.run(parsed))
         sys.stdout.flush()

@@ -229,7 +229,7 @@ class Deltas:
 
     def _make_room(self, target: Path) -> None:
         with _disk_faults():
-            self._directory.mkdir(parents=True, exist_ok=True)
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         _remove(target)
 
     def _names(self) -> list[str]:

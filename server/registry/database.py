@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 from sqlalchemy import create_engine, event
@@ -14,11 +17,11 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from linker_core.errors import InvalidRequestError
-from server.registry.migration import is_current, migrate
+from server.registry.migration import is_current, is_made, migrate
 from server.registry.refusal import REGISTRY_PARAM, reason_of, unusable
 from server.registry.tenure import TakenError, Tenure
 
-_DRIVER = "postgresql+psycopg"  # the one of linker-llm[postgres]
+_DRIVER = "postgresql+psycopg"  # the one of the extra `postgres`
 # What every connection is told first.
 _SETTINGS: Mapping[str, Sequence[str]] = {
     "sqlite": (
@@ -55,8 +58,9 @@ def open_database(url: str | URL, *, beside: bool = False) -> Database:
         InvalidRequestError: Not a URL, no driver for it, no such database, a damaged one, one that
             another server uses, or one that a newer version or another program has made.
     """
-    parsed = _parse(url)
+    parsed = parse_url(url)
     engine = _create(parsed)
+    _make_private(parsed)
     settings = _SETTINGS[engine.dialect.name]
 
     def tell(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
@@ -84,6 +88,27 @@ def open_database(url: str | URL, *, beside: bool = False) -> Database:
         raise
 
 
+def registry_exists(url: str | URL) -> bool:
+    """Whether there is a registry to open; none is made.
+
+    One that cannot be asked is there: opening it says what is wrong.
+
+    Raises:
+        InvalidRequestError: Not a URL, or no driver for it.
+    """
+    parsed = parse_url(url)
+    file = _file(parsed)
+    if file is not None and not file.exists():
+        return False
+    engine = _create(parsed)
+    try:
+        return is_made(engine)
+    except SQLAlchemyError:
+        return True
+    finally:
+        engine.dispose()
+
+
 def _opened(engine: Engine) -> Database:
     if engine.dialect.name == "sqlite":
         _check_pages(engine)
@@ -106,7 +131,12 @@ def _opened_beside(engine: Engine) -> Database:
     return Database(engine, None)
 
 
-def _parse(url: str | URL) -> URL:
+def parse_url(url: str | URL) -> URL:
+    """Returns what a registry's URL says.
+
+    Raises:
+        InvalidRequestError: It cannot be parsed.
+    """
     try:
         parsed = make_url(url)
     except ArgumentError as error:
@@ -118,6 +148,22 @@ def _parse(url: str | URL) -> URL:
         ) from error
     # SQLAlchemy would look for another driver where none is named.
     return parsed.set(drivername=_DRIVER) if parsed.drivername == "postgresql" else parsed
+
+
+def _file(url: URL) -> Path | None:
+    """Returns where SQLite keeps a database, None where that is no plain file."""
+    is_file = url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:")
+    if not is_file or str(url.database).startswith("file:"):
+        return None
+    return Path(str(url.database))
+
+
+def _make_private(url: URL) -> None:
+    """Makes a new SQLite file for its owner alone; what is written beside it has its mode."""
+    file = _file(url)
+    if file is not None:
+        with contextlib.suppress(OSError):  # it is there, or SQLite says why it cannot be
+            os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
 def _create(url: URL) -> Engine:
@@ -137,7 +183,7 @@ def _create(url: URL) -> Engine:
         raise unusable(
             url,
             "its driver is not installed",
-            remedy="For postgresql+psycopg, install linker-llm[postgres].",
+            remedy="For postgresql+psycopg, pip install '.[postgres]' in a clone of this project.",
         ) from error
 
 

@@ -48,6 +48,15 @@ def migrate(engine: Engine) -> None:
     _check_columns(engine)
 
 
+def is_made(engine: Engine) -> bool:
+    """Whether a registry's tables are there, of whatever version.
+
+    Raises:
+        SQLAlchemyError: The database cannot be asked.
+    """
+    return _revision(engine) is not None
+
+
 def is_current(engine: Engine) -> bool:
     """Whether there is nothing to migrate.
 

@@ -90,7 +90,7 @@ class HubCache:
         folder = self._unfinished / source.key
         with disk_faults():
             for directory in (self._trees, self._records, folder):
-                directory.mkdir(parents=True, exist_ok=True)
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder
 
     def copy_known(self, sha256: str, target: Path) -> None:
@@ -172,7 +172,7 @@ class HubCache:
 
     def _write(self, path: Path, record: Mapping[str, Any]) -> None:
         """Writes a record so that it is there as a whole or not at all."""
-        self._unfinished.mkdir(parents=True, exist_ok=True)
+        self._unfinished.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = self._unfinished / path.name
         with draft.open("w", encoding="utf-8") as file:
             json.dump(record, file)

@@ -86,6 +86,21 @@ def test_bad_names_and_limits_are_refused_before_anything_is_made(
     assert rows(state) == []
 
 
+def test_what_reads_keys_makes_no_registry(capsys: pytest.CaptureFixture[str], state: Path) -> None:
+    for arguments in (("list",), ("revoke", "a")):
+        status, _, told = keys(capsys, state, *arguments)
+        assert (status, "There is no registry" in told, str(state) in told) == (2, True, True)
+        assert not state.exists()
+
+
+def test_create_says_which_registry_it_wrote_to_and_whether_that_is_new(
+    capsys: pytest.CaptureFixture[str], state: Path
+) -> None:
+    where = f"registry sqlite:///{state / 'registry.sqlite3'}"
+    assert f"in the new {where}" in keys(capsys, state, "create", "a")[2]
+    assert f"in the {where}" in keys(capsys, state, "create", "b")[2]
+
+
 def test_file_gets_the_key_once_for_its_owner_alone(
     capsys: pytest.CaptureFixture[str], state: Path, tmp_path: Path
 ) -> None:
