@@ -74,7 +74,11 @@ def add_fit_arguments(parser: argparse.ArgumentParser) -> None:
         "variant so that the worst KL, and then the mean, is least",
     )
     parser.add_argument(
-        "--kv", type=size_argument, metavar="SIZE", help="with --fit: of it for pages (0)"
+        "--kv",
+        type=size_argument,
+        metavar="SIZE",
+        help="with --fit or --memory-budget: of it for pages (0 with --fit, else what a server's "
+        "default settings set aside)",
     )
 
 

@@ -19,6 +19,7 @@ from linker_core.tuning.result import TuneResult
 from linker_core.weights import strict_json
 from linker_core.weights.architecture import DTYPE_BYTES, parse_config
 from linker_core.weights.fingerprint import fingerprint
+from server.cli.budget import MemoryBudget, memory_budget
 from server.cli.checkpoints import open_pair
 from server.cli.fit import add_fit_arguments, plan_jointly, print_joint_plan
 from server.cli.frontier import print_frontier, rung_mix
@@ -68,7 +69,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory-budget",
         type=size_argument,
         metavar="SIZE",
-        help="what the device has free beside the donor (512M, 8G): says whether the variant fits",
+        help="what `linker serve` would get for weights and pages (512M, 8G): says whether donor, "
+        "pages and variant fit",
     )
     parser.add_argument("--config", type=Path, help="config.json: answer from shapes alone")
     parser.add_argument("--variants", type=int, help="with --config: models, the donor included")
@@ -111,14 +113,12 @@ def run(args: argparse.Namespace) -> int:
     for option in OF_SHAPES:
         if getattr(args, option) is not None:
             raise InvalidRequestError(f"{option} has no meaning without --config.")
-    if args.kv is not None:
-        raise InvalidRequestError("kv has no meaning without --fit.", param="kv")
+    budget = memory_budget(args)
     plan, tuned = plan_pair(args)
     points = None if tuned is None else [point.to_json() for point in tuned.frontier]
-    free_bytes: int | None = args.memory_budget
-    fits = None if free_bytes is None else plan.unique_bytes <= free_bytes
-    answer = plan.to_json() | {"frontier": points, "fits": fits, "free_bytes": free_bytes}
-    _show(args, answer, lambda console: _print_plan(console, plan, tuned, free_bytes))
+    room = {"fits": None} if budget is None else budget.to_json(plan.unique_bytes)
+    answer = plan.to_json() | {"frontier": points} | room
+    _show(args, answer, lambda console: _print_plan(console, plan, tuned, budget))
     return 0
 
 
@@ -246,7 +246,7 @@ def _print_size(console: Console, size: Mapping[str, float]) -> None:
 
 
 def _print_plan(
-    console: Console, plan: SharePlan, tuned: TuneResult | None, free_bytes: int | None
+    console: Console, plan: SharePlan, tuned: TuneResult | None, budget: MemoryBudget | None
 ) -> None:
     if tuned is not None:
         print_frontier(
@@ -272,6 +272,5 @@ def _print_plan(
         f" · saved {plan.shared_bytes / _MIB:.1f} MiB"
     )
     console.print(f"{plan.bits_per_weight:.2f} bits a weight: {rung_mix(plan.rung_bytes)}")
-    if free_bytes is not None:
-        verdict = "fits" if plan.unique_bytes <= free_bytes else "does not fit"
-        console.print(f"{verdict}: {free_bytes / _MIB:.1f} MiB are free beside the donor")
+    if budget is not None:
+        console.print(budget.verdict(plan.unique_bytes))

@@ -14,6 +14,8 @@ from typing import Any
 import psutil
 import pytest
 
+from linker_core.config import EngineConfig
+from linker_core.engine.kv_size import kv_cache_bytes
 from linker_core.sharing.price import Price
 from linker_core.sharing.rungs import parse_rung
 from linker_core.tuning.request import FIT_POINTS, TuneGoal
@@ -118,18 +120,23 @@ def test_plan_from_a_sample_of_rows_is_that_of_the_whole(
     assert sampled["blocks_shared"] == 2
 
 
-def test_plan_says_whether_it_fits_what_is_free(
+def test_plan_says_whether_donor_pages_and_variant_fit(
     pair: tuple[str, str], capfd: pytest.CaptureFixture[str]
 ) -> None:
     options = ("--policy", "exact")
     plan = answer(capfd, "plan", *pair, *options)
-    assert (plan["fits"], plan["free_bytes"]) == (None, None)
-    size = plan["unique_bytes"]
-    for free_bytes, fits in ((size, True), (size - 1, False)):
-        plan = answer(capfd, "plan", *pair, *options, "--memory-budget", str(free_bytes))
-        assert (plan["fits"], plan["free_bytes"]) == (fits, free_bytes)
+    assert (plan["fits"], "memory_bytes" in plan) == (None, False)
+    with Checkpoint.open(Path(pair[0])) as donor:
+        taken, pages = donor.nbytes, kv_cache_bytes(donor.config, EngineConfig())
+    taken += plan["unique_bytes"]
+    for more, kv_bytes in (((), pages), (("--kv", "1K"), 1024)):
+        for short, fits in ((0, True), (1, False)):
+            size = taken + kv_bytes - short
+            plan = answer(capfd, "plan", *pair, *options, *more, "--memory-budget", str(size))
+            assert (plan["fits"], plan["kv_bytes"], plan["memory_bytes"]) == (fits, kv_bytes, size)
+            assert plan["donor_bytes"] + plan["unique_bytes"] == taken
     assert main(["plan", *pair, *options, "--memory-budget", "1"]) == 0
-    assert "does not fit" in capfd.readouterr().out
+    assert "does not fit: donor" in " ".join(capfd.readouterr().out.split())
 
 
 def test_interrupt_ends_the_tuner_and_leaves_no_traceback(pair: tuple[str, str]) -> None:
