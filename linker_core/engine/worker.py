@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s %(message)s",
+        format="%(asctime)s %(levelname)s engine: %(message)s",
     )
     _follow_parent()
     config = EngineConfig.from_json(arguments.config)

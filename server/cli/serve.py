@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import resource
+import shlex
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from linker_core.config import MatmulPrecision
 from linker_core.errors import InvalidRequestError
 from linker_core.tuning.dialogues import load_dialogues
 from linker_core.tuning.request import SELF_CALIBRATION
+from server.cli.device import check_device
 from server.cli.loop_errors import LoopErrors
 from server.gateway.app import create_app
 from server.gateway.connection import server_config
@@ -39,6 +41,7 @@ from server.settings import POLICIES, Settings, SharingSettings, load_settings
 logger = logging.getLogger(__name__)
 
 EXIT_FAILED = 1
+MAKE_KEY = "linker keys create NAME --role admin"
 _POLL_S = 0.2
 _LAST_WORDS_S = 5.0  # for terminal errors to be written
 _FILES = 65536
@@ -49,7 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the options of `linker serve`; what is not given comes from --config, then defaults."""
     add = parser.add_argument
     add("--config", type=Path, help="YAML file of settings (see configs/default.yaml)")
-    add("--state", type=Path, help="directory of registry and compressed variants")
+    add(
+        "--state",
+        type=Path,
+        help="directory of registry and compressed variants (default $XDG_DATA_HOME/linker-llm, "
+        "else ~/.local/share/linker-llm)",
+    )
     add("--models-root", type=Path, help="directory that POST /models may read models from")
     add(
         "--model",
@@ -96,15 +104,35 @@ def run(args: argparse.Namespace) -> int:
     """Serves until a signal; 0 after a clean drain."""
     settings = settings_from(args)
     requests = startup_requests(settings)
-    return serve_until_stopped(settings, requests, build=build_services)
+    check_device(settings.engine.device)
+    make_key = _key_command(args)
+    return serve_until_stopped(settings, requests, build=build_services, make_key=make_key)
 
 
 def serve_until_stopped(
-    settings: Settings, requests: list[OnboardRequest], *, build: Callable[[Settings], Services]
+    settings: Settings,
+    requests: list[OnboardRequest],
+    *,
+    build: Callable[[Settings], Services],
+    make_key: str = MAKE_KEY,
 ) -> int:
-    """Serves what is built until a signal; returns the exit status, 0 after a clean drain."""
+    """Serves what is built until a signal; returns the exit status, 0 after a clean drain.
+
+    Args:
+        settings: Of the server.
+        requests: The models to start with.
+        build: Makes the parts.
+        make_key: The command that makes an operator's key for this server.
+    """
     raise_file_limit()
-    return asyncio.run(_serve(settings, requests, build))
+    return asyncio.run(_serve(settings, requests, build, make_key))
+
+
+def _key_command(args: argparse.Namespace) -> str:
+    """Returns the command that makes a key for the server that this command line starts."""
+    given = (("--config", args.config), ("--state", args.state))
+    options = [(flag, str(path.absolute())) for flag, path in given if path is not None]
+    return " ".join([MAKE_KEY, *(shlex.join(option) for option in options)])
 
 
 def settings_from(args: argparse.Namespace) -> Settings:
@@ -196,8 +224,12 @@ def _named_paths(values: list[str] | None) -> list[dict[str, str]] | None:
     return [{"name": name, "path": path} for name, _, path in pairs]
 
 
-def check_access(services: Services) -> None:
+def check_access(services: Services, make_key: str) -> None:
     """Says who may use the server, unless nobody could or everybody might by mistake.
+
+    Args:
+        services: Of the server.
+        make_key: The command that makes an operator's key for it.
 
     Raises:
         InvalidRequestError: It would listen beyond the loopback, and has no keys.
@@ -207,18 +239,24 @@ def check_access(services: Services) -> None:
         logger.warning("--no-auth: whoever reaches %s may do everything, without a key", http.host)
     elif keys.are_optional:
         logger.info(
-            "no API keys: whoever is on this machine may do everything; `linker keys create NAME "
-            "--role admin` makes the first one, and then every request needs one"
+            "no API keys: whoever is on this machine may do everything; `%s` makes the first one, "
+            "and then every request needs one",
+            make_key,
         )
     elif not keys.roles:
         raise InvalidRequestError(
             f"There is no API key, or none that is not revoked, to let anybody use {http.host}. "
-            "Make one with `linker keys create NAME --role admin` and this --state or --config; or "
-            "say --no-auth, and whoever reaches the server may do everything.",
+            f"Make one with `{make_key}`; or say --no-auth, and whoever reaches the server may do "
+            "everything.",
             param="host",
         )
     elif Role.ADMIN not in keys.roles:
-        logger.warning("no key may manage models; `linker keys create NAME --role admin` makes one")
+        logger.warning("no key may manage models; `%s` makes one", make_key)
+
+
+def _say_sources(settings: Settings) -> None:
+    if settings.models.root is None and not settings.models.serve:
+        logger.info("no --model and no --models-root: only hub: sources can be onboarded")
 
 
 class _HttpServer(uvicorn.Server):
@@ -237,17 +275,21 @@ class _HttpServer(uvicorn.Server):
 
 
 async def _serve(
-    settings: Settings, requests: list[OnboardRequest], build: Callable[[Settings], Services]
+    settings: Settings,
+    requests: list[OnboardRequest],
+    build: Callable[[Settings], Services],
+    make_key: str,
 ) -> int:
     asyncio.get_running_loop().set_exception_handler(LoopErrors())
     listener = listen(settings.http.host, settings.http.port)
     services = build(settings)
     try:
-        check_access(services)
+        check_access(services, make_key)
     except InvalidRequestError:
         listener.close()
         await services.stop()
         raise
+    _say_sources(settings)
     app, refused = create_app(services), services.metrics.rejected
     config = server_config(app, settings.http, on_refused=refused)
     wanted, limit = settings.http.max_connections, config.peers.limit
@@ -332,6 +374,7 @@ def _install_signals(services: Services, stopping: asyncio.Event) -> None:
 
     def on_signal() -> None:
         if stopping.is_set():
+            logger.warning("a second signal: ending at once, answers that still run break off")
             services.engine.kill()
             os._exit(EXIT_FAILED)
         stopping.set()

@@ -47,6 +47,7 @@ class KeyRing:
         self._on_change = on_change
         self._callers: dict[str, tuple[str, Caller]] = {}  # digest and caller, by digest
         self._ids = frozenset[str]()
+        self._is_following = False
         self._take(read())
 
     @property
@@ -87,6 +88,7 @@ class KeyRing:
     async def follow(self) -> None:
         """Notices keys that are made or revoked while the server runs; never returns."""
         wait_s = _POLL_S
+        self._is_following = True
         while True:
             await asyncio.sleep(wait_s)
             try:
@@ -99,7 +101,8 @@ class KeyRing:
         # For good: who has ever locked the door does not leave it open by losing the last key.
         if keys and not self._is_required:
             self._is_required = True
-            logger.info("there are API keys now: every request needs one")
+            if self._is_following:  # else a start says who may do what
+                logger.info("there are API keys now: every request needs one")
         good = [key for key in keys if key.revoked_at is None]
         self._callers = {key.digest: (key.digest, Caller.of_key(key)) for key in good}
         self._ids = frozenset(key.id for key in good)

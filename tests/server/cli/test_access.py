@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -41,6 +44,7 @@ def test_server_for_others_starts_with_keys_and_wants_them(tmp_path: Path) -> No
         assert status_of(url, Authorization=f"Bearer {key}") == 200
         assert status_of(url, Authorization=f"Bearer {key}", Host="any.example") == 200
     assert not any("without a key" in line for line in served.log)
+    assert not any("API keys now" in line for line in served.log)  # nothing has changed
 
 
 def test_no_auth_opens_a_server_to_others_and_says_so(tmp_path: Path) -> None:
@@ -55,6 +59,23 @@ def test_loopback_server_without_keys_is_open_and_says_so(tmp_path: Path) -> Non
         assert status_of(served.url) == 200
         assert status_of(served.url, Host="evil.example") == 403
     assert any("no API keys: whoever is on this machine" in line for line in served.log)
+    assert any("only hub: sources" in line for line in served.log)
+    assert not any("Context impl" in line for line in served.log)
+
+
+def test_the_command_that_the_log_names_makes_the_server_s_first_key(tmp_path: Path) -> None:
+    config = tmp_path / "my config.yaml"
+    config.write_text(f"storage: {{state: {tmp_path / 's'}}}\n")
+    with serving(tmp_path, "--config", str(config)) as served:
+        assert status_of(served.url) == 200
+        [line] = [line for line in served.log if "no API keys" in line]
+        command = shlex.split(line.split("`")[1].replace("NAME", "me"))
+        module = [sys.executable, "-m", "server.cli.main", *command[1:]]
+        made = subprocess.run(module, capture_output=True, text=True, check=True)
+        served.until("/v1/models", lambda response: response.status_code == 401)
+        assert status_of(served.url, Authorization=f"Bearer {made.stdout.strip()}") == 200
+    assert any("there are API keys now" in line for line in served.log)
+    assert command[-4:] == ["--config", str(config), "--state", str(tmp_path / "s")]
 
 
 def test_server_without_an_operators_key_says_so(tmp_path: Path) -> None:
