@@ -30,12 +30,15 @@ from server.cli.demo.recipes import MODELS
 from server.cli.demo.table import Row, render
 from server.cli.demo.tour import QUESTIONS, Tour
 from server.registry import tables
+from server.registry.lock import make_state
 
 HOST: Final = "127.0.0.1"
 _REQUEST_TIMEOUT_S: Final = 120
 _STOP_TIMEOUT_S: Final = 40  # the server lets running streams finish for up to 30 s
 _PLAIN_WIDTH: Final = 140  # of the table where there is no terminal to fit
 _EXIT_FAILED: Final = 1
+_LOG: Final = "server.log"  # in the state directory
+_STOPPING: Final = "stopping; running answers get up to 30 s, Ctrl-C again ends them at once"
 _EXIT_INTERRUPTED: Final = 130
 
 
@@ -64,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
             _report(rows, args.json)
             if os.environ.get("ONCE") == "1":
                 return 0 if len(rows) == len(MODELS) else _EXIT_FAILED
-            return _keep_serving(process, args.port)
+            return _keep_serving(process, family, state, args.port)
     except KeyboardInterrupt:
         console.print("interrupted")
         return _EXIT_INTERRUPTED
@@ -111,12 +114,12 @@ def _family(cache: Path, console: Console) -> Path:
 @contextmanager
 def _serving(family: Path, state: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """Runs the server in a session of its own: Ctrl-C reaches us, and we end it in good order."""
-    state.mkdir(parents=True, exist_ok=True)
+    make_state(state)
     command = [
         *(sys.executable, "-m", "server.cli.main", "serve"),
         *("--models-root", str(family), "--state", str(state), "--port", str(port)),
     ]
-    log = state / "server.log"
+    log = state / _LOG
     with log.open("ab") as output:
         process = subprocess.Popen(
             command,
@@ -127,6 +130,9 @@ def _serving(family: Path, state: Path, port: int) -> Iterator[subprocess.Popen[
         )
     try:
         yield process
+    except KeyboardInterrupt:
+        print(_STOPPING, flush=True)
+        raise
     except LinkerError as error:
         last_line = log.read_text("utf-8", "replace").rstrip().rpartition("\n")[2]
         raise LinkerError(f"{error.message}: {last_line} (its log is {log})") from error
@@ -193,15 +199,21 @@ def _report(rows: Sequence[Row], path: Path | None) -> None:
         path.write_text(json.dumps([row.to_record() for row in rows], indent=1) + "\n")
 
 
-def _keep_serving(process: subprocess.Popen[bytes], port: int) -> int:
+def _keep_serving(process: subprocess.Popen[bytes], family: Path, state: Path, port: int) -> int:
     print(f"\nserving on http://{HOST}:{port} until Ctrl-C; try\n")
     for line in _curl_lines(port):
         print(f"  {line}")
-    sys.stdout.flush()
+    # The tour had no key, so nobody needs one.
+    print("\nThe server has no API keys: whoever is on this machine may do everything.")
+    print(
+        f"Its log is {state / _LOG}, its models lie in {family}.\nTo serve them without the demo:\n"
+    )
+    again = ("--models-root", str(family), "--state", str(state))
+    print(f"  linker serve {shlex.join(again)}", flush=True)
     try:
         status = process.wait()
     except KeyboardInterrupt:
-        print("stopping; running answers get up to 30 s, Ctrl-C again ends them at once")
+        print(_STOPPING, flush=True)
         return 0
     raise LinkerError(f"the server ended by itself with status {status}")
 

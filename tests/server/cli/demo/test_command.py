@@ -3,6 +3,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -16,9 +17,10 @@ import pytest
 
 from linker_core.errors import InvalidRequestError
 from linker_core.tuning.request import DEFAULT_BUDGET_KL
-from server.cli import demo
+from server.cli import demo, serve
 from server.cli.demo.build import FamilyBuilder
 from server.cli.demo.recipes import FAMILY, MODELS, tiny, version
+from server.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,12 @@ def parse(*arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     demo.add_arguments(parser)
     return parser.parse_args(arguments)
+
+
+def parse_serve(*arguments: str) -> Settings:
+    parser = argparse.ArgumentParser()
+    serve.add_arguments(parser)
+    return serve.settings_from(parser.parse_args(arguments))
 
 
 @contextmanager
@@ -109,7 +117,17 @@ def test_ctrl_c_stops_server_and_demo(cache: Path) -> None:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models") as reply:
             served = json.load(reply)
         assert [model["id"] for model in served["data"]] == list(MODELS)
+        while not line.lstrip().startswith("linker serve "):
+            line = process.stdout.readline()
+            assert line, "the demo does not say how to serve its models"
+            lines.append(line)
+        said = " ".join("".join(lines).split())
+        assert "no API keys: whoever is on this machine" in said
+        again = parse_serve(*shlex.split(line)[2:])
+        assert again.models.root == cache / version(FAMILY)
+        assert (again.state_directory() / "registry.sqlite3").is_file()
         process.send_signal(signal.SIGINT)
+        assert process.stdout.readline().startswith("stopping; ")  # said as it begins
         process.communicate()
         assert process.returncode == 0
     assert is_free(port)
