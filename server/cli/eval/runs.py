@@ -47,8 +47,8 @@ def check_harness(python: Path) -> None:
         raise InvalidRequestError(f"{python} cannot be run: {error.strerror}.") from error
     if found.returncode != 0:
         raise InvalidRequestError(
-            f"lm-eval is not installed for {python}. pip install 'linker-llm[eval]', or name an "
-            "interpreter that has it with --python."
+            f"lm-eval is not installed for {python}. pip install '.[eval]' in a clone of this "
+            "project, or name an interpreter that has it with --python."
         )
 
 

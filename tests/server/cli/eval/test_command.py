@@ -129,7 +129,7 @@ def test_retention_of_a_variant_that_shares_equal_bits_alone_is_measured_once(
 ) -> None:
     root = live.services.settings.models.root
     assert root is not None
-    sharing = {"policy": "thresholds", "tau_cos": 1.0, "tau_frob": 0.0}
+    sharing: dict[str, Any] = {"policy": "thresholds", "tau_cos": 1.0, "tau_frob": 0.0}
     response = live.onboard("apart", root / "near", donor="base", **sharing)
     assert response.status_code == 201, response.text
     assert response.json()["plan"]["lossless"]
