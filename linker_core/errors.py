@@ -78,6 +78,12 @@ class ModelNotFoundError(LinkerError):
     code = "model_not_found"
 
 
+class JobNotFoundError(LinkerError):
+    """No job of that id."""
+
+    code = "job_not_found"
+
+
 class ConflictError(LinkerError):
     """The name is taken by other content, or the model is in use by others."""
 
@@ -160,6 +166,7 @@ _BY_CODE: dict[str, type[LinkerError]] = {
         InvalidRequestError,
         ContextLengthError,
         ModelNotFoundError,
+        JobNotFoundError,
         ConflictError,
         NotReadyError,
         InvalidKeyError,

@@ -102,7 +102,7 @@ class HttpSettings(_Section):
 class StorageSettings(_Section):
     """Where the registry and compressed variants live."""
 
-    state: Path | None = None  # None: under the user's data directory
+    state: Path | None = None  # None: $XDG_DATA_HOME/linker-llm
     registry_url: str | None = None  # None: SQLite inside `state`
 
 
@@ -244,10 +244,23 @@ def load_settings(path: Path | None, overrides: Mapping[str, Mapping[str, object
 def _read(path: Path) -> dict[str, object]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        msg = f"{path}: not a readable YAML file ({type(error).__name__}); check path and syntax"
+    except FileNotFoundError as error:
+        raise InvalidRequestError(f"{path}: there is no such file", param="config") from error
+    except yaml.YAMLError as error:
+        msg = f"{path}: this is no YAML{_place(error)}; correct it"
+        raise InvalidRequestError(msg, param="config") from error
+    except (OSError, UnicodeDecodeError) as error:
+        msg = f"{path}: not a readable YAML file ({type(error).__name__}); check what it is"
         raise InvalidRequestError(msg, param="config") from error
     return _mapping(tree, path, "the file")
+
+
+def _place(error: yaml.YAMLError) -> str:
+    """Returns where a file goes wrong and how, as far as the parser knows."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return ""
+    mark = error.problem_mark
+    return f" from line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
 
 
 def _mapping(tree: object, path: Path | None, what: str) -> dict[str, object]:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 GRAMMAR_PARAM = "structured_outputs"
 _WORD_BITS = 32
+_REGEX_FAULT = "error: "
 _MAX_REASON = 200  # characters of llguidance's message that are passed on
 
 
@@ -126,9 +127,17 @@ def unfollowable(reason: str) -> InvalidRequestError:
 def uncompilable(reason: str) -> InvalidRequestError:
     """Returns the error of a grammar that is none."""
     return InvalidRequestError(
-        f"The grammar cannot be compiled: {_first_line(reason)}. Correct or simplify it.",
+        f"The grammar cannot be compiled: {_fault_line(reason)}. Correct or simplify it.",
         param=GRAMMAR_PARAM,
     )
+
+
+def _fault_line(reason: str) -> str:
+    """Returns the line that says what is wrong: of a regular expression it comes far below."""
+    said = [line for line in reason.splitlines() if line.startswith(_REGEX_FAULT)]
+    if said:
+        return _first_line(f"the regular expression has an {said[-1]}")
+    return _first_line(reason)
 
 
 def _first_line(reason: str) -> str:

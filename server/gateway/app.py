@@ -56,7 +56,8 @@ def create_app(services: Services) -> FastAPI:
             app.router.routes += _direct(router)
         app.include_router(router)
         routes += router.routes
-    install_error_handlers(app, services.metrics, routes=routes)
+    most = services.settings.http.max_body_bytes
+    install_error_handlers(app, services.metrics, routes=routes, max_body_bytes=most)
     describe_bodies(app)
     app.add_exception_handler(ClientLeftError, _on_client_left)
     app.add_exception_handler(ClientDisconnect, _on_client_left)  # before its body was complete

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from linker_core.errors import InvalidRequestError
 from linker_core.weights import strict_json
-from server.gateway.errors import http_error_response
+from server.gateway.errors import body_limit, http_error_response
 from server.metrics.serving import ServingMetrics
 
 _MAX_INLINE_BYTES = 64 * 1024  # larger bodies are worked on in a thread
@@ -30,14 +30,15 @@ class RefuseBodies:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             headers = dict(scope["headers"])
-            status = None
+            status, more = None, ""
             if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
                 status, reason = 415, "unsupported_media_type"
             elif _declared_bytes(headers.get(b"content-length", b"")) > self._max_bytes:
                 status, reason = 413, "request_too_large"
+                more = body_limit(self._max_bytes)
             if status is not None:
                 self._metrics.rejected(reason)
-                await http_error_response(status)(scope, receive, send)
+                await http_error_response(status, more=more)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
 

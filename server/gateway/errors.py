@@ -25,6 +25,7 @@ from linker_core.errors import (
     InvalidKeyError,
     InvalidRequestError,
     JobCancelledError,
+    JobNotFoundError,
     LinkerError,
     ModelNotFoundError,
     NotReadyError,
@@ -36,6 +37,7 @@ from linker_core.errors import (
     UnusableModelError,
 )
 from server.gateway.request_ids import HEADER, SCOPE_KEY
+from server.gateway.schemas.parsing import said
 from server.metrics.serving import ServingMetrics
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,7 @@ _STATUS: dict[type[LinkerError], tuple[int, str]] = {
     PermissionDeniedError: (403, "permission_error"),
     ForbiddenSourceError: (403, "permission_error"),
     ModelNotFoundError: (404, "not_found_error"),
+    JobNotFoundError: (404, "not_found_error"),
     ConflictError: (409, "conflict_error"),
     JobCancelledError: (409, "conflict_error"),
     RateLimitError: (429, "rate_limit_error"),
@@ -66,7 +69,7 @@ _STATUS: dict[type[LinkerError], tuple[int, str]] = {
 _HTTP_CODES = {
     400: ("invalid_request_error", "invalid_request_error", "This is no HTTP/1.1 request."),
     404: ("not_found", "not_found_error", "There is nothing at this path."),
-    405: ("method_not_allowed", "invalid_request_error", "This path takes other methods."),
+    405: ("method_not_allowed", "invalid_request_error", "This path does not take this method."),
     408: (
         "request_timeout",
         "timeout_error",
@@ -86,6 +89,10 @@ _HTTP_CODES = {
         "service_unavailable_error",
         "There are too many connections.",
     ),
+}
+_INSTEAD = {  # of routes that clients of others look for
+    "/v1/responses": "Ask POST /v1/chat/completions instead. ",
+    "/v1/embeddings": "The models here write text and give no embeddings. ",
 }
 REJECTION_REASONS = tuple(
     sorted({kind.code for kind in _STATUS} | {code for code, _, _ in _HTTP_CODES.values()})
@@ -119,16 +126,23 @@ def http_error_code(status: int) -> str:
     return _HTTP_CODES.get(status, ("other",))[0]
 
 
-def http_error_response(status: int, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """Returns an error that HTTP itself defines, such as 405."""
+def http_error_response(
+    status: int, headers: Mapping[str, str] | None = None, *, more: str = ""
+) -> JSONResponse:
+    """Returns an error that HTTP itself defines, such as 405; `more` says what is to be done."""
     code, kind, message = _HTTP_CODES.get(
         status, ("invalid_request_error", "invalid_request_error", HTTPStatus(status).phrase)
     )
-    return _response(status, _shape(message, kind, None, code), headers)
+    return _response(status, _shape(f"{message} {more}".rstrip(), kind, None, code), headers)
+
+
+def body_limit(max_bytes: int) -> str:
+    """Returns what a client is told whose body is too large."""
+    return f"At most {max_bytes} bytes are taken."
 
 
 def install_error_handlers(
-    app: FastAPI, metrics: ServingMetrics, *, routes: Sequence[BaseRoute]
+    app: FastAPI, metrics: ServingMetrics, *, routes: Sequence[BaseRoute], max_body_bytes: int
 ) -> None:
     """Makes every failure of one of the routes, or beside them, an error in OpenAI's shape."""
 
@@ -139,17 +153,25 @@ def install_error_handlers(
 
     async def on_http_error(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        response = http_error_response(error.status_code, error.headers)
+        headers, more = dict(error.headers or {}), ""
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            response.headers["Allow"] = ", ".join(sorted(_methods(routes, request)))
+            headers["Allow"] = ", ".join(sorted(_methods(routes, request)))
+            more = f"It takes {headers['Allow']}."
+        elif error.status_code == HTTPStatus.NOT_FOUND:
+            instead = _INSTEAD.get(request.scope["path"], "")
+            more = f"{instead}GET /openapi.json describes every path."
+        elif error.status_code == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+            more = body_limit(max_body_bytes)
+        response = http_error_response(error.status_code, headers, more=more)
         metrics.rejected(http_error_code(error.status_code))
         return response
 
     async def on_bad_query(_request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
+        param = str(first["loc"][-1])
         metrics.rejected(InvalidRequestError.code)
-        return error_response(InvalidRequestError(first["msg"], param=str(first["loc"][-1])))
+        return error_response(InvalidRequestError(f"{param}: {said(first)}.", param=param))
 
     async def on_our_fault(request: Request, _error: Exception) -> JSONResponse:
         # uvicorn hangs up after it; a client that is not told would send its next request there.

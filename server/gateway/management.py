@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from linker_core.errors import InvalidRequestError, ModelNotFoundError, NotReadyError, from_record
+from linker_core.errors import InvalidRequestError, NotReadyError, from_record
 from server.gateway.body import read_object
 from server.gateway.cards import dry_run_card, job_card, joint_card, model_card
 from server.gateway.idempotency import once_of
@@ -113,10 +113,7 @@ def _add_job_routes(router: APIRouter, services: Services) -> None:
 
     @router.get("/models/jobs/{job_id}")
     async def get_job(job_id: str) -> dict[str, Any]:
-        job = await services.roster.job(job_id)
-        if job is None:
-            raise ModelNotFoundError("There is no such job.", param="id")
-        return shown_job(services, job)
+        return shown_job(services, await services.roster.known_job(job_id))
 
     @router.post("/models/jobs/{job_id}/cancel", responses=answers(200, "The cancelled job."))
     async def cancel_job(job_id: str) -> dict[str, Any]:

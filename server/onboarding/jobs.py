@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from linker_core.errors import ConflictError, EngineFailureError, ModelNotFoundError
+from linker_core.errors import ConflictError, EngineFailureError
 from server.onboarding.arrivals import Arrivals
 from server.onboarding.background import Background
 from server.onboarding.job_ends import JobEnds
@@ -123,7 +123,7 @@ class JobRunner:
         its plan. Once this has returned, no restart takes the job up again.
 
         Raises:
-            ModelNotFoundError: There is no such job.
+            JobNotFoundError: There is no such job.
             ConflictError: It has ended, or models that were ready before wait for its model.
             NotReadyError: The registry cannot be written; the job goes on.
             EngineFailureError: It could not be ended, through a fault of ours.
@@ -131,9 +131,7 @@ class JobRunner:
         live = self._live.get(job_id)
         if live is not None:
             await self._stop(live)
-        job = await self._roster.job(job_id)
-        if job is None:
-            raise ModelNotFoundError("There is no such job.", param="id")
+        job = await self._roster.known_job(job_id)
         if live is not None and self._roster.is_open(job_id):
             raise EngineFailureError("The job could not be ended; see the server's log.")
         if live is None or job.status is not JobStatus.CANCELLED:

@@ -6,24 +6,28 @@ Event loop only.
 from __future__ import annotations
 
 import asyncio
+import difflib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
-from linker_core.errors import ModelNotFoundError
+from linker_core.errors import JobNotFoundError, ModelNotFoundError
 from linker_core.sharing.plan import SharePlan
 from server.metrics.serving import ServingMetrics
 from server.onboarding.outcomes import without_plan
 from server.onboarding.row_writes import RowWrites
 from server.onboarding.shown import Shown
 from server.onboarding.stored import restored
-from server.registry.records import JobRecord, Json, ModelRecord, Record
+from server.registry.records import SERVABLE, JobRecord, Json, ModelRecord, Record
 from server.registry.store import Registry
 
 logger = logging.getLogger(__name__)
 
 _MAX_LISTED_JOBS = 100
+_MAX_COMPARED = 64  # names that an unknown one is compared with
+_MAX_COMPARED_CHARS = 96  # no name is longer
 
 
 class Roster:
@@ -73,8 +77,23 @@ class Roster:
         """
         record = self.shown.models.get(name)
         if record is None:
-            raise ModelNotFoundError(f"The model {name[:200]!r} does not exist.", param="model")
+            raise ModelNotFoundError(self._unknown(name), param="model")
         return record
+
+    def _unknown(self, name: str) -> str:
+        """Returns what is said of a name that is no model's.
+
+        Only models that everybody may list are named.
+        """
+        holder = next((model.name for model in self.models() if model.alias == name), None)
+        if holder is not None:
+            return f"{name!r} is an alias of the model {holder!r}; name the model itself."
+        listed = (model for model in self.models() if model.state in SERVABLE)
+        names = [model.name for model in islice(listed, _MAX_COMPARED)]
+        close = difflib.get_close_matches(name[:_MAX_COMPARED_CHARS], names, n=1)
+        meant = f" Is {close[0]!r} meant?" if close else ""
+        said = f"The model {name[:200]!r} does not exist."
+        return f"{said}{meant} GET /v1/models lists those that do."
 
     def named(self, name: str) -> ModelRecord:
         """Returns the model of a name or an alias.
@@ -115,6 +134,19 @@ class Roster:
     async def job(self, job_id: str) -> JobRecord | None:
         """Returns any job, or None."""
         return self.shown.jobs.get(job_id) or await asyncio.to_thread(self._registry.job, job_id)
+
+    async def known_job(self, job_id: str) -> JobRecord:
+        """Returns any job.
+
+        Raises:
+            JobNotFoundError: There is none of that id.
+        """
+        job = await self.job(job_id)
+        if job is None:
+            raise JobNotFoundError(
+                "There is no such job. GET /models/jobs lists the newest.", param="id"
+            )
+        return job
 
     async def jobs(self) -> list[JobRecord]:
         """Returns the hundred newest jobs, the newest first."""

@@ -29,7 +29,9 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ("http: {port: 70000}", ("http.port", "70000", "65535")),
         ("- 1", ("mapping",)),
         ("http: 3", ("http",)),
-        ("a: [", ("YAML",)),
+        ("a: [", ("YAML", "line 1, column 5")),
+        ("http:\n  port: 1\n port: 2\n", ("YAML", "line 3, column 2")),
+        ("http: \x01", ("YAML",)),
         ("engine: {memory_budget: much}", ("engine.memory_budget", "much")),
         ("sharing: {policy: auto}", ("sharing.policy", "auto", "budget")),
         ("sharing: {budget_kl: .inf}", ("sharing.budget_kl", "inf")),
@@ -47,7 +49,7 @@ def test_bad_file_is_refused_naming_file_key_and_value(
 
 
 def test_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequestError, match=r"nothing\.yaml"):
+    with pytest.raises(InvalidRequestError, match=r"nothing\.yaml: there is no such file"):
         load_settings(tmp_path / "nothing.yaml", {})
 
 

@@ -11,6 +11,9 @@ from server.gateway.schemas.parsing import Strict
 _MAX_NAME_CHARS = 128
 _MAX_PARTS = 2048
 
+_NEEDED = {("user", "content"), ("tool", "tool_call_id")}
+
+_Said = TypeVar("_Said")
 _Calls = TypeVar("_Calls")
 CallName = Annotated[str, Field(min_length=1, max_length=_MAX_NAME_CHARS)]
 
@@ -62,13 +65,22 @@ class Message(Strict):
     """One message of a dialogue."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: str | Annotated[list[Part], Field(fail_fast=True, max_length=_MAX_PARTS)] | None = None
+    content: str | Annotated[list[Part], Field(fail_fast=True, max_length=_MAX_PARTS)] | None = (
+        Field(default=None, validate_default=True)
+    )
     name: str | None = Field(default=None, max_length=256)
     refusal: str | None = None
     tool_calls: Annotated[list[ToolCall], Field(fail_fast=True, max_length=128)] | None = None
-    tool_call_id: str | None = Field(default=None, max_length=256)
+    tool_call_id: str | None = Field(default=None, max_length=256, validate_default=True)
     function_call: CalledFunction | None = None
     audio: None = None  # an answer that was spoken; there are none here
+
+    @field_validator("content", "tool_call_id")
+    @classmethod
+    def _is_said_where_needed(cls, said: _Said, info: ValidationInfo) -> _Said:
+        if said is None and (info.data.get("role"), info.field_name) in _NEEDED:
+            raise ValueError(f"a message of role {info.data['role']} needs it")
+        return said
 
     @field_validator("tool_calls", "function_call")
     @classmethod

@@ -19,6 +19,31 @@ from linker_core.errors import InvalidRequestError
 logger = logging.getLogger(__name__)
 
 _MAX_WARNED = 8
+_WORDS: Mapping[str, str] = {  # by pydantic's names of faults
+    "missing": "this has to be given",
+    "extra_forbidden": "there is no such parameter here",
+    "model_type": "this has to be an object",
+    "dict_type": "this has to be an object",
+    "list_type": "this has to be a list",
+    "string_type": "this has to be a text",
+    "int_type": "this has to be a whole number",
+    "int_from_float": "this has to be a whole number",
+    "float_type": "this has to be a number",
+    "finite_number": "this has to be a finite number",
+    "bool_type": "this has to be true or false",
+    "bool_parsing": "this has to be true or false",
+    "none_required": "this has to be null",
+    "literal_error": "this has to be {expected}",
+    "greater_than": "this has to be more than {gt}",
+    "greater_than_equal": "this has to be at least {ge}",
+    "less_than": "this has to be less than {lt}",
+    "less_than_equal": "this has to be at most {le}",
+    "too_short": "at least {min_length} have to be given, and these are {actual_length}",
+    "too_long": "at most {max_length} are taken, and these are more",
+    "string_too_short": "this has to have a length of {min_length} characters at least",
+    "string_too_long": "this has to have a length of {max_length} characters at most",
+    "string_pattern_mismatch": "this has to match {pattern}",
+}
 _Request = TypeVar("_Request", bound=BaseModel)
 
 
@@ -115,14 +140,14 @@ def parse_request(
             (fault for fault in faults if fault[0].startswith(first)),
             key=lambda fault: (fault[0].count("."), not fault[1]["type"].endswith("_type")),
         )
-        message = _said(fault)
-        raise InvalidRequestError(f"{param}: {message}.", param=param) from None
+        raise InvalidRequestError(f"{param}: {said(fault)}.", param=param) from None
 
 
-def _said(fault: ErrorDetails) -> str:
+def said(fault: ErrorDetails) -> str:
     """Returns a fault in words that a client knows: JSON's, and none of the server's records'."""
-    if fault["type"] in ("model_type", "dict_type"):
-        return "Input should be an object"
+    words = _WORDS.get(fault["type"])
+    if words is not None:
+        return words.format(**fault.get("ctx", {}))
     # pydantic puts the kind of error before what checks of ours say.
     return fault["msg"].removeprefix("Value error, ").rstrip(".")
 

@@ -156,6 +156,24 @@ def test_a_grammar_that_is_none_fails_its_request_alone(served: Served, grammar:
     assert not served.driver.tokens(bad)
 
 
+@pytest.mark.parametrize(
+    ("pattern", "said"),
+    [
+        ("((", "unclosed group"), ("a" * 300 + "(", "unclosed group"), ("a\n(", "unclosed group"),
+        ("[z-a]", "invalid character class range"), ("(?=a)b", "look-around"),
+    ],
+)  # fmt: skip
+def test_regular_expression_that_is_none_is_told_why(
+    served: Served, pattern: str, said: str
+) -> None:
+    bad = served.driver.submit("base", PROMPT, constrained(regex(pattern)))
+    served.driver.run()
+    message = served.driver.errors[bad]["message"]
+    assert message is not None
+    assert said in message
+    assert len(message) < 300
+
+
 def test_a_dead_end_fails_its_request_alone(served: Served) -> None:
     forbidden = frozenset(range(3, 60))
     bad = served.driver.submit(

@@ -32,6 +32,15 @@ def error_of(server: LiveServer, status: int, path: str = CHAT, **body: Any) -> 
 def test_unknown_model_is_404(server: LiveServer) -> None:
     error = error_of(server, 404, model="nobody", messages=HI)
     assert (error["code"], error["param"]) == ("model_not_found", "model")
+    assert error["message"] == (
+        "The model 'nobody' does not exist. GET /v1/models lists those that do."
+    )
+
+
+@pytest.mark.parametrize("name", ["bose", "Base", "bas"])
+def test_unknown_model_is_told_the_name_that_is_close(server: LiveServer, name: str) -> None:
+    error = error_of(server, 404, model=name, messages=HI)
+    assert "Is 'base' meant?" in error["message"]
 
 
 @pytest.mark.parametrize("more", [{"max_tokens": MAX_MODEL_LEN}, {}])
@@ -298,9 +307,10 @@ def test_large_body_is_413_whether_declared_or_not(server: LiveServer) -> None:
     declared = server.client.post(CHAT, content=body)
     assert declared.status_code == 413
     assert declared.json()["error"]["code"] == "request_too_large"
+    assert "At most 2097152 bytes" in declared.json()["error"]["message"]
     chunked = server.client.post(CHAT, content=iter([body]))
     assert chunked.status_code == 413
-    assert chunked.json()["error"]["code"] == "request_too_large"
+    assert chunked.json() == declared.json()
 
 
 def test_compressed_body_is_415(server: LiveServer) -> None:
@@ -315,8 +325,8 @@ def test_compressed_body_is_415(server: LiveServer) -> None:
         ("GET", "/nothing", 404, "not_found"),
         ("GET", CHAT, 405, "method_not_allowed"),
         ("PUT", "/models", 405, "method_not_allowed"),
-        ("GET", "/models/jobs/nothing", 404, "model_not_found"),
-        ("POST", "/models/jobs/nothing/cancel", 404, "model_not_found"),
+        ("GET", "/models/jobs/nothing", 404, "job_not_found"),
+        ("POST", "/models/jobs/nothing/cancel", 404, "job_not_found"),
         ("GET", "/models/nobody", 404, "model_not_found"),
         ("GET", "/v1/models/no/body", 404, "model_not_found"),
         ("DELETE", "/models/nobody", 404, "model_not_found"),
@@ -350,6 +360,20 @@ def test_wrong_method_is_told_every_method_of_the_path(
 ) -> None:
     response = server.client.request(method, path)
     assert (response.status_code, response.headers["Allow"]) == (405, allowed)
+    assert response.json()["error"]["message"].endswith(f" It takes {allowed}.")
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/nothing", "/openapi.json"),
+        ("/v1/responses", "POST /v1/chat/completions"),
+        ("/m/base/v1/responses", "POST /v1/chat/completions"),
+        ("/v1/embeddings", "no embeddings"),
+    ],
+)
+def test_unknown_path_is_told_what_there_is(server: LiveServer, path: str, words: str) -> None:
+    assert words in error_of(server, 404, path)["message"]
 
 
 @pytest.mark.parametrize("path", ["/health", "/ready", "/version", "/metrics"])
@@ -419,4 +443,62 @@ def test_fault_is_told_without_names_of_the_servers_own(
     server: LiveServer, more: dict[str, Any]
 ) -> None:
     error = error_of(server, 400, **{"model": "base", "messages": HI, **more})
-    assert error["message"] == f"{error['param']}: Input should be an object."
+    assert error["message"] == f"{error['param']}: this has to be an object."
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "message"),
+    [
+        (CHAT, {}, "model: this has to be given."),
+        (CHAT, {"model": "base", "messages": []},
+         "messages: at least 1 have to be given, and these are 0."),
+        (CHAT, {"model": "base", "messages": HI * 5000},
+         "messages: at most 2048 are taken, and these are more."),
+        (CHAT, {"model": "base", "messages": HI, "n": "2"}, "n: this has to be a whole number."),
+        (CHAT, {"model": "base", "messages": HI, "n": 9}, "n: this has to be at most 8."),
+        (CHAT, {"model": "base", "messages": HI, "stream": 1},
+         "stream: this has to be true or false."),
+        (CHAT, {"model": "base", "messages": HI, "structured_outputs": {"ebnf": "a"}},
+         "structured_outputs.ebnf: there is no such parameter here."),
+        (CHAT, {"model": "base", "messages": HI, "response_format": {"type": "yaml"}},
+         "response_format.type: this has to be 'text', 'json_object' or 'json_schema'."),
+        ("/models?wait=perhaps", {}, "wait: this has to be true or false."),
+    ],
+)  # fmt: skip
+def test_fault_is_told_in_words_of_our_own(
+    server: LiveServer, path: str, body: dict[str, Any], message: str
+) -> None:
+    assert error_of(server, 400, path, **body)["message"] == message
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"type": "json_schema"}, "needs json_schema: an object with name and schema"),
+        ({"type": "json_schema", "json_schema": None}, "needs json_schema"),
+        ({"type": "text", "json_schema": {"name": "a", "schema": {}}}, "takes no json_schema"),
+    ],
+)
+def test_format_and_its_schema_come_together(
+    server: LiveServer, asked: dict[str, Any], words: str
+) -> None:
+    error = error_of(server, 400, model="base", messages=HI, response_format=asked)
+    assert error["param"] == "response_format.json_schema"
+    assert words in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("message", "param"),
+    [
+        ({"role": "user"}, "messages.0.content"),
+        ({"role": "user", "content": None}, "messages.0.content"),
+        ({"role": "tool", "content": "3"}, "messages.0.tool_call_id"),
+        ({"role": "tool", "content": "3", "tool_call_id": None}, "messages.0.tool_call_id"),
+    ],
+)
+def test_message_without_what_its_role_needs_is_400(
+    server: LiveServer, message: dict[str, Any], param: str
+) -> None:
+    error = error_of(server, 400, model="base", messages=[message])
+    assert error["param"] == param
+    assert error["message"] == f"{param}: a message of role {message['role']} needs it."

@@ -54,6 +54,8 @@ def test_alias_answers_for_its_model_until_it_is_taken_away(live: LiveServer) ->
     card = listed(live)["acme/best"]
     assert (card["root"], card["parent"], card["status"]) == ("near", "base", "ready")
     assert live.client.get("/v1/models/acme/best").json() == card
+    refused = live.client.delete("/models/acme/best")
+    assert "an alias of the model 'near'" in failure(refused, 404)["message"]
     assert patch(live, "acme/best", alias=None).json()["alias"] is None
     assert failure(live.chat("acme/best"), 404)["code"] == "model_not_found"
 

@@ -90,7 +90,8 @@ def test_old_function_messages_are_those_of_tools() -> None:
 @pytest.mark.parametrize("role", ["system", "developer", "user", "assistant", "tool", "function"])
 def test_every_role_takes_parts_of_text(role: str) -> None:
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
-    assert seen({"role": role, "content": parts})["content"] == "a\nb"
+    message = {"role": role, "content": parts, "tool_call_id": "call_1"}
+    assert seen(message)["content"] == "a\nb"
 
 
 def test_refusals_are_text_of_the_assistants() -> None:
@@ -116,7 +117,7 @@ def test_part_that_is_no_text_is_refused_in_words(kind: str) -> None:
         ({"role": "user", "content": [{"type": "text"}]}, "messages.0.content.0.text"),
         ({"role": "user", "content": [{"type": "refusal"}]}, "messages.0.content.0.refusal"),
         ({"role": "user", "content": "a", "tool_calls": [CALL]}, "messages.0.tool_calls"),
-        ({"role": "tool", "content": "a", "function_call": CALL["function"]},
+        ({"role": "tool", "content": "a", "tool_call_id": "b", "function_call": CALL["function"]},
          "messages.0.function_call"),
         ({"role": "assistant", "tool_calls": [CALL] * 129}, "messages.0.tool_calls"),
         ({"role": "assistant", "tool_calls": [CALL | {"type": "custom"}]},

@@ -148,5 +148,9 @@ def test_bench_gateway_prints_one_document(
     monkeypatch.setattr("server.cli.bench.gateway.measure", fake)
     arguments = ["--rounds", "2", "--models", str(tmp_path), "--only", "latency"]
     assert main(["bench", "gateway", "--json", *arguments]) == 0
-    assert json.loads(capfd.readouterr().out)["latency"] == {"bars": {}}
-    assert asked == [(tmp_path, 2, ["latency"])]
+    printed = capfd.readouterr()
+    assert json.loads(printed.out)["latency"] == {"bars": {}}
+    assert "proves nothing" not in printed.err
+    assert main(["bench", "gateway", "--json", "--scale", "0.9", *arguments]) == 0
+    assert "proves nothing about the bars" in capfd.readouterr().err
+    assert asked == [(tmp_path, 2, ["latency"])] * 2
