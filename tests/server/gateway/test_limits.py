@@ -167,6 +167,13 @@ def test_parallel_sequences_are_bounded_from_admission_to_their_end() -> None:
         quotas.check(caller, num_sequences=4, prompt_tokens=1)
 
 
+def test_a_key_for_one_sequence_is_told_of_one() -> None:
+    quotas, caller = Quotas(Clock()), key(max_parallel=1)
+    quotas.run(caller, 1)
+    with pytest.raises(RateLimitError, match="may run 1 sequence at once"):
+        quotas.check(caller, num_sequences=1, prompt_tokens=1)
+
+
 def test_limits_do_not_know_the_time_of_day(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> float:
         raise AssertionError("the time of day was asked for")
