@@ -89,8 +89,9 @@ def test_load_generator_measures_a_chat(wire: Wire) -> None:
 
 @pytest.mark.parametrize("path", [CHAT, COMPLETION])
 def test_every_write_is_whole_events_without_comments(wire: Wire, path: str) -> None:
-    body = said(TEXT) if path == CHAT else {"model": VARIANT, "prompt": TEXT, "max_tokens": 8}
-    wire.ask(path, {**body, **_WITH_USAGE})
+    body = said(TEXT) if path == CHAT else {"model": VARIANT, "prompt": TEXT}
+    # More tokens than one write ever holds.
+    wire.ask(path, {**body, **_WITH_USAGE, "max_tokens": 64, "ignore_eos": True})
     writes = list(wire.writes())
     assert len(writes) > 1
     for write in writes:
