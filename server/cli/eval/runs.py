@@ -106,10 +106,10 @@ def evaluate(
             numbers = said[kind].items()
             said[kind] = {metric: value for metric, value in numbers if math.isfinite(value)}
     # A group without a mean of its own has its tasks alone.
-    tasks = {task: said for task, said in found["tasks"].items() if said["metrics"]}
-    if not tasks:
+    scored = {task: said for task, said in found["tasks"].items() if said["metrics"]}
+    if not scored:
         raise EngineFailureError("lm-eval found no score that is a number.")
-    return found | {"tasks": tasks}
+    return found | {"tasks": scored}
 
 
 def _environment(asked: Evaluation, folder: Path, key: str | None) -> dict[str, str]:
