@@ -76,11 +76,12 @@ class RowWrites:
         Raises:
             NotReadyError: The registry cannot be written.
         """
-        known = {name: at for name, at in used_at.items() if name in self._shown.models}
-        for name, at in known.items():
-            self._shown.models[name] = replace(self._shown.models[name], last_used_at=at)
-        if known:
-            await asyncio.to_thread(self._registry.touch, known)
+        async with self._writing:
+            known = {name: at for name, at in used_at.items() if name in self._shown.models}
+            for name, at in known.items():
+                self._shown.models[name] = replace(self._shown.models[name], last_used_at=at)
+            if known:
+                await asyncio.to_thread(self._registry.touch, known)
 
     async def write_later(self) -> None:
         """Stores what `settle` could not.

@@ -28,6 +28,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from server.onboarding.twin_rows import twin_name
 from server.registry.records import ModelRecord, ModelState
 from tests.server.crash.soundness import check_files, check_rows
 from tests.server.in_process import Server, real_processes_after
@@ -73,6 +74,12 @@ class Machine(RuleBasedStateMachine):
 
     def rows(self) -> dict[str, ModelRecord]:
         return {record.name: record for record in self.server.services.roster.models()}
+
+    def twins(self) -> dict[str, ModelRecord | None]:
+        """Returns the resident unshared copies, each with the row of its model."""
+        models = [model.name for model in self.server.services.catalog.models()]
+        owners = {twin_name(name): row for name, row in self.rows().items()}
+        return {name: owners.get(name) for name in models if name not in self.rows()}
 
     def head(self) -> str | None:
         """Returns the donor of the family of `base`."""
@@ -122,6 +129,22 @@ class Machine(RuleBasedStateMachine):
             if response.status_code == 200:
                 assert said(response) == self.world.answers[name], name
 
+    @rule(name=st.sampled_from(NAMES))
+    def request_unshared(self, name: str) -> None:
+        row = self.rows().get(name)
+        response = self.run(ask(self.server, name, "unshared"))
+        if row is None:
+            assert response.status_code == 404, response.text
+        elif row.state is ModelState.FAILED:
+            assert response.status_code == 503, response.text
+        elif name not in self.world.own_answers:
+            assert response.status_code == 400, response.text
+        else:
+            assert response.status_code in (200, *BUSY), response.text
+            if response.status_code == 200:
+                assert response.json()["model"] == name
+                assert said(response) == self.world.own_answers[name], name
+
     @rule(names=st.lists(st.sampled_from(NAMES), min_size=2, max_size=6))
     def crowd(self, names: list[str]) -> None:
         known = [name for name in names if name in self.rows()]
@@ -134,7 +157,9 @@ class Machine(RuleBasedStateMachine):
     def unload(self, name: str) -> None:
         row = self.rows().get(name)
         resident = self.server.services.catalog.get(name) is not None
-        leaning = self.server.services.catalog.dependants(name)
+        # Twins leave with their models, and for their donor.
+        leaning = set(self.server.services.catalog.dependants(name)) - set(self.twins())
+        leaving = {name, *(twin for twin, row in self.twins().items() if name in _pair(row))}
         snapshot, free = self.server.services.engine.snapshot, self._free_bytes()
         response = self.run(self.server.post("/models/unload", {"model": name}))
         if row is None:
@@ -147,7 +172,8 @@ class Machine(RuleBasedStateMachine):
             assert row is not None
             assert snapshot is not None
             self.run(self._at_rest())
-            freed, unique = self._free_bytes() - free, snapshot.models[name].unique
+            freed = self._free_bytes() - free
+            unique = sum(snapshot.models[one].unique for one in leaving)
             if row.donor is not None:
                 assert freed == unique
             else:
@@ -155,11 +181,14 @@ class Machine(RuleBasedStateMachine):
 
     @rule(name=st.sampled_from(NAMES), pinned=st.booleans())
     def pin(self, name: str, pinned: bool) -> None:
+        before = self.rows().get(name)
         response = self.run(self.server.client.patch(f"/models/{name}", json={"pin": pinned}))
-        expected = 200 if name in self.rows() else 404
-        assert response.status_code == expected, response.text
-        if name in self.rows():
-            assert self.rows()[name].pinned == pinned
+        if before is None:
+            assert response.status_code == 404, response.text
+            return
+        refused = pinned and before.state is ModelState.FAILED
+        assert response.status_code == (409 if refused else 200), response.text
+        assert self.rows()[name].pinned == (before.pinned if refused else pinned)
 
     @rule(name=st.sampled_from(NAMES), alias=st.sampled_from(["one", "two"]))
     def alias(self, name: str, alias: str) -> None:
@@ -254,8 +283,10 @@ class Machine(RuleBasedStateMachine):
         services, residents = server.services, server.engine.residents
         ready = {name for name, row in rows.items() if row.state is ModelState.READY}
         resident = {model.name for model in services.catalog.models()}
-        assert resident == ready == set(residents.served), (resident, ready, residents.served)
-        assert all(services.catalog.num_leases(name) == 0 for name in rows)
+        assert resident == set(residents.served), (resident, residents.served)
+        assert resident - set(self.twins()) == ready, (resident, ready)
+        assert all(services.catalog.num_leases(name) == 0 for name in (*rows, *resident))
+        self._check_twins()
         self._check_bytes()
         self.run(services.onboarder.flush_once())
         stored = {record.name: record for record in services.registry.models()}
@@ -266,6 +297,14 @@ class Machine(RuleBasedStateMachine):
         for name, response in zip(ready, self.run(self._ask_all(list(ready))), strict=True):
             assert response.status_code == 200, response.text
             assert said(response) == self.world.answers[name], name
+
+    def _check_twins(self) -> None:
+        """Every one has its model, and nobody sees one."""
+        assert all(row is not None for row in self.twins().values()), self.twins()
+        for path in ("/models", "/v1/models", "/metrics"):
+            seen = self.run(self.server.client.get(path))
+            assert seen.status_code == 200, seen.text
+            assert "(unshared)" not in seen.text, path
 
     def _check_bytes(self) -> None:
         snapshot = self.server.services.engine.snapshot
@@ -380,6 +419,11 @@ def test_family_without_its_donor_comes_back_and_leaves_nothing(
 @pytest.mark.timeout(3600)
 def test_many_orders_of_operations_and_faults_leave_all_well(world: World) -> None:
     check(world, examples=200, steps=50)
+
+
+def _pair(row: ModelRecord | None) -> tuple[str | None, ...]:
+    """Returns a model and its donor."""
+    return () if row is None else (row.name, row.donor)
 
 
 def limited(world: World) -> type[Machine]:

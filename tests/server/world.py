@@ -39,6 +39,7 @@ class World:
         make_variant(root / "own", base, scale=0.3, seed=4)
         make_variant(root / "wide", base, scale=0.01, seed=5, added_tokens=("<|tool|>",))
         self.answers: dict[str, str] = {}
+        self.own_answers: dict[str, str] = {}  # with the weights that were onboarded
         self.unique_bytes: dict[str, int] = {}
 
     def settings(self, state: Path, budget_bytes: int) -> Settings:
@@ -64,6 +65,15 @@ class World:
             self.answers[name] = await answer(server, name)
             card = (await server.client.get(f"/models/{name}")).json()
             self.unique_bytes[name] = card["bytes"]["unique"]
+        for name in (BASE, "exact", "own", STRANGER):
+            self.own_answers[name] = self.answers[name]
+        for name in ("aliased", "wide"):
+            body = {"name": "apart", "source": str(self.root / name), "donor": BASE}
+            response = await server.post("/models", {**body, "policy": "exact"}, wait=True)
+            assert response.status_code == 201, response.text
+            self.own_answers[name] = await answer(server, "apart")
+            assert self.own_answers[name] != self.answers[name]
+            await server.client.delete("/models/apart")
         await server.stop()
 
 
@@ -74,9 +84,9 @@ async def onboard(
     return await server.post("/models", body, wait=wait)
 
 
-async def ask(server: Server, name: str) -> httpx.Response:
+async def ask(server: Server, name: str, mode: str = "planned") -> httpx.Response:
     body = {"model": name, "prompt": "Once upon", "temperature": 0, "max_tokens": 6,
-            "ignore_eos": True, "logprobs": 1}  # fmt: skip
+            "ignore_eos": True, "logprobs": 1, "variant_mode": mode}  # fmt: skip
     return await server.post("/v1/completions", body)
 
 
