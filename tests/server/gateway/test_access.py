@@ -204,7 +204,7 @@ def test_no_spelling_of_an_operators_path_is_open_to_a_client(keyed: Keyed, path
         ("GET", "/m/health/v1/health", 403, 401),
         ("GET", "/m/base/health", 403, 401),
         ("GET", "/m/base/models", 403, 401),
-        ("GET", "/m/m/base/v1/models", 200, 401),  # a model named m/base, of which nothing is asked
+        ("GET", "/m/m/base/v1/models", 404, 401),  # a model named m/base: there is none
         ("GET", "/m/a/b/c/v1/models", 403, 401),
         ("GET", "/M/base/v1/models", 403, 401),
         ("GET", "//m/base/v1/models", 403, 401),
