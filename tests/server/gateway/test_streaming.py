@@ -114,7 +114,9 @@ def test_client_that_takes_nothing_loses_its_stream_and_its_places(
     # All 256 places; their answers are some ten megabytes, more than the buffers between take.
     request = {"model": "base", "prompt": ["a"] * 128, "n": 2, "max_tokens": MAX_MODEL_LEN - 1}
     body = json.dumps({**request, "stream": True, "logprobs": 1}).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
     http = {"max_inflight": 256, "send_timeout_s": 0.5}
     with (
         live_server(tmp_path, models={"base": family / "base"}, settings={"http": http}) as live,
