@@ -156,15 +156,15 @@ def test_n_choices_of_a_sample_differ_and_those_of_a_greedy_answer_do_not(
 @pytest.mark.parametrize(
     ("constraint", "answers"),
     [
-        ({"structured_outputs": {"choice": ["left", "right"]}}, {"left", "right"}),
-        ({"structured_outputs": {"regex": "(ab){2}"}}, {"abab"}),
-        ({"structured_outputs": {"json": {"const": 7}}}, {"7"}),
-        ({"structured_outputs": {"grammar": 'root ::= "x" "y"'}}, {"xy"}),
+        ({"structured_outputs": {"choice": ["left", "right"]}}, ["left", "right"]),
+        ({"structured_outputs": {"regex": "(ab){2}"}}, ["abab"]),
+        ({"structured_outputs": {"json": {"const": 7}}}, ["7"]),
+        ({"structured_outputs": {"grammar": 'root ::= "x" "y"'}}, ["xy"]),
     ],
     ids=str,
 )
 def test_structured_outputs_bind_the_answer(
-    answering: LiveServer, route: str, constraint: dict[str, Any], answers: set[str]
+    answering: LiveServer, route: str, constraint: dict[str, Any], answers: list[str]
 ) -> None:
     choice = choice_of(answering, route, temperature=0, max_tokens=24, **constraint)
     assert text_of(choice).strip() in answers
