@@ -136,7 +136,8 @@ def _fault_line(reason: str) -> str:
     """Returns the line that says what is wrong: of a regular expression it comes far below."""
     said = [line for line in reason.splitlines() if line.startswith(_REGEX_FAULT)]
     if said:
-        return _first_line(f"the regular expression has an {said[-1]}")
+        place = reason.partition(": ")[0]
+        return _first_line(f"{place}: the regular expression has an {said[-1]}")
     return _first_line(reason)
 
 

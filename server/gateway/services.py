@@ -149,8 +149,8 @@ class Services:
             return f"the engine is {self.engine.state.value}"
         if self.onboarder.startup_failures() is None:
             return "start-up models are on their way"
-        unloaded = any(row.state is ModelState.UNLOADED for row in self.roster.models())
-        if not unloaded and not self.catalog.models():
+        seen = (self.shown(record).state for record in self.roster.models())
+        if not any(state in (ModelState.READY, ModelState.UNLOADED) for state in seen):
             return "no model can be served"
         return None
 

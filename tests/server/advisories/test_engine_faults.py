@@ -53,22 +53,39 @@ def running(server: LiveServer, model: str = "base") -> float:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "lm_head.weight"])
 def test_sglang_issue_33187_logits_that_are_no_numbers(
-    real: LiveServer, source: Path, name: str, stream: bool
+    real: LiveServer, source: Path, stream: bool
 ) -> None:
-    state = load_file(source / "model.safetensors")
-    state[name][:] = 3e38  # finite, as weights must be; their products are not
+    """All weights are finite, and so is what they make of every token but one."""
+    state, fatal = load_file(source / "model.safetensors"), 70
+    embedding, up = state["model.embed_tokens.weight"], state["model.layers.0.mlp.up_proj.weight"]
+    embedding[:, 0], embedding[:, 4] = 50, 0
+    embedding[fatal, 0], embedding[fatal, 4] = 0, 50
+    up[:] = 0
+    up[:, 4] = 3e38
     save_state(source, state)
     others = Bystander(real)
     assert real.onboard("attack", source, donor=None).status_code == 201
-    body = {"model": "attack", "prompt": "hi", "max_tokens": 4, "stream": stream}
+    body = {"model": "attack", "prompt": [fatal], "max_tokens": 4, "stream": stream}
     with ThreadPoolExecutor(4) as threads:
         attacks = [threads.submit(real.client.post, "/v1/completions", json=body) for _ in "ab"]
         beside = [threads.submit(others.ask) for _ in "ab"]
         for attack in attacks:
             refused(attack.result(), 500, "numerical_error")
         assert beside[0].result() == beside[1].result()
+    assert real.complete("attack", [fatal - 1]).status_code == 200
+    assert real.client.delete("/models/attack").status_code == 200
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "lm_head.weight"])
+def test_model_whose_answers_are_no_numbers_is_never_served(
+    real: LiveServer, source: Path, name: str
+) -> None:
+    state = load_file(source / "model.safetensors")
+    state[name][:] = 3e38  # finite, as weights must be; their products are not
+    save_state(source, state)
+    refused(real.onboard("attack", source, donor=None), 500, "unusable_model")
+    assert real.client.get("/models/attack").json()["state"] == "failed"
     assert real.client.delete("/models/attack").status_code == 200
 
 
