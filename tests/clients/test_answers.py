@@ -53,8 +53,13 @@ def test_listed_model_says_when_it_was_created_and_how_much_it_reads(echoing: Li
 
 
 def test_record_says_where_a_model_comes_from(echoing: LiveServer) -> None:
+    def shown() -> dict[str, Any]:
+        found: dict[str, Any] = echoing.client.get(f"/models/{VARIANT}").json()
+        return found
+
     echoing.chat(VARIANT)
-    record = echoing.client.get(f"/models/{VARIANT}").json()
+    echoing.until(lambda: shown()["last_used_at"] is not None)  # written down now and then
+    record = shown()
     assert record["object"] == "model"
     assert record["donor"] == record["donor_choice"]["donor"] == DONOR
     assert record["fingerprint"] == echoing.served(VARIANT).fingerprint
