@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from server.cli import serve
 from server.cli.main import COMMANDS
+from server.cli.serve_options import add_arguments, settings_from
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -37,9 +37,9 @@ def test_container_command_is_one_that_serve_takes(tmp_path: Path) -> None:
     name, *arguments = json.loads(command[-1])
     assert name in COMMANDS
     parser = argparse.ArgumentParser()
-    serve.add_arguments(parser)
+    add_arguments(parser)
     arguments[arguments.index("/models")] = str(tmp_path)  # a volume of the image
-    settings = serve.settings_from(parser.parse_args(arguments))
+    settings = settings_from(parser.parse_args(arguments))
     assert settings.http.host == "0.0.0.0"  # published by compose on the loopback alone
     assert settings.models.root == tmp_path
 

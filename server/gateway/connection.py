@@ -23,6 +23,7 @@ from uvicorn.server import ServerState
 
 from linker_core.errors import LinkerError, RateLimitError
 from server.gateway.errors import error_response, http_error_code, http_error_response
+from server.gateway.held_transport import HeldTransport
 from server.gateway.http10 import until_close
 from server.gateway.peers import Peers, site_of
 from server.gateway.request_ids import HEADER, request_id_of
@@ -106,64 +107,6 @@ class _BrokenRuleError(Exception):
     """A request goes beyond a limit; raised inside the parser's callbacks."""
 
 
-class _Transport:
-    """A connection whose closing is somebody else's to decide.
-
-    Args:
-        real: The connection.
-        on_close: Called instead of its `close`, with it.
-    """
-
-    def __init__(
-        self, real: asyncio.Transport, on_close: Callable[[Callable[[], None]], None]
-    ) -> None:
-        self._real = real
-        self._on_close = on_close
-        self._is_closed = False
-        self._head = b""
-        self._loop = asyncio.get_running_loop()
-        self.write: Callable[[bytes], None] = real.write  # for every piece of every answer
-
-    def expect_head(self) -> None:
-        """Keeps what is written next for a moment, to be sent together with what follows it."""
-        self.flush()
-        self.write = self._keep
-
-    def flush(self) -> None:
-        """Sends what was kept."""
-        if self._head:
-            self._write_on(b"")
-
-    def close(self) -> None:
-        if not self._is_closed:
-            self._is_closed = True
-            self.flush()
-            self._on_close(self._real.close)
-
-    def write_eof(self) -> None:
-        self.flush()
-        self._real.write_eof()
-
-    def get_write_buffer_size(self) -> int:
-        return len(self._head) + self._real.get_write_buffer_size()
-
-    def _keep(self, data: bytes) -> None:
-        self._head = data
-        self.write = self._write_on
-        self._loop.call_soon(self.flush)
-
-    def _write_on(self, data: bytes) -> None:
-        data, self._head = self._head + data, b""
-        self.write = self._real.write
-        self.write(data)
-
-    def is_closing(self) -> bool:
-        return self._is_closed or self._real.is_closing()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
-
-
 class _Protocol(HttpToolsProtocol):
     """HTTP/1.1 within limits."""
 
@@ -205,7 +148,7 @@ class _Protocol(HttpToolsProtocol):
         if hasattr(transport, "max_size"):
             transport.max_size = _READ_BYTES
         super().connection_made(cast(asyncio.Transport, transport))  # uvloop's is no subclass
-        self._gate = _Transport(self.transport, self._close)
+        self._gate = HeldTransport(self.transport, self._close)
         self.transport = cast(asyncio.Transport, self._gate)
         self._site = site_of(self.client[0] if self.client else None)
         self._refused_at_the_door = self._peers.enter(self._site)

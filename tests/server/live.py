@@ -14,7 +14,8 @@ import httpx
 import uvicorn
 
 from server.bridge.supervisor import SupervisionLimits
-from server.cli.serve import listen, startup_requests
+from server.cli.serve import listen
+from server.cli.serve_options import startup_requests
 from server.gateway.app import create_app
 from server.gateway.connection import server_config
 from server.gateway.peers import Peers

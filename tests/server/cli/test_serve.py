@@ -20,7 +20,8 @@ import pytest
 
 from linker_core.errors import InvalidRequestError
 from linker_core.text.tokenizer import Tokenizer
-from server.cli.serve import add_arguments, listen, settings_from, startup_requests
+from server.cli.serve import listen
+from server.cli.serve_options import add_arguments, settings_from, startup_requests
 from server.settings import Settings
 from tests.server.cli.fake_serve import BREAK_VARIABLE, ENGINE_VARIABLE
 from tests.server.fake_engine import FAKE_ENGINE, MUTE_ENGINE, Fault

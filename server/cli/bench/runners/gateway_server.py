@@ -8,7 +8,8 @@ import os
 import sys
 from functools import partial
 
-from server.cli import serve
+from server.cli.serve import serve_until_stopped
+from server.cli.serve_options import add_arguments, settings_from, startup_requests
 from server.gateway.services import build_services
 
 _ENGINE = "server.cli.bench.runners.gateway_engine"
@@ -20,12 +21,12 @@ def main() -> int:
     os.sched_setaffinity(0, {int(core)})
     logging.basicConfig(stream=sys.stderr, level=logging.ERROR)
     parser = argparse.ArgumentParser()
-    serve.add_arguments(parser)
-    settings = serve.settings_from(parser.parse_args(options))
+    add_arguments(parser)
+    settings = settings_from(parser.parse_args(options))
     command = (sys.executable, "-P", "-m", _ENGINE, "--core", engine_core)
-    return serve.serve_until_stopped(
+    return serve_until_stopped(
         settings,
-        serve.startup_requests(settings),
+        startup_requests(settings),
         build=partial(build_services, engine_command=command),
     )
 

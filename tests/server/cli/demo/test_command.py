@@ -17,9 +17,10 @@ import pytest
 
 from linker_core.errors import InvalidRequestError
 from linker_core.tuning.request import DEFAULT_BUDGET_KL
-from server.cli import demo, serve
+from server.cli import demo
 from server.cli.demo.build import FamilyBuilder
 from server.cli.demo.recipes import FAMILY, MODELS, tiny, version
+from server.cli.serve_options import add_arguments, settings_from
 from server.settings import Settings
 
 
@@ -46,8 +47,8 @@ def parse(*arguments: str) -> argparse.Namespace:
 
 def parse_serve(*arguments: str) -> Settings:
     parser = argparse.ArgumentParser()
-    serve.add_arguments(parser)
-    return serve.settings_from(parser.parse_args(arguments))
+    add_arguments(parser)
+    return settings_from(parser.parse_args(arguments))
 
 
 @contextmanager
