@@ -14,13 +14,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 logger = logging.getLogger(__name__)
 
 BUSY_LINE, IDLE_LINE = "busy", "idle"
 _NAP_S = 0.05  # a rest is cut short at most this long after the sequences have ended
 _TASKS = Path("/proc/self/task")
+
+
+class Spent(NamedTuple):
+    """Where a process's time went: by the clock and on all its cores, in seconds."""
+
+    busy_s: float = 0.0  # while sequences ran
+    busy_cpu_s: float = 0.0
+    idle_s: float = 0.0
+    idle_cpu_s: float = 0.0
 
 
 class Pace:
@@ -37,6 +46,7 @@ class Pace:
         ageing_s: Busy seconds after which the share is 1.
         clock: Monotonic seconds.
         sleep: Waits so many seconds.
+        cpu_clock: CPU seconds of this process.
     """
 
     def __init__(
@@ -47,6 +57,7 @@ class Pace:
         ageing_s: float = 600.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], object] = time.sleep,
+        cpu_clock: Callable[[], float] = time.process_time,
     ) -> None:
         assert bytes_per_s > 0
         assert 0 < work_share <= 1
@@ -60,6 +71,9 @@ class Pace:
         self._busy_since: float | None = None
         self._busy_before_s = 0.0  # in earlier spells
         self._read_until = 0.0  # when the bytes read so far have had their time
+        self._cpu_clock = cpu_clock
+        self._spent = Spent()  # up to the last change of `busy`
+        self._spent_at = clock(), cpu_clock()
         self._lowered = False
         self._may_lower = True
 
@@ -75,6 +89,8 @@ class Pace:
             if busy == (self._busy_since is not None):
                 return
             now = self._clock()
+            self._spent = self._spent_now()
+            self._spent_at = now, self._cpu_clock()
             if self._busy_since is None:
                 self._busy_since = now
             else:
@@ -90,6 +106,12 @@ class Pace:
                 return 1.0
             aged = min(1.0, self._held_back_s() / self._ageing_s)
             return self._work_share + (1.0 - self._work_share) * aged
+
+    @property
+    def spent(self) -> Spent:
+        """What this process has taken since this was made, resting included."""
+        with self._state:
+            return self._spent_now()
 
     @contextlib.contextmanager
     def turn(self) -> Iterator[None]:
@@ -129,6 +151,14 @@ class Pace:
             assert word in (BUSY_LINE, IDLE_LINE), word
             self.busy = word == BUSY_LINE
         self.busy = False  # whoever asked for restraint is gone
+
+    def _spent_now(self) -> Spent:
+        since, cpu_since = self._spent_at
+        passed, cpu = self._clock() - since, self._cpu_clock() - cpu_since
+        spent = self._spent
+        if self._busy_since is None:
+            return spent._replace(idle_s=spent.idle_s + passed, idle_cpu_s=spent.idle_cpu_s + cpu)
+        return spent._replace(busy_s=spent.busy_s + passed, busy_cpu_s=spent.busy_cpu_s + cpu)
 
     def _rest(self, until: float) -> None:
         while self.busy and (left := until - self._clock()) > 0.0:

@@ -64,14 +64,14 @@ class Engine:
 
     Args:
         config: Settings.
-        clock: Monotonic seconds.
+        clock: Monotonic seconds, by the clock of those who submit.
     """
 
     def __init__(
         self, config: EngineConfig, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.device = torch.device(config.device)
-        self.residents = Residents(config, device=self.device)
+        self.residents = Residents(config, device=self.device, clock=clock)
         self._clock = clock
         self._loading = LoadQueue(self.residents, clock=clock)
         self._sequences: dict[str, tuple[ResidentModel, SequenceState]] = {}
@@ -146,6 +146,7 @@ class Engine:
             self._refuse(command.request_id, error)
             return
         assert command.request_id not in self._sequences
+        submitted_s = self._clock() if command.submitted_s is None else command.submitted_s
         sequence = SequenceState(
             request_id=command.request_id,
             model=command.model,
@@ -155,6 +156,7 @@ class Engine:
             num_prompt=len(command.prompt_ids),
             sampling=command.sampling,
             arrival=next(self._arrivals),
+            submitted_s=submitted_s,
             priority=command.priority,
             tenant=command.tenant,
             key_root=key_root(
@@ -173,7 +175,7 @@ class Engine:
                 return
         self._sequences[command.request_id] = (served, sequence)
         if command.start_within_s is not None:
-            self._start_deadlines.add(command.request_id, self._clock() + command.start_within_s)
+            self._start_deadlines.add(command.request_id, submitted_s + command.start_within_s)
 
     def _abort(self, request_id: str) -> None:
         found = self._sequences.pop(request_id, None)

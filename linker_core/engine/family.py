@@ -8,7 +8,8 @@ Legend: R rows of logits, N those of one chunk, A those that ask for a token, V 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -24,9 +25,10 @@ from linker_core.engine.prompt_logprobs import PromptLogprobs
 from linker_core.engine.runner import Runner
 from linker_core.engine.sampling.choose import Sampled, not_finite
 from linker_core.engine.sampling.sampler import Sampler
+from linker_core.engine.schedule import Scheduled
 from linker_core.engine.scheduler import Scheduler
 from linker_core.engine.sequence import SequenceState
-from linker_core.engine.step import Computed, compute, still_works
+from linker_core.engine.step import Computed, StepRun, compute, still_works
 from linker_core.errors import EngineFailureError, LinkerError
 from linker_core.weights.architecture import ModelConfig
 
@@ -66,6 +68,10 @@ class Family:
         shape: Of the KV cache; its dtype is the dtype of the activations.
         config: The engine's settings.
         device: Where everything lies.
+        clock: Monotonic seconds.
+
+    Attributes:
+        batch_variants: Steps by how many distinct models they computed for.
     """
 
     def __init__(
@@ -76,6 +82,7 @@ class Family:
         *,
         config: EngineConfig,
         device: torch.device,
+        clock: Callable[[], float],
     ) -> None:
         self.name = name
         self.model = model
@@ -87,6 +94,8 @@ class Family:
             max_batch_tokens=config.max_batch_tokens,
             max_num_seqs=config.max_num_seqs,
         )
+        self.batch_variants: Counter[int] = Counter()
+        self._clock = clock
         self._sampler = Sampler()
         self._prompt_logprobs: dict[SequenceState, PromptLogprobs] = {}
 
@@ -111,13 +120,28 @@ class Family:
             self._forget(sequence)
             _record_failure(sequence, error, output)
         if plan.chunks:
+            self._note_first_steps(plan.chunks)
             run = compute(self.runner, plan.chunks)
             for chunk in run.failed:
                 self._fail(chunk.sequence, _not_computed(), output)
             output.crashed = not run.computed and not still_works(self.runner)
+            self._count(run)
             for part in run.computed:
                 self._postprocess(part, output)
         return output
+
+    def _note_first_steps(self, chunks: Sequence[Scheduled]) -> None:
+        """Notes how long those waited that no step has computed before."""
+        now_s = self._clock()
+        for chunk in chunks:
+            if chunk.sequence.queued_s is None:
+                chunk.sequence.queued_s = now_s - chunk.sequence.submitted_s
+
+    def _count(self, run: StepRun) -> None:
+        """Counts a step that has computed something."""
+        if run.computed:
+            slots = {chunk.sequence.slot for part in run.computed for chunk in part.chunks}
+            self.batch_variants[len(slots)] += 1
 
     def _postprocess(self, part: Computed, output: FamilyOutput) -> None:
         """Moves the sequences of a part on, and gives those a token that want one."""
@@ -185,6 +209,7 @@ class Family:
                 top_logprobs=sampled.top_logprobs,
                 prompt_logprobs=prompt,
                 num_cached_tokens=sequence.num_cached if is_first else None,
+                queued_s=sequence.queued_s if is_first else None,
             )
         )
 

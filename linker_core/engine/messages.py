@@ -119,6 +119,9 @@ class Submit:
     tenant: str = ""  # tenants have equal shares of a variant's steps, and salts of their own
     # How long it may wait for its first step before it is refused; None: for ever.
     start_within_s: float | None = None
+    # Monotonic seconds, of CLOCK_MONOTONIC, which is the same for every process of a machine. The
+    # engine reads commands between its steps only. None: when it reads this one.
+    submitted_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,9 +208,10 @@ class TokenOutput(NamedTuple):
     finish_reason: FinishReason | None = None
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
-    # With the first token only. The prompt's first token has no entry.
+    # With the first token only, as all that follows. The prompt's first token has no entry.
     prompt_logprobs: Iterable[PromptLogprob] | None = None
     num_cached_tokens: int | None = None  # of the prompt, found in the prefix cache
+    queued_s: float | None = None  # from its submission to the first step that computed it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -333,6 +337,8 @@ class Snapshot:
     num_preemptions: int  # since the start
     prefix_queries: int = 0  # prompt tokens looked up in the prefix cache, since the start
     prefix_hits: int = 0  # those found
+    # Steps by how many distinct models they computed for, since the start.
+    batch_variants: Mapping[int, int] = field(default_factory=dict)
     # Of models that were replaced: what is in `device_weight_bytes` until their sequences end.
     leaving_bytes: int = 0
     arriving_bytes: int = 0  # promised to a model that is being loaded, and not its yet
@@ -341,6 +347,11 @@ class Snapshot:
     def unreserved_bytes(self) -> int:
         """What is free once the other processes have ended."""
         return self.device_free_bytes + self.reserved_bytes
+
+    @property
+    def num_steps(self) -> int:
+        """Batches computed since the start."""
+        return sum(self.batch_variants.values())
 
 
 Event = (

@@ -6,8 +6,8 @@ Loading is a generator: the engine advances it in slices between steps, so that 
 from __future__ import annotations
 
 import itertools
-from collections import OrderedDict
-from collections.abc import Generator
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import torch
@@ -35,9 +35,12 @@ class Residents:
     Args:
         config: The engine's settings.
         device: Where weights and pages lie.
+        clock: Monotonic seconds.
     """
 
-    def __init__(self, config: EngineConfig, *, device: torch.device) -> None:
+    def __init__(
+        self, config: EngineConfig, *, device: torch.device, clock: Callable[[], float]
+    ) -> None:
         self.pool = Pool(device=device, budget_bytes=config.memory_budget_bytes)
         self.families: dict[str, Family] = {}
         self.served: dict[str, ResidentModel] = {}
@@ -49,8 +52,10 @@ class Residents:
         self.past_preemptions = 0
         self.past_prefix_queries = 0
         self.past_prefix_hits = 0
+        self.past_batch_variants: Counter[int] = Counter()
         self._config = config
         self._device = device
+        self._clock = clock
         # Slots are never used twice, so nothing can be mistaken for a model that has gone.
         self._slots = itertools.count()
         self._dtype = activation_dtype(device)
@@ -272,7 +277,14 @@ class Residents:
         shape = kv_shape(model, self._config, dtype=self._dtype)
         self.pool.budget.reserve_kv(message.model, kv_cache_bytes(model, self._config))
         try:
-            family = Family(message.model, model, shape, config=self._config, device=self._device)
+            family = Family(
+                message.model,
+                model,
+                shape,
+                config=self._config,
+                device=self._device,
+                clock=self._clock,
+            )
         except BaseException:
             self.pool.budget.release_kv(message.model)
             raise
@@ -284,6 +296,7 @@ class Residents:
         self.past_preemptions += family.scheduler.num_preemptions
         self.past_prefix_queries += family.scheduler.prefix_queries
         self.past_prefix_hits += family.scheduler.prefix_hits
+        self.past_batch_variants += family.batch_variants
         self.pool.budget.release_kv(family.name)
 
     def _serve(

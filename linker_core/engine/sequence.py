@@ -21,12 +21,14 @@ class SequenceState:
     num_prompt: int  # >= 1
     sampling: SamplingParams
     arrival: int  # order of submission; smaller is older
+    submitted_s: float = 0.0  # monotonic seconds
     priority: int = 0  # smaller is sooner
     tenant: str = ""  # whose it is
     key_root: bytes | None = None  # of its pages' keys; None: its pages are its own
     num_computed: int = 0  # positions whose keys and values lie in the cache; < len(tokens)
     num_committed: int = 0  # pages of the table that others may read
     num_cached: int | None = None  # prompt tokens found in the cache when it was first admitted
+    queued_s: float | None = None  # until the first step that computed it
     table: PageTable = field(default_factory=PageTable)
     page_keys: PageKeys = field(init=False)
 

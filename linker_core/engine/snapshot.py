@@ -28,6 +28,9 @@ def take_snapshot(
     present = Counter(sequence.model for sequence in sequences)
     num_pages = sum(family.cache.shape.num_pages for family in families)
     num_used = sum(family.cache.num_used_pages for family in families)
+    batch_variants = sum(
+        (family.batch_variants for family in families), Counter(residents.past_batch_variants)
+    )
     return Snapshot(
         models={name: residents.bytes_of(name) for name in residents.served},
         load={
@@ -48,4 +51,5 @@ def take_snapshot(
         + sum(family.scheduler.prefix_queries for family in families),
         prefix_hits=residents.past_prefix_hits
         + sum(family.scheduler.prefix_hits for family in families),
+        batch_variants=dict(batch_variants),
     )

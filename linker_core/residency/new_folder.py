@@ -17,6 +17,21 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 
+def check_target(target: Path) -> None:
+    """Refuses what `new_folder` would refuse, before costly work for it is done.
+
+    Raises:
+        ConflictError: The target exists.
+        InvalidRequestError: It is to be made in no folder.
+    """
+    for refused, code in (
+        (os.path.lexists(target), errno.EEXIST),
+        (not target.parent.is_dir(), errno.ENOENT),
+    ):
+        if refused:
+            raise _typed(OSError(code, os.strerror(code)), target)
+
+
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
     """Yields an empty folder that becomes `target` at the end, with all that was put into it.

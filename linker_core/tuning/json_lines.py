@@ -1,4 +1,4 @@
-"""JSON lines from a user's file: bounded, strict, and refused with the line that is at fault."""
+"""A user's file, and JSON lines of one: bounded, strict, refused with the line at fault."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ def read_bytes(source: Path) -> bytes:
         raise ValueError(f"the file cannot be opened: {error}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise ValueError("this is not a regular file; give one with JSON lines")
+        raise ValueError("this is not a regular file; name one, no folder and no device")
     with os.fdopen(descriptor, "rb") as file:
         data = file.read(MAX_FILE_BYTES + 1)
     if len(data) > MAX_FILE_BYTES:
-        raise ValueError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB; give fewer rows")
+        raise ValueError(f"the file is larger than {MAX_FILE_BYTES >> 20} MiB; give a smaller one")
     return data
 
 

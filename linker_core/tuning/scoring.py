@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,7 @@ from linker_core.text.tokenizer import Tokenizer
 from linker_core.tuning.recipe_result import TaskScore
 from linker_core.tuning.shared_walk import LastHidden, SharedWalk
 from linker_core.tuning.storages import Rungs, SectionReader
-from linker_core.tuning.tasks import Choice, Task
+from linker_core.tuning.tasks import Choice, Example, Task
 from linker_core.tuning.walk import Walk
 from linker_core.weights.architecture import ModelConfig
 
@@ -30,11 +31,19 @@ Reals = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Sequence:
+class EncodedChoice:
     """A choice as the model reads it."""
 
     token_ids: list[int]
     start: int  # where its continuation begins, at least 1
+
+
+class Verdict(NamedTuple):
+    """Whether one question is answered right."""
+
+    plain: bool  # by the most likely choice
+    normed: bool  # by the most likely choice per character
+    reported: bool  # the one of the two that counts for the task
 
 
 class TaskScorer:
@@ -66,7 +75,7 @@ class TaskScorer:
     ) -> None:
         self._tasks = tuple(tasks)
         choices = [c for task in tasks for example in task.examples for c in example.choices]
-        sequences = [_encode(choice, tokenizer, config) for choice in choices]
+        sequences = [encode_choice(choice, tokenizer, config) for choice in choices]
         rows, targets, self._choice_of_R = _predicting_rows(sequences)
         self._num_choices = len(choices)
         self._targets_R = torch.tensor(targets, device=device)
@@ -116,6 +125,14 @@ class TaskScorer:
         return scores
 
 
+def judge(example: Example, likelihoods: Reals) -> Verdict:
+    """Says whether a question is answered right by the log-likelihoods of its choices."""
+    lengths = np.array([choice.num_chars for choice in example.choices])
+    plain = int(np.argmax(likelihoods)) == example.gold
+    normed = int(np.argmax(likelihoods / lengths)) == example.gold
+    return Verdict(plain, normed, normed if example.normed else plain)
+
+
 def score_task(task: Task, likelihoods: Reals) -> TaskScore:
     """Returns a task's score from the log-likelihoods of all its choices, in order."""
     plain: list[bool] = []
@@ -123,12 +140,11 @@ def score_task(task: Task, likelihoods: Reals) -> TaskScore:
     reported: list[bool] = []
     first = 0
     for example in task.examples:
-        values = likelihoods[first : first + len(example.choices)]
+        verdict = judge(example, likelihoods[first : first + len(example.choices)])
         first += len(example.choices)
-        lengths = np.array([choice.num_chars for choice in example.choices])
-        plain.append(int(np.argmax(values)) == example.gold)
-        normed.append(int(np.argmax(values / lengths)) == example.gold)
-        reported.append(normed[-1] if example.normed else plain[-1])
+        plain.append(verdict.plain)
+        normed.append(verdict.normed)
+        reported.append(verdict.reported)
     num = len(task.examples)
     score = sum(reported) / num
     return TaskScore(
@@ -139,11 +155,15 @@ def score_task(task: Task, likelihoods: Reals) -> TaskScore:
     )
 
 
-def _encode(choice: Choice, tokenizer: Tokenizer, config: ModelConfig) -> _Sequence:
+def encode_choice(choice: Choice, tokenizer: Tokenizer, config: ModelConfig) -> EncodedChoice:
     """Encodes context and continuation together and parts them after the context's tokens.
 
     As lm-eval: spaces at the context's end belong to the continuation, and what is too long loses
     tokens at its beginning. Deviates from it in that a tokenizer adds what it prescribes (bos).
+
+    Raises:
+        InvalidRequestError: The tokenizer fails on it, its ids are beyond the model's, or the
+            continuation has no tokens of its own.
     """
     context = choice.context.rstrip(" ")
     continuation = choice.context[len(context) :] + choice.continuation
@@ -157,11 +177,11 @@ def _encode(choice: Choice, tokenizer: Tokenizer, config: ModelConfig) -> _Seque
         raise _refusal(
             f"{choice.continuation!r:.80} has no tokens of its own between 1 and {limit - 1}"
         )
-    return _Sequence(token_ids=ids[cut:], start=start - cut)
+    return EncodedChoice(token_ids=ids[cut:], start=start - cut)
 
 
 def _predicting_rows(
-    sequences: Sequence[_Sequence],
+    sequences: Sequence[EncodedChoice],
 ) -> tuple[list[int], list[int], npt.NDArray[np.int64]]:
     """Returns rows that predict a continuation's token, those tokens, and the choice of each."""
     rows: list[int] = []

@@ -54,6 +54,7 @@ class Checkpoint:
         path: The directory.
         config: Shape and arithmetic of the model.
         tensors: Name -> place, of every stored tensor the model has, ignored extras left out.
+        tied_head: Place of an output head that is stored though it is the embedding, if one is.
         notes: What was ignored, in words.
         identity: What the weight files are; changes when a file does.
         eos_token_ids: Ids that end an answer, from config.json and generation_config.json.
@@ -62,6 +63,7 @@ class Checkpoint:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.tied_head: TensorInfo | None = None
         self.notes: tuple[str, ...] = ()
         self._shards: list[int] = []
         self._maps: dict[int, mmap.mmap] = {}
@@ -221,6 +223,7 @@ class Checkpoint:
         if extra.name != LM_HEAD_NAME:
             return f"{extra.name} ignored: rope frequencies follow from the config"
         if self._same_bytes(extra, stored[EMBED_NAME]):
+            self.tied_head = extra
             return f"{extra.name} ignored: equal to the embedding it is tied to"
         raise BadCheckpointError(
             f"{self.shard_names[extra.shard]}: {extra.name} differs from the embedding that "

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from linker_core.pace import Pace
+from linker_core.pace import Pace, Spent
 
 
 class Clock:
@@ -191,3 +191,19 @@ def test_follow_obeys_the_lines_and_the_end() -> None:
     recorder.follow(io.StringIO("busy\nidle\nbusy\n"))
     assert ended.wait(60.0)
     assert heard == [True, False, True, False]
+
+
+def test_time_is_accounted_by_whether_sequences_ran(clock: Clock) -> None:
+    cpu = Clock()
+    pace = Pace(clock=clock, sleep=clock.sleep, cpu_clock=cpu)
+    clock.now, cpu.now = 102.0, 103.0  # two cores
+    assert pace.spent == Spent(busy_s=0.0, busy_cpu_s=0.0, idle_s=2.0, idle_cpu_s=3.0)
+    pace.busy = True
+    clock.now, cpu.now = 112.0, 103.5
+    assert pace.spent == Spent(busy_s=10.0, busy_cpu_s=0.5, idle_s=2.0, idle_cpu_s=3.0)
+    pace.busy = True  # told twice
+    pace.busy = False
+    clock.now, cpu.now = 113.0, 105.5
+    pace.busy = True
+    clock.now, cpu.now = 114.0, 105.75
+    assert pace.spent == Spent(busy_s=11.0, busy_cpu_s=0.75, idle_s=3.0, idle_cpu_s=5.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -95,8 +96,10 @@ def _plan(
 class Driver:
     """An engine with everything it has said, sorted by request."""
 
-    def __init__(self, config: EngineConfig = SMALL) -> None:
-        self.engine = Engine(config)
+    def __init__(
+        self, config: EngineConfig = SMALL, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.engine = Engine(config, clock=clock)
         self.events: list[Event] = []
         self.outputs: dict[str, list[TokenOutput]] = defaultdict(list)
         self.errors: dict[str, Mapping[str, str | None]] = {}
@@ -130,11 +133,24 @@ class Driver:
         assert len(answers) == 1
         return answers[0]
 
-    def submit(self, model: str, prompt: list[int], sampling: SamplingParams = GREEDY) -> str:
+    def submit(
+        self,
+        model: str,
+        prompt: list[int],
+        sampling: SamplingParams = GREEDY,
+        *,
+        submitted_s: float | None = None,
+    ) -> str:
         self._number += 1
         request_id = f"r{self._number}"
         self.engine.handle(
-            Submit(request_id=request_id, model=model, prompt_ids=tuple(prompt), sampling=sampling)
+            Submit(
+                request_id=request_id,
+                model=model,
+                prompt_ids=tuple(prompt),
+                sampling=sampling,
+                submitted_s=submitted_s,
+            )
         )
         return request_id
 

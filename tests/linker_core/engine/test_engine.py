@@ -256,7 +256,7 @@ def test_engine_gives_up_a_sequence_that_no_step_takes_in_time(tmp_path: Path) -
     driver.engine._clock = lambda: now[0]
     driver.load(load_message("base", base))
 
-    def submit(request_id: str, within_s: float | None) -> None:
+    def submit(request_id: str, within_s: float | None, submitted_s: float | None = None) -> None:
         params = replace(GREEDY, max_tokens=40)
         driver.engine.handle(
             Submit(
@@ -265,6 +265,7 @@ def test_engine_gives_up_a_sequence_that_no_step_takes_in_time(tmp_path: Path) -
                 prompt_ids=tuple(PROMPT),
                 sampling=params,
                 start_within_s=within_s,
+                submitted_s=submitted_s,
             )
         )
 
@@ -277,10 +278,12 @@ def test_engine_gives_up_a_sequence_that_no_step_takes_in_time(tmp_path: Path) -
     now[0] = 0.9
     driver.step()
     assert not driver.errors
+    submit("read late", 1.0, submitted_s=0.0)  # while a step was running
     now[0] = 1.0
     driver.step()
     assert {name: error["code"] for name, error in driver.errors.items()} == {
-        "late": "deadline_exceeded"
+        "late": "deadline_exceeded",
+        "read late": "deadline_exceeded",
     }
     driver.run()
     assert len(driver.tokens("first")) == len(driver.tokens("patient")) == 40

@@ -14,6 +14,7 @@ def test_step_arrives_as_it_was_sent() -> None:
         top_logprobs=((5, -0.5), (7, -1.5)),
         prompt_logprobs=(PromptLogprob(token_id=1, logprob=-1.0, rank=2, top_logprobs=()),),
         num_cached_tokens=3,
+        queued_s=0.5,
     )
     # A field that is new would be lost on the way otherwise.
     defaults = TokenOutput(request_id="", token_id=0)

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import tokenizers
 from tokenizers import Regex, decoders, normalizers, pre_tokenizers
 
 from linker_core.errors import BadCheckpointError, InsufficientCapacityError
-from linker_core.text import trial
+from linker_core.text import trial, trial_worker
 from linker_core.text.files import TokenizerFiles
 from linker_core.text.template_source import TemplateSource
+from linker_core.text.tokenizer import Tokenizer
 from linker_core.text.trial import pass_trial
 from tests.linker_core.text import tokenizers_by_kind as kinds
 from tests.tiny import CHATML
@@ -67,6 +69,18 @@ def test_pattern_that_explodes_is_a_bad_checkpoint(pattern: str) -> None:
 def test_pattern_of_squared_time_is_a_bad_checkpoint() -> None:
     with pytest.raises(BadCheckpointError, match=r"far longer|too long"):
         pass_trial(split_by("a*b"), None)
+
+
+@pytest.mark.parametrize(("again_s", "passes"), [(0.001, True), (0.5, False)])
+def test_text_that_took_long_once_is_read_again(
+    monkeypatch: pytest.MonkeyPatch, again_s: float, passes: bool
+) -> None:
+    """A busy machine is slow for a moment, a bad pattern every time."""
+    taken_s = iter([0.5, *[0.001] * 8, again_s, again_s])
+    monkeypatch.setattr(trial_worker, "_encoded", lambda *_: (1, next(taken_s)))
+    tokenizer = Tokenizer.of(files(kinds.byte_level()))
+    with nullcontext() if passes else pytest.raises(BadCheckpointError, match="far longer"):
+        trial_worker._check_pace(tokenizer, "a", "b", num_chars=1 << 10)
 
 
 def test_chain_of_replacements_is_a_bad_checkpoint() -> None:

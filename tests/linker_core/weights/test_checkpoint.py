@@ -204,6 +204,8 @@ def test_open_harmless_extras_are_noted_and_ignored(path: Path) -> None:
     with Checkpoint.open(path) as checkpoint:
         assert len(checkpoint.notes) == 2
         assert "lm_head.weight" not in checkpoint.tensors
+        assert checkpoint.tied_head is not None
+        assert checkpoint.tied_head.name == "lm_head.weight"
 
 
 def test_open_tied_head_with_other_values_is_refused(path: Path) -> None:
