@@ -1,1 +1,1 @@
-"""The one Prometheus registry."""
+"""What a server says of itself to Prometheus."""

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-_BUCKETS_S = (
-    0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0,
-)  # fmt: skip
+from server.metrics.families import FAMILIES
+
 OUTCOMES = ("succeeded", "failed", "cancelled")
 
 
@@ -21,17 +20,12 @@ class AdmissionMetrics:
     """
 
     def __init__(self, registry: CollectorRegistry, *, stages: Iterable[str]) -> None:
+        spent = FAMILIES["linker_admission_seconds"]
         self._seconds = Histogram(
-            "linker_admission_seconds",
-            "What an admission that succeeded spent in a stage; skipped stages are left out.",
-            ["stage"],
-            buckets=_BUCKETS_S,
-            registry=registry,
+            spent.name, spent.help, spent.labels, buckets=spent.buckets, registry=registry
         )
-        self._admissions = Counter(
-            "linker_admissions", "Onboarding jobs by how they ended.", ["outcome"],
-            registry=registry,
-        )  # fmt: skip
+        ended = FAMILIES["linker_admissions_total"]
+        self._admissions = Counter(ended.name, ended.help, ended.labels, registry=registry)
         for stage in stages:
             self._seconds.labels(stage)
         for outcome in OUTCOMES:

@@ -6,6 +6,8 @@ from enum import StrEnum
 
 from prometheus_client import CollectorRegistry, Counter
 
+from server.metrics.families import FAMILIES
+
 
 class EvictionReason(StrEnum):
     """Why a model left the device, while its row stayed."""
@@ -23,10 +25,8 @@ class EvictionMetrics:
     """
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._evictions = Counter(
-            "linker_evictions", "Models that left the device, by why.", ["reason"],
-            registry=registry,
-        )  # fmt: skip
+        left = FAMILIES["linker_evictions_total"]
+        self._evictions = Counter(left.name, left.help, left.labels, registry=registry)
         for reason in EvictionReason:
             self._evictions.labels(reason.value)
 
