@@ -1,0 +1,107 @@
+"""`linker analyze pca BASE VARIANT …`: FM tables 2, 6 and 8, no share without its null."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from typing import Any
+
+from analysis.components import correlate_families
+from server.cli.analyze import pca_tables as tables
+from server.cli.analyze.members import Members, find_members, named_folders
+from server.cli.analyze.output import Shown, show
+from server.cli.analyze.studying import (
+    Studied,
+    add_study_arguments,
+    check_draws,
+    check_number,
+    study_family,
+)
+
+_FEWEST = 2
+_WHY = (
+    "PC1 needs three (centred with two it is 100 % by construction), the shared fraction two; "
+    "`linker analyze diagnose` says what one alone can"
+)
+_CORRELATED = ("pc1_centred", "pc1_normalised_centred")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the study's arguments."""
+    add_study_arguments(parser, least=_FEWEST)
+    parser.add_argument(
+        "--other",
+        nargs="+",
+        metavar="MODEL",
+        help="BASE VARIANT … of a second family: correlate its PC1 by layer with the first's",
+    )
+    parser.add_argument("--list", action="store_true", help="list every tensor, too")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Studies and prints; stdout holds one JSON document under --json."""
+    check_draws(args)
+    members = find_members(args, least=_FEWEST)
+    check_number(members, least=_FEWEST, why=_WHY)
+    other = None if args.other is None else named_folders(args.other)
+    if other is not None:
+        for one in (members, other):
+            check_number(one, least=3, why="PC1 needs three")
+    found = _studied(args, members)
+    across = None if other is None else _across(found, _studied(args, other))
+    summary = found.summary(args)
+    document = {
+        "summary": summary,
+        "tensors": [study.to_json() for study in found.studies],
+        "cross_family": across,
+        "notes": found.notes,
+    }
+    shown = [*_tables(found, summary), *([tables.across_table(across)] if across else [])]
+    if args.list:
+        shown.append(tables.tensor_table(found.studies))
+    show(args, document, shown, [*found.notes, *tables.notes(summary)])
+    return 0
+
+
+def _studied(args: argparse.Namespace, members: Members) -> Studied:
+    with members.open() as family:
+        return study_family(args, members, family)
+
+
+def _across(ours: Studied, theirs: Studied) -> dict[str, Any]:
+    """Returns the correlations of both kinds of centred PC1, as plain JSON values."""
+    return {
+        "families": _labels(ours.members, theirs.members),
+        "num_variants": [len(ours.names), len(theirs.names)],
+        **{
+            field: {
+                group: None if found is None else asdict(found)
+                for group, found in correlate_families(
+                    ours.studies, theirs.studies, field=field
+                ).items()
+            }
+            for field in _CORRELATED
+        },
+    }
+
+
+def _labels(ours: Members, theirs: Members) -> list[str]:
+    """Returns the bases' names, with the folder above where they are called alike."""
+    names = [ours.base_name, theirs.base_name]
+    if names[0] != names[1]:
+        return names
+    return [f"{one.base.resolve().parent.name}/{one.base_name}" for one in (ours, theirs)]
+
+
+def _tables(found: Studied, summary: dict[str, Any]) -> list[Shown]:
+    if summary["shared_fraction"] is not None:
+        return [tables.shared_table(summary, found.studies), tables.variant_table(summary)]
+    return [
+        tables.family_table(summary),
+        tables.component_table(summary, kind="_centred"),
+        tables.component_table(summary, kind="_normalised_centred"),
+        tables.gap_table(summary),
+        tables.variant_table(summary),
+        tables.loading_table(summary),
+        tables.cosine_table(summary),
+    ]
