@@ -46,7 +46,7 @@ class Role(StrEnum):
 
     CLIENT = "client"  # generation, and the models to generate with
     ADMIN = "admin"  # everything
-    METRICS = "metrics"  # what a scraper reads
+    METRICS = "metrics"  # what a scraper reads, and all else that shows models and changes nothing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,4 +124,18 @@ class KeyRecord:
     max_parallel: int | None = None  # sequences waiting or running
 
 
-Record = ModelRecord | JobRecord | BaseRecord | ReplayRecord | KeyRecord
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StudyRecord:
+    """A study of what fine-tuning did to one family's weights, begun or finished."""
+
+    key: str  # a digest of all that decides what it finds
+    family: str  # the donor's name
+    base: Json  # name, fingerprint
+    variants: Json  # name -> fingerprint, in the order that the rows of tensors have them in
+    created_at: float  # seconds since the epoch
+    num_tensors: int | None = None  # None: not known yet
+    summary: Json | None = None
+    finished_at: float | None = None  # seconds since the epoch
+
+
+Record = ModelRecord | JobRecord | BaseRecord | ReplayRecord | KeyRecord | StudyRecord

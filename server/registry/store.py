@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields
 from typing import Any, Self
@@ -30,6 +30,7 @@ from server.registry.records import (
     ModelRecord,
     Record,
     ReplayRecord,
+    StudyRecord,
 )
 from server.registry.refusal import reason_of
 from server.registry.tables import (
@@ -40,6 +41,8 @@ from server.registry.tables import (
     ModelRow,
     ReplayRow,
     ScanRow,
+    StudyRow,
+    StudyTensorRow,
     TuningRow,
 )
 from server.registry.tenure import TakenError, Tenure
@@ -56,11 +59,12 @@ _ROWS: Mapping[type[Record], type[Base]] = {
     BaseRecord: BaseRow,
     ReplayRecord: ReplayRow,
     KeyRecord: KeyRow,
+    StudyRecord: StudyRow,
 }
 
 
 class Registry:
-    """Models, scans, tunings and jobs that outlive the process."""
+    """Models, scans, tunings, studies and jobs that outlive the process."""
 
     def __init__(self, engine: Engine, tenure: Tenure | None) -> None:
         self._engine = engine
@@ -83,7 +87,7 @@ class Registry:
 
     @classmethod
     def open_beside(cls, url: str | URL) -> Self:
-        """Opens the registry while a server may use it, for its API keys alone.
+        """Opens the registry while a server may use it, for its API keys and to look models up.
 
         Raises:
             InvalidRequestError: See `open`.
@@ -264,6 +268,27 @@ class Registry:
             # A damaged result reads as {}, and is measured again.
             return None if row is None or not row.result else row.result
 
+    def newest_tuning(
+        self,
+        donor_fingerprint: str,
+        variant_fingerprint: str,
+        *,
+        where: Callable[[Json], bool],
+    ) -> Json | None:
+        """Returns the last of what a tuner found for two checkpoints that fits, or None."""
+        query = (
+            select(TuningRow.result)
+            .where(
+                TuningRow.donor_fingerprint == donor_fingerprint,
+                TuningRow.variant_fingerprint == variant_fingerprint,
+            )
+            .order_by(TuningRow.saved_at.desc())
+        )
+        with self._transaction() as session:
+            # One at a time: each is as large as all of a model's plans.
+            found = session.scalars(query.execution_options(yield_per=1))
+            return next((result for result in found if result and where(result)), None)
+
     def save_tuning(
         self, donor_fingerprint: str, variant_fingerprint: str, key: str, result: Json
     ) -> None:
@@ -285,6 +310,35 @@ class Registry:
             )
             too_many = session.scalars(newest.offset(MAX_TUNINGS_PER_PAIR)).all()
             session.execute(remove(TuningRow).where(*pair, TuningRow.key.in_(too_many)))
+
+    def studies(self) -> list[StudyRecord]:
+        """Returns every study, finished or not, the oldest first."""
+        with self._transaction() as session:
+            rows = session.scalars(select(StudyRow).order_by(StudyRow.created_at, StudyRow.key))
+            return [StudyRecord(**_columns(row, StudyRecord)) for row in rows]
+
+    def delete_studies(self, keys: Collection[str]) -> None:
+        """Forgets studies and what they have found."""
+        with self._transaction() as session:
+            session.execute(remove(StudyTensorRow).where(StudyTensorRow.study.in_(keys)))
+            session.execute(remove(StudyRow).where(StudyRow.key.in_(keys)))
+
+    def study_tensors(self, key: str) -> dict[str, Json]:
+        """Returns what a study has found so far, by tensor; damaged rows are left out."""
+        query = select(StudyTensorRow).where(StudyTensorRow.study == key)
+        with self._transaction() as session:
+            rows = session.scalars(query.order_by(StudyTensorRow.name))
+            return {row.name: row.record for row in rows if row.record}
+
+    def save_study_tensors(self, key: str, records: Mapping[str, Json]) -> None:
+        """Keeps what a stored study has found in some tensors.
+
+        Raises:
+            IntegrityError: There is no such study any more.
+        """
+        with self._transaction() as session:
+            for name, record in records.items():
+                session.merge(StudyTensorRow(study=key, name=name, record=dict(record)))
 
 
 def _both_may_write() -> AbstractContextManager[None]:

@@ -160,3 +160,31 @@ class KeyRow(Base):
     requests_per_minute: Mapped[int | None]
     tokens_per_minute: Mapped[int | None]
     max_parallel: Mapped[int | None]
+
+
+class StudyRow(Base):
+    """A `StudyRecord`."""
+
+    __tablename__ = "studies"
+
+    key: Mapped[str] = mapped_column(String(64), primary_key=True)
+    family: Mapped[str]
+    base: Mapped[dict[str, Any]] = mapped_column(_DamagedAsEmpty)
+    variants: Mapped[dict[str, Any]] = mapped_column(_DamagedAsEmpty)
+    created_at: Mapped[float]
+    num_tensors: Mapped[int | None]
+    summary: Mapped[dict[str, Any] | None] = mapped_column(_DamagedAsEmpty(none_as_null=True))
+    finished_at: Mapped[float | None]
+
+
+class StudyTensorRow(Base):
+    """What a study has found in one tensor; it goes with its study."""
+
+    __tablename__ = "study_tensors"
+
+    study: Mapped[str] = mapped_column(
+        ForeignKey("studies.key", name="study_tensors_study_fkey", ondelete="CASCADE"),
+        primary_key=True,
+    )
+    name: Mapped[str] = mapped_column(primary_key=True)
+    record: Mapped[dict[str, Any]] = mapped_column(_DamagedAsEmpty)

@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError
 
 from linker_core.errors import InvalidRequestError
 from server.registry import migration
+from server.registry.records import StudyRecord
 from server.registry.store import Registry
 from server.registry.tables import Base
 from tests.server.registry.first_tables import connected, make_first_tables
@@ -35,6 +36,31 @@ def test_registry_from_before_the_migrations_keeps_its_rows(url: URL) -> None:
     assert registry.scan("d", "v") == {"blocks": []}
     registry.save(replace(near, pinned=True, alias="n", keep_alive_s=1.5))
     registry.close()
+
+
+def test_registry_from_before_the_studies_keeps_its_rows_and_takes_a_study(url: URL) -> None:
+    first = Registry.open(url)
+    first.save(MODEL, JOB)
+    first.close()
+    with connected(url) as connection:  # as step 0003 left it: 0004 only adds these
+        connection.exec_driver_sql("DROP TABLE study_tensors")
+        connection.exec_driver_sql("DROP TABLE studies")
+        connection.execute(text(f"UPDATE {migration.VERSION_TABLE} SET version_num = '0003'"))
+    registry = Registry.open(url)
+    assert registry.models() == [MODEL]
+    assert registry.job(JOB.id) == JOB
+    study = StudyRecord(
+        key="k", family="acme/chat", base={"fingerprint": "ab"}, variants={"near": "cd"},
+        created_at=1.0, summary={"num_tensors": 1},
+    )  # fmt: skip
+    registry.save(study)
+    registry.save_study_tensors("k", {"t": {"name": "t", "pc1": 0.5}})
+    assert registry.studies() == [study]
+    assert registry.study_tensors("k") == {"t": {"name": "t", "pc1": 0.5}}
+    registry.close()
+    with connected(url) as connection:
+        found = connection.execute(text(f"SELECT version_num FROM {migration.VERSION_TABLE}"))
+        assert found.scalars().all() == ["0004"]
 
 
 def test_migrated_references_are_checked_when_the_transaction_ends(url: URL) -> None:
@@ -115,4 +141,4 @@ def test_current_registry_is_opened_without_a_write(url: URL) -> None:
 
 def test_steps_are_one_line_of_descent() -> None:
     scripts = ScriptDirectory(str(migration._SCRIPTS))
-    assert [step.revision for step in scripts.walk_revisions()] == ["0003", "0002", "0001"]
+    assert [step.revision for step in scripts.walk_revisions()] == ["0004", "0003", "0002", "0001"]

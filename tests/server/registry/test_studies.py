@@ -1,0 +1,105 @@
+"""Studies in the registry, and what they have found tensor by tensor."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.engine import URL
+from sqlalchemy.exc import IntegrityError, StatementError
+
+from server.registry.records import StudyRecord
+from server.registry.store import Registry
+from tests.server.registry.first_tables import connected
+from tests.server.registry.killed import kills
+
+STUDY = StudyRecord(
+    key="k1", family="acme/base", base={"name": None, "fingerprint": "b"},
+    variants={"zeta": "1", "alpha": "2"}, created_at=10.0,
+)  # fmt: skip
+RECORDS = {name: {"name": name, "pc1": 0.5} for name in ("b", "a", "c")}
+
+
+def test_studies_come_back_the_oldest_first_with_variants_in_their_order(
+    registry: Registry,
+) -> None:
+    finished = replace(
+        STUDY, key="k0", created_at=20.0, num_tensors=7, summary={"a": [0.1]}, finished_at=30.0
+    )
+    registry.save(finished, STUDY)
+    assert registry.studies() == [STUDY, finished]
+    assert [list(study.variants) for study in registry.studies()] == [["zeta", "alpha"]] * 2
+
+
+def test_tensors_are_kept_by_study_and_replaced_by_name(registry: Registry) -> None:
+    registry.save(STUDY, replace(STUDY, key="k2"))
+    assert registry.study_tensors("k1") == {}
+    registry.save_study_tensors("k1", RECORDS)
+    registry.save_study_tensors("k1", {"a": {"name": "a", "pc1": 0.75}})
+    found = registry.study_tensors("k1")
+    assert list(found) == ["a", "b", "c"]
+    assert (found["a"]["pc1"], found["b"]["pc1"]) == (0.75, 0.5)
+    assert registry.study_tensors("k2") == {}
+
+
+def test_tensors_go_with_their_study(registry: Registry) -> None:
+    registry.save(STUDY, replace(STUDY, key="k2"))
+    registry.save_study_tensors("k1", RECORDS)
+    registry.save_study_tensors("k2", RECORDS)
+    registry.delete_studies({"k1", "never was"})
+    assert [study.key for study in registry.studies()] == ["k2"]
+    assert registry.study_tensors("k1") == {}
+    assert list(registry.study_tensors("k2")) == ["a", "b", "c"]
+
+
+def test_tensors_of_no_study_are_refused(registry: Registry) -> None:
+    with pytest.raises(IntegrityError):
+        registry.save_study_tensors("k1", RECORDS)
+
+
+def test_a_study_keeps_its_tensors_when_it_is_finished(registry: Registry) -> None:
+    registry.save(STUDY)
+    registry.save_study_tensors("k1", RECORDS)
+    registry.save(replace(STUDY, summary={}, finished_at=1.0))
+    assert list(registry.study_tensors("k1")) == ["a", "b", "c"]
+
+
+def test_what_is_not_finite_is_not_stored(registry: Registry) -> None:
+    registry.save(STUDY)
+    with pytest.raises((StatementError, ValueError)):  # as the driver has it
+        registry.save_study_tensors("k1", {"a": {"pc1": float("nan")}})
+    assert registry.study_tensors("k1") == {}
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)  # PostgreSQL reads JSON as it comes
+def test_damaged_rows_are_as_good_as_none(url: URL) -> None:
+    registry = Registry.open(url)
+    registry.save(replace(STUDY, summary={"a": 1}))
+    registry.save_study_tensors("k1", RECORDS)
+    with connected(url) as connection:
+        connection.execute(text("UPDATE studies SET summary = '{', variants = ''"))
+        connection.execute(text("UPDATE study_tensors SET record = '{' WHERE name = 'b'"))
+    [found] = registry.studies()
+    assert (found.summary, found.variants) == ({}, {})
+    assert list(registry.study_tensors("k1")) == ["a", "c"]
+    registry.close()
+
+
+def test_records_that_are_killed_while_stored_are_all_there_or_none(url: URL) -> None:
+    registry = Registry.open(url)
+    registry.save(STUDY)
+    registry.close()
+    number = 0
+    for number in kills(url.render_as_string(hide_password=False), _store):  # noqa: B007
+        registry = Registry.open(url)
+        assert registry.study_tensors("k1") == {}
+        registry.close()
+    assert number > 3
+    registry = Registry.open(url)
+    assert list(registry.study_tensors("k1")) == ["a", "b", "c"]
+    registry.close()
+
+
+def _store(registry: Registry) -> None:
+    registry.save_study_tensors("k1", RECORDS)
