@@ -17,7 +17,7 @@ COPY --from=wheel /wheels /tmp/wheels
 RUN pip install --no-cache-dir "torch==2.13.0" \
         --index-url "https://download.pytorch.org/whl/${TORCH}" \
     && pip install --no-cache-dir --constraint /tmp/constraints.txt \
-        "$(echo /tmp/wheels/*.whl)[postgres]" \
+        "$(echo /tmp/wheels/*.whl)[postgres,otel]" \
     && rm -rf /tmp/wheels /tmp/constraints.txt
 # Numbers of its own, so that others can be let into its group.
 RUN groupadd --gid 10001 linker && useradd --uid 10001 --gid linker --create-home linker \

@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 INSTALLED := $(VENV)/.installed
 PACKAGES := server linker_core analysis configs
 
-.PHONY: install check fix test clients postgresql gpu-check demo serve bench clean
+.PHONY: install check fix test clients programs dashboards screenshots gpu-check demo serve bench clean
 .DEFAULT_GOAL := install
 
 install: $(INSTALLED)
@@ -37,7 +37,7 @@ fix: $(INSTALLED)
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 test: $(INSTALLED)
-	@$(MAKE) --no-print-directory postgresql
+	@$(MAKE) --no-print-directory programs
 	$(BIN)/pytest $(PYTEST_ARGS)
 
 # Real clients, each in an environment of its own outside of here, against two servers.
@@ -45,17 +45,32 @@ clients: $(INSTALLED)
 	PYTHON=$(BIN)/python tests/clients/install.sh
 	$(BIN)/pytest -m client tests/clients
 
-# The registry is tested on PostgreSQL, too. Tests start their own server of these programs.
-postgresql:
-	@if command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1; then \
+# Programs that tests start: a registry in PostgreSQL, a Prometheus that scrapes, a browser that looks
+# at the page. Where one is missing its tests are skipped, but with CI=true they fail.
+programs:
+	@missing=""; \
+	command -v initdb >/dev/null || ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 \
+		|| missing="$$missing postgresql"; \
+	command -v promtool >/dev/null || missing="$$missing prometheus"; \
+	command -v chromium >/dev/null || missing="$$missing chromium"; \
+	if test -z "$$missing"; then \
 		true; \
 	elif test "$$(id -u)" = 0 && command -v apt-get >/dev/null; then \
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
-			apt-get install -qq --no-install-recommends postgresql \
-		|| echo "PostgreSQL cannot be installed: its tests are skipped." >&2; \
+			apt-get install -qq --no-install-recommends $$missing \
+		|| echo "These cannot be installed, and their tests are skipped:$$missing" >&2; \
 	else \
-		echo "No PostgreSQL here: its tests are skipped. On Debian: sudo make postgresql" >&2; \
+		echo "Not here, and their tests are skipped:$$missing. On Debian: sudo make programs" >&2; \
 	fi
+
+# Grafana's dashboards, which are checked in; a test fails where they are not what this writes.
+dashboards: $(INSTALLED)
+	$(BIN)/python -m configs.grafana.generator
+
+# The documentation's pictures of the page, over the demo's family.
+screenshots: $(INSTALLED)
+	@$(MAKE) --no-print-directory programs
+	$(BIN)/python -m tests.browser.gallery
 
 # On a machine with a CUDA device; torch, transformers, accelerate, numba and pytest suffice.
 gpu-check:

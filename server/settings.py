@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from linker_core.config import EngineConfig, MatmulPrecision
 from linker_core.errors import InvalidRequestError
@@ -184,6 +184,28 @@ class EngineSettings(_Section):
         )
 
 
+def _collector(value: str) -> str:
+    if re.fullmatch(_ENDPOINT, value) is None:
+        msg = "an address has to begin with http:// or https://, and has neither user nor query"
+        raise ValueError(msg)
+    return value
+
+
+class TelemetrySettings(_Section):
+    """Spans for an OpenTelemetry collector; they need the extra `otel`."""
+
+    otlp_endpoint: Annotated[str, AfterValidator(_collector)] | None = None  # None: no spans
+    sample_ratio: Fraction = 1.0  # of the requests, and of those that a sampled trace sends
+
+
+class AnalysisSettings(_Section):
+    """Studies of families' weights beside the server."""
+
+    enabled: bool = True
+    # How long a family's models, and jobs, are left alone before its study begins.
+    settle_s: float = Field(default=30, ge=0, le=86400)
+
+
 class Settings(_Section):
     """The whole tree."""
 
@@ -193,6 +215,8 @@ class Settings(_Section):
     hub: HubSettings = HubSettings()
     sharing: SharingSettings = SharingSettings()
     engine: EngineSettings = EngineSettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+    analysis: AnalysisSettings = AnalysisSettings()
 
     def state_directory(self) -> Path:
         """Returns where the registry and compressed variants are kept."""
@@ -237,7 +261,8 @@ def load_settings(path: Path | None, overrides: Mapping[str, Mapping[str, object
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         where = path or "command line"
-        msg = f"{where}: {key} = {str(first['input'])[:80]!r}: {first['msg']}"
+        said = first["msg"].removeprefix("Value error, ")  # as pydantic begins what we say
+        msg = f"{where}: {key} = {str(first['input'])[:80]!r}: {said}"
         raise InvalidRequestError(msg, param=key) from None
 
 

@@ -31,14 +31,20 @@ FORBIDDEN_ARGUMENTS = {"trust_remote_code": True, "shell": True, "verify": False
 CALENDAR = {
     "linker_core/machine_code.py": "how old a kept file is",
     "linker_core/text/chat_template.py": "`strftime_now` of templates",
+    "server/cli/analyze/report.py": "when a report was made",
     "server/cli/keys.py": "when a key was made or revoked",
+    "server/cli/top/view.py": "how long ago a model was used",
     "server/gateway/answers.py": "`created` of an answer",
+    "server/gateway/tracing.py": "when a span began; how long it took is of another clock",
+    "server/metrics/analysis.py": "how old a study is, which may be older than this process",
     "server/onboarding/job_rows.py": "when a job was made",
     "server/onboarding/outcomes.py": "when a job ended",
     "server/onboarding/replays.py": "idempotency keys, kept for a day over restarts",
     "server/onboarding/scores.py": "when a model was scored",
     "server/registry/store.py": "when a tuning was saved",
     "server/residency/catalog.py": "`last_used_at` of a model; idle time is of another clock",
+    "server/studies/cards.py": "how old a study is",
+    "server/studies/studies.py": "when a study began and ended; what is waited for is of another",
 }
 # The engine's messages, over a socket that the server made for a process that the server started.
 OWN_PROCESSES = [("server/bridge/channel.py", "pickle")]

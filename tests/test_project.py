@@ -57,7 +57,10 @@ def test_compose_mounts_what_exists_and_publishes_on_the_loopback() -> None:
                 assert source in compose["volumes"]
 
 
-@pytest.mark.parametrize("name", ["default.yaml", "families.yaml", "prometheus/prometheus.yml"])
+@pytest.mark.parametrize(
+    "name",
+    ["default.yaml", "families.yaml", "prometheus/prometheus.yml", "prometheus/rules/alerts.yml"],
+)
 def test_configuration_ships_as_package_data(name: str) -> None:
     assert yaml.safe_load(files("configs").joinpath(name).read_text("utf-8"))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar, cast
@@ -91,10 +92,11 @@ class EngineClient:
         cache_salt: str = "",
         tenant: str = "",
         start_within_s: float | None = None,
-    ) -> AsyncGenerator[list[TokenOutput], None]:
+    ) -> AsyncGenerator[tuple[list[TokenOutput], list[float]], None]:
         """Generates one sequence; yields the tokens that have come since, most often one.
 
-        Closing the iterator early aborts the sequence.
+        Beside them stands when each came from the engine, in monotonic seconds: a reader may be
+        late. Closing the iterator early aborts the sequence.
 
         Args:
             request_id: Unique among running sequences.
@@ -121,14 +123,15 @@ class EngineClient:
                 cache_salt=cache_salt,
                 tenant=tenant,
                 start_within_s=start_within_s,
+                submitted_s=time.monotonic(),
             )
         )
         finished = False
         try:
             while not finished:
-                tokens = await mailbox.take()
-                finished = tokens[-1].finish_reason is not None
-                yield tokens
+                taken = await mailbox.take()
+                finished = taken[0][-1].finish_reason is not None
+                yield taken
         finally:
             self._mailboxes.pop(request_id, None)
             if not finished:
@@ -260,8 +263,9 @@ class EngineClient:
     def _on_event(self, event: Event) -> None:
         match event:
             case StepOutput():
+                came_s = time.monotonic()
                 for token in event.tokens:
-                    self._on_token(token)
+                    self._on_token(token, came_s)
             case RequestFailed():
                 mailbox = self._mailboxes.get(event.request_id)
                 if mailbox is not None:
@@ -294,9 +298,9 @@ class EngineClient:
             case UnloadFailed():
                 _reject(self._unloads.pop(event.model, None), event.error)
 
-    def _on_token(self, token: TokenOutput) -> None:
+    def _on_token(self, token: TokenOutput, came_s: float) -> None:
         mailbox = self._mailboxes.get(token.request_id)
-        if mailbox is None or mailbox.put(token):
+        if mailbox is None or mailbox.put(token, came_s):
             return
         msg = "The answer was not read fast enough and has been cut off."
         mailbox.fail(EngineFailureError(msg))

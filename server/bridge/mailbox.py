@@ -18,14 +18,16 @@ class Mailbox:
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._tokens: list[TokenOutput] = []
+        self._arrivals_s: list[float] = []  # of each of them
         self._failure: LinkerError | None = None
         self._waiting: asyncio.Future[None] | None = None  # the reader, while it waits
 
-    def put(self, token: TokenOutput) -> bool:
-        """Adds a token; False if the reader is too far behind to take it."""
+    def put(self, token: TokenOutput, came_s: float) -> bool:
+        """Adds a token and when it came; False if the reader is too far behind to take it."""
         if len(self._tokens) >= self._limit:
             return False
         self._tokens.append(token)
+        self._arrivals_s.append(came_s)
         self._wake()
         return True
 
@@ -35,8 +37,11 @@ class Mailbox:
             self._failure = error
         self._wake()
 
-    async def take(self) -> list[TokenOutput]:
+    async def take(self) -> tuple[list[TokenOutput], list[float]]:
         """Waits for the next token and returns those that are there, the first `MAX_TAKEN`.
+
+        Returns:
+            The tokens, and when each of them came, however long it has been waiting here.
 
         Raises:
             LinkerError: The sequence failed.
@@ -48,8 +53,12 @@ class Mailbox:
                 raise self._failure
             self._waiting = asyncio.get_running_loop().create_future()
             await self._waiting
-        taken, self._tokens = self._tokens[:MAX_TAKEN], self._tokens[MAX_TAKEN:]
-        return taken
+        tokens, arrivals_s = self._tokens, self._arrivals_s
+        if len(tokens) <= MAX_TAKEN:  # nearly always, and for every token
+            self._tokens, self._arrivals_s = [], []
+            return tokens, arrivals_s
+        self._tokens, self._arrivals_s = tokens[MAX_TAKEN:], arrivals_s[MAX_TAKEN:]
+        return tokens[:MAX_TAKEN], arrivals_s[:MAX_TAKEN]
 
     def _wake(self) -> None:
         if self._waiting is not None and not self._waiting.done():

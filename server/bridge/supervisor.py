@@ -85,6 +85,7 @@ class EngineSupervisor:
         self._client: EngineClient | None = None
         self._beat_at = time.monotonic()  # or when there began to be one to wait for
         self.state = EngineState.STARTING
+        self.num_starts = 0  # of engine processes
         self.given_up = asyncio.Event()
 
     @property
@@ -170,6 +171,7 @@ class EngineSupervisor:
         """Starts one engine and returns its exit status when it is gone."""
         self.state = EngineState.STARTING
         process = self._process = await EngineProcess.spawn(self._command, self._config)
+        self.num_starts += 1
         client = self._client = EngineClient(process.connection)
         running: asyncio.Task[None] | None = None
         try:

@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--role",
         choices=[role.value for role in Role],
         default=Role.CLIENT.value,
-        help="client: /v1, tokenisation (default); admin: everything; metrics: /metrics alone",
+        help="client: /v1, tokenisation (default); admin: everything; metrics: looks on, and "
+        "changes nothing",
     )
     create.add_argument("--requests-per-minute", type=int, metavar="N")
     create.add_argument("--tokens-per-minute", type=int, metavar="N", help="prompts and answers")
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         else:
             revoked = _good(registry.api_keys(), args.key)
             registry.save(replace(revoked, revoked_at=time.time()))
-            print(f"revoked {revoked.id} ({revoked.name})", file=sys.stderr)
+            _tell_revoked(revoked)
     return 0
 
 
@@ -83,7 +84,8 @@ def _shown(url: URL) -> str:
 
 
 def _create(registry: Registry, args: argparse.Namespace) -> None:
-    good = [key for key in registry.api_keys() if key.revoked_at is None]
+    known = registry.api_keys()
+    good = [key for key in known if key.revoked_at is None]
     namesake = next((key for key in good if key.name == args.name), None)
     if namesake is not None and args.file is None:
         raise ConflictError(
@@ -106,6 +108,22 @@ def _create(registry: Registry, args: argparse.Namespace) -> None:
     where = "shown once" if args.file is None else f"in {args.file}"
     record = made.record
     print(f"made {record.id} ({record.name}, {record.role.value}), {where}", file=sys.stderr)
+    for key in gone:
+        _tell_revoked(key)
+    if not known:
+        print(_closing(record.role), file=sys.stderr)
+
+
+def _closing(role: Role) -> str:
+    """Returns what a registry's first key means for a server that was open until then."""
+    closed = "the first key: from now on every request to this registry's server needs one"
+    if role is Role.ADMIN:
+        return closed
+    return f"{closed}, and this one is no admin's; `linker keys create NAME --role admin` makes one"
+
+
+def _tell_revoked(key: KeyRecord) -> None:
+    print(f"revoked {key.id} ({key.name})", file=sys.stderr)
 
 
 def _made(args: argparse.Namespace) -> MadeKey:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
+from types import FrameType
+from typing import Any
 
 from linker_core.errors import LinkerError
 from server.cli.discreet import DiscreetFormatter
@@ -19,8 +24,10 @@ COMMANDS = {
     "scan": "compare a variant with its donor, block by block",
     "plan": "say what would be aliased, what it would save and what it would cost",
     "tune": "measure what plans of a pair cost and choose one",
+    "analyze": "study what fine-tuning did to a family's weights",
     "export": "write a variant as its delta to the donor, to ship in the place of a copy",
     "keys": "make, list and revoke API keys, also while a server runs",
+    "top": "watch a running server: what it shares, saves and does",
     "eval": "run benchmarks on a served model, and say what sharing retains of them",
     "bench": "measure scan, admission, tuner, engine and server on this machine",
     "demo": "build a small family, serve it, ask it and print what sharing saves",
@@ -47,17 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = f" Did you mean {near[0]}?" if near else " See linker --help."
         print(f"linker: {command!r} is no command.{hint}", file=sys.stderr)
         return EXIT_USAGE
-    module = importlib.import_module(f"server.cli.{command}")
-    parser = argparse.ArgumentParser(
-        prog=f"linker {command}", description=COMMANDS[command], allow_abbrev=False
-    )
-    module.add_arguments(parser)
-    parsed = parser.parse_args(arguments[1:])
-    log = logging.StreamHandler(sys.stderr)
-    log.setFormatter(DiscreetFormatter("%(asctime)s %(levelname)s %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[log])
-    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of every connection
     try:
+        with _leaving_at_once():
+            module, parsed = _prepared(command, arguments[1:])
         status = int(module.run(parsed))
         sys.stdout.flush()
     except LinkerError as error:
@@ -69,7 +68,57 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (`| head`) has seen enough; Python would complain again while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
+    except Exception as error:
+        if _comes_of_interrupt(error):
+            return EXIT_INTERRUPTED
+        raise
     return status
+
+
+def _prepared(command: str, arguments: Sequence[str]) -> tuple[Any, argparse.Namespace]:
+    """Returns a command's module and what it was given, and sets the log up."""
+    module = importlib.import_module(f"server.cli.{command}")
+    parser = argparse.ArgumentParser(
+        prog=f"linker {command}", description=COMMANDS[command], allow_abbrev=False
+    )
+    module.add_arguments(parser)
+    parsed = parser.parse_args(arguments)
+    log = logging.StreamHandler(sys.stderr)
+    log.setFormatter(DiscreetFormatter("%(asctime)s %(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[log])
+    logging.getLogger("alembic").setLevel(logging.WARNING)  # it tells of every connection
+    return module, parsed
+
+
+@contextlib.contextmanager
+def _leaving_at_once() -> Iterator[None]:
+    """Ends the process on Ctrl-C, without an exception, while there is nothing to tidy up.
+
+    Extension modules print one that reaches them while they are imported, or replace it.
+    """
+    usual = signal.getsignal(signal.SIGINT)
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or usual is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def _leave(_signal: int, _frame: FrameType | None) -> None:
+    os._exit(EXIT_INTERRUPTED)
+
+
+def _comes_of_interrupt(error: BaseException | None) -> bool:
+    """Whether a library has made another exception of Ctrl-C's, as some do of a late import."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _usage() -> str:

@@ -154,7 +154,7 @@ async def _serve(
     stopping = asyncio.Event()
     _install_signals(services, stopping)
     listening = asyncio.ensure_future(server.serve(sockets=[listener]))
-    logger.info("listening on http://%s:%d", *listener.getsockname()[:2])
+    logger.info("listening on http://%s:%d (its page: /ui)", *listener.getsockname()[:2])
     try:
         await services.start(requests)
         # Modules and routes stay for good: walking them all took 98 ms in the midst of streams.

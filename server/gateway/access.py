@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from enum import Enum
 
 from starlette.datastructures import Headers
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from linker_core.errors import LinkerError, PermissionDeniedError
@@ -26,16 +27,21 @@ class Audience(Enum):
     """Whom a route is for; the value says whose keys open it, None that it takes no key."""
 
     ANYONE = None
+    VISITORS = frozenset(Role)  # or nobody's key; what they find out is which of them they are
     CLIENTS = frozenset({Role.CLIENT, Role.ADMIN})
-    SCRAPERS = frozenset({Role.METRICS, Role.ADMIN})
+    WATCHERS = frozenset({Role.METRICS, Role.ADMIN})  # who look on and change nothing
     OPERATORS = frozenset({Role.ADMIN})
 
 
-# Every route of the application, by path and method; `{name}` stands for any rest of a path.
+# Every route of the application, by path and method, in the order in which the router tries them.
 AUDIENCES: Mapping[str, Mapping[str, Audience]] = {
+    "/": {"GET": Audience.ANYONE, "HEAD": Audience.ANYONE},
     "/health": {"GET": Audience.ANYONE, "HEAD": Audience.ANYONE},
     "/ready": {"GET": Audience.ANYONE, "HEAD": Audience.ANYONE},
-    "/metrics": {"GET": Audience.SCRAPERS, "HEAD": Audience.SCRAPERS},
+    "/ui": {"GET": Audience.ANYONE, "HEAD": Audience.ANYONE},
+    "/ui/session": {"GET": Audience.VISITORS},
+    "/ui/{file}": {"GET": Audience.ANYONE, "HEAD": Audience.ANYONE},
+    "/metrics": {"GET": Audience.WATCHERS, "HEAD": Audience.WATCHERS},
     "/version": {"GET": Audience.CLIENTS, "HEAD": Audience.CLIENTS},
     "/openapi.json": {"GET": Audience.CLIENTS, "HEAD": Audience.CLIENTS},
     "/v1/chat/completions": {"POST": Audience.CLIENTS},
@@ -45,44 +51,51 @@ AUDIENCES: Mapping[str, Mapping[str, Audience]] = {
     "/tokenizer_info": {"GET": Audience.CLIENTS},
     "/v1/models": {"GET": Audience.CLIENTS},
     "/v1/models/{name:path}": {"GET": Audience.CLIENTS, "DELETE": Audience.OPERATORS},
-    "/models": {"GET": Audience.OPERATORS, "POST": Audience.OPERATORS},
+    "/models": {"GET": Audience.WATCHERS, "POST": Audience.OPERATORS},
     "/models/plan": {"POST": Audience.OPERATORS},
     "/models/load": {"POST": Audience.OPERATORS},
     "/models/scores": {"POST": Audience.OPERATORS},
     "/models/unload": {"POST": Audience.OPERATORS},
-    "/models/events": {"GET": Audience.OPERATORS},
-    "/models/jobs": {"GET": Audience.OPERATORS},
-    "/models/jobs/{job_id}": {"GET": Audience.OPERATORS},
+    "/models/events": {"GET": Audience.WATCHERS},
+    "/models/jobs": {"GET": Audience.WATCHERS},
+    "/models/jobs/{job_id}": {"GET": Audience.WATCHERS},
     "/models/jobs/{job_id}/cancel": {"POST": Audience.OPERATORS},
     "/models/{name:path}": {
-        "GET": Audience.OPERATORS,
+        "GET": Audience.WATCHERS,
         "PATCH": Audience.OPERATORS,
         "DELETE": Audience.OPERATORS,
     },
+    "/analysis": {"GET": Audience.WATCHERS},
+    "/analysis/{family:path}": {"GET": Audience.WATCHERS},
 }
-# Those whose audience is not the operators' whatever their rest is.
-_PREFIXES = tuple(
-    (template.partition("{")[0], methods)
+# As the router itself matches them.
+_PATTERNS = [
+    (compile_path(template)[0], methods)
     for template, methods in AUDIENCES.items()
-    if "{" in template and set(methods.values()) != {Audience.OPERATORS}
-)
-_STRICTEST = (Audience.OPERATORS, Audience.SCRAPERS, Audience.CLIENTS, Audience.ANYONE)
+    if "{" in template
+]
+_STRICTEST = (
+    Audience.OPERATORS, Audience.WATCHERS, Audience.CLIENTS, Audience.VISITORS, Audience.ANYONE,
+)  # fmt: skip
 _BEARER = re.compile(r"bearer +([!-~]+)", re.IGNORECASE)
 
 
 def audience_of(method: str, path: str) -> Audience:
     """Returns whom a request's path and method are for.
 
-    A method that a known path does not take runs nothing, so it needs what the path's strictest
-    route needs; an unknown path needs an operator's key.
+    It is the audience of the route that will run: the first whose path fits and that takes the
+    method. A method that none of them takes runs nothing, so it needs what the strictest of them
+    needs; an unknown path needs an operator's key.
     """
-    methods = AUDIENCES.get(path)
-    if methods is None:
-        found = (taken for prefix, taken in _PREFIXES if path.startswith(prefix))
-        methods = next(found, {})
-    if method in methods:
-        return methods[method]
-    return next((a for a in _STRICTEST if a in methods.values()), Audience.OPERATORS)
+    exact = AUDIENCES.get(path, {})
+    if method in exact:
+        return exact[method]
+    fitting = [exact, *(methods for pattern, methods in _PATTERNS if pattern.match(path))]
+    audiences = {audience for methods in fitting for audience in methods.values()}
+    for methods in fitting:
+        if method in methods:
+            return methods[method]
+    return next((a for a in _STRICTEST if a in audiences), Audience.OPERATORS)
 
 
 class Access:
@@ -126,12 +139,15 @@ class Access:
         audience = audience_of(scope["method"], scope["path"])
         if audience is Audience.ANYONE:
             return STRANGER
+        if audience is Audience.VISITORS and "Authorization" not in Headers(scope=scope):
+            return STRANGER
         caller = self._keys.find(_presented(scope))
         self._quotas.count_request(caller)
         if caller.role not in audience.value:
+            roles = " or ".join(sorted(role.value for role in audience.value))
             raise PermissionDeniedError(
-                f"This needs a key of another role than {caller.role.value}; `linker keys create "
-                "NAME --role ROLE` makes one."
+                f"This needs a key of role {roles}, and yours is of role {caller.role.value}; "
+                "`linker keys create NAME --role ROLE` makes one."
             )
         return caller
 

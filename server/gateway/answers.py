@@ -28,7 +28,9 @@ from server.gateway.services import Services
 from server.gateway.shared_prompts import SharedPrompts
 from server.gateway.streaming import DONE, EventStream, event, unless_disconnected
 from server.gateway.text_threads import SHORT_CHARS
+from server.gateway.tracing import begin_answer, followed
 from server.residency.catalog import ServedModel
+from server.tracing.request import AnswerTrace
 
 _Request = TypeVar("_Request", bound=GenerationRequest)
 Json = dict[str, Any]
@@ -83,6 +85,7 @@ class Answer(ABC, Generic[_Request]):
         self._created = int(time.time())
         self._specs: Sequence[SequenceSpec] = ()
         self._num_cached: dict[int, int] = {}  # prompt tokens found in the cache, by choice
+        self._trace: AnswerTrace | None = None  # None: nobody wants to know what happens
 
     async def read(self) -> None:
         """Makes a text of what the request says, before `prepare`.
@@ -188,6 +191,8 @@ class Answer(ABC, Generic[_Request]):
             LinkerError: See `respond`, as `ClientLeftError`.
         """
         services, request = self._services, self._request
+        name = self._model.name
+        self._trace = begin_answer(http_request, request, model=name, response_id=self._id)
         await self.read()
         await self.prepare_off_loop(http_request)
         caller = self._caller = caller_of(http_request)
@@ -299,6 +304,9 @@ class Answer(ABC, Generic[_Request]):
         ) as place:
             client = services.engine.serving_client
             pieces = generate(self._specs, client=client, metrics=services.metrics)
+            if self._trace is not None:
+                self._trace.num_choices = len(self._specs)
+                pieces = followed(pieces, self._trace, usage=self._usage)
             reports = self._specs[0].sampling.prompt_logprobs is not None
             shared = SharedPrompts(self._request.n or 1) if reports else None
             with self._deadlines.watching(partial(self._fail, client)) as watch:

@@ -13,6 +13,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from server.gateway.access import Access
+from server.gateway.analysis import analysis_router
 from server.gateway.body import RefuseBodies
 from server.gateway.changes import changes_router
 from server.gateway.chat import chat_router
@@ -23,6 +24,7 @@ from server.gateway.hosts import HostGuard
 from server.gateway.listing import listing_router
 from server.gateway.management import management_router
 from server.gateway.openapi import describe_bodies
+from server.gateway.pages import pages_router
 from server.gateway.prefix import ModelPrefix
 from server.gateway.probes import probes_router
 from server.gateway.request_ids import RequestIds
@@ -30,6 +32,7 @@ from server.gateway.scoring import scoring_router
 from server.gateway.services import Services
 from server.gateway.streaming import ClientLeftError
 from server.gateway.tokenization import tokenization_router
+from server.gateway.tracing import Traced
 
 # What clients ask for all the time; it goes past FastAPI, whose part in it is to describe it.
 _DIRECT_ROUTERS = (chat_router, completions_router)
@@ -37,6 +40,7 @@ _DIRECT_ROUTERS = (chat_router, completions_router)
 _ROUTERS = (
     tokenization_router, listing_router, events_router,
     management_router, changes_router, scoring_router, probes_router,
+    analysis_router, pages_router,
 )  # fmt: skip
 
 
@@ -48,6 +52,8 @@ def create_app(services: Services) -> FastAPI:
         docs_url=None,  # its page loads scripts from elsewhere; /openapi.json stands alone
         redoc_url=None,
         redirect_slashes=False,
+        # Its own spans would hold addresses, queries and what is wrong with requests.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     routes = list(app.routes)
     for parts in (*_DIRECT_ROUTERS, *_ROUTERS):
@@ -68,10 +74,12 @@ def create_app(services: Services) -> FastAPI:
 class _Direct:
     """The application of an endpoint that reads its request itself, and returns a response."""
 
-    def __init__(self, endpoint: Callable[[Request], Awaitable[Response]]) -> None:
-        self._endpoint = endpoint
+    def __init__(self, route: APIRoute) -> None:
+        self._route = route
+        self._endpoint: Callable[[Request], Awaitable[Response]] = route.endpoint
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["route"] = self._route  # as FastAPI's own routes say it
         response = await self._endpoint(Request(scope, receive, send))
         await response(scope, receive, send)
 
@@ -79,7 +87,7 @@ class _Direct:
 def _direct(router: APIRouter) -> list[Route]:
     """Returns a router's routes without what FastAPI does for parameters and results."""
     return [
-        Route(route.path, _Direct(route.endpoint), methods=route.methods, include_in_schema=False)
+        Route(route.path, _Direct(route), methods=route.methods, include_in_schema=False)
         for route in router.routes
         if isinstance(route, APIRoute)
     ]
@@ -94,6 +102,8 @@ def _guard(app: FastAPI, services: Services) -> None:
     app.add_middleware(ModelPrefix)
     app.add_middleware(HostGuard, bound=http.host, allowed=http.allowed_hosts, metrics=metrics)
     app.add_middleware(RequestIds)
+    if services.spans is not None:
+        app.add_middleware(Traced, writer=services.spans)
 
 
 async def _on_client_left(_request: Request, _error: Exception) -> Response:

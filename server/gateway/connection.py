@@ -1,4 +1,4 @@
-"""How uvicorn serves the application, and what it lacks: limits on what a connection may do.
+"""What uvicorn lacks: limits on what a connection may do.
 
 A request has to arrive in time and in size, an answer has to be taken, and nobody may hold more
 connections than there are for one. What breaks these rules gets an answer and is hung up on; it
@@ -8,9 +8,7 @@ never reaches the application. Knows no model.
 from __future__ import annotations
 
 import asyncio
-import logging
-import resource
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import Enum, auto
 from http import HTTPStatus
 from typing import Any, cast
@@ -25,13 +23,12 @@ from linker_core.errors import LinkerError, RateLimitError
 from server.gateway.errors import error_response, http_error_code, http_error_response
 from server.gateway.held_transport import HeldTransport
 from server.gateway.http10 import until_close
-from server.gateway.peers import Peers, site_of
+from server.gateway.peers import site_of
 from server.gateway.request_ids import HEADER, request_id_of
+from server.gateway.send_deadline import SendDeadline
+from server.gateway.server_config import ServerConfig
 from server.settings import HttpSettings
 
-logger = logging.getLogger(__name__)
-
-_GRACE_S = 5  # what open responses get once the server has drained
 _LINGER_S = 1.0  # for last words to be read before the connection is cut
 # For requests to be refused that were sent as the server stopped: on connections that were used
 # before, whose clients see that they are closed, and on those that were opened for the request.
@@ -39,42 +36,8 @@ _LAST_CALL_S, _FIRST_CALL_S = 0.25, 1.0
 _MAX_HEADERS = 100
 _MAX_PIPELINED = 16
 _BODY_OVERHEAD = 8  # bytes on the wire for one of the body, at most: chunks of one byte take six
-_LEAST_PROGRESS = 16 * 1024  # bytes that a client has to take in `send_timeout_s`
-_RESERVED_FILES = 256  # descriptors that are not for connections
 # asyncio asks for 256 KiB at a time, which the system maps anew each time: 14 us a piece.
 _READ_BYTES = 64 * 1024
-
-
-class ServerConfig(uvicorn.Config):
-    """uvicorn's settings and, for all connections of one server, ours.
-
-    Args:
-        app: What is served.
-        http: Limits.
-        on_refused: Hears the code of what was refused before it reached the application.
-    """
-
-    def __init__(
-        self, app: ASGIApp, *, http: HttpSettings, on_refused: Callable[[str], None]
-    ) -> None:
-        super().__init__(
-            app,
-            http=_Protocol,
-            ws="none",
-            log_config=None,  # uvicorn's loggers go where ours go: stderr
-            access_log=False,
-            lifespan="off",
-            server_header=False,
-            proxy_headers=False,  # nothing here believes what clients say of their addresses
-            timeout_graceful_shutdown=_GRACE_S,
-        )
-        self.limits = http
-        self.on_refused = on_refused
-        self.is_winding_down = False  # answers then end their connections
-        self.peers = Peers(
-            limit=min(http.max_connections, _files_for_connections()),
-            limit_each=http.max_connections_per_address,
-        )
 
 
 def server_config(
@@ -84,15 +47,7 @@ def server_config(
     on_refused: Callable[[str], None] = lambda _code: None,
 ) -> ServerConfig:
     """Returns how the application is served; binding is the caller's. See `ServerConfig`."""
-    return ServerConfig(app, http=http or HttpSettings(), on_refused=on_refused)
-
-
-def _files_for_connections() -> int:
-    """Returns how many connections there are descriptors for."""
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if files == resource.RLIM_INFINITY:
-        return 2**31
-    return files - min(_RESERVED_FILES, files // 2)
+    return ServerConfig(app, protocol=_Protocol, http=http or HttpSettings(), on_refused=on_refused)
 
 
 class _Stage(Enum):
@@ -136,11 +91,9 @@ class _Protocol(HttpToolsProtocol):
         self._stage = _Stage.NOTHING
         self._timed: _Stage | None = None  # what the timer of receiving is for
         self._receiving: asyncio.TimerHandle | None = None
-        self._sending: asyncio.TimerHandle | None = None
         self._cutting: asyncio.TimerHandle | None = None
         self._num_bytes = 0  # of the part that is being received, but for its first piece
         self._num_head_bytes = 0
-        self._unsent_bytes = 0
 
     # --- the connection -----------------------------------------------------------------------
 
@@ -150,6 +103,7 @@ class _Protocol(HttpToolsProtocol):
         super().connection_made(cast(asyncio.Transport, transport))  # uvloop's is no subclass
         self._gate = HeldTransport(self.transport, self._close)
         self.transport = cast(asyncio.Transport, self._gate)
+        self._sending = SendDeadline(self.loop, self.transport, self._limits.send_timeout_s)
         self._site = site_of(self.client[0] if self.client else None)
         self._refused_at_the_door = self._peers.enter(self._site)
         if self._peers.is_flooded_by(self._site):
@@ -160,7 +114,8 @@ class _Protocol(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_lost = True
         self._peers.leave(self._site)
-        for timer in (self._receiving, self._sending, self._cutting):
+        self._sending.lift()
+        for timer in (self._receiving, self._cutting):
             if timer is not None:
                 timer.cancel()
         self._unset_keepalive_if_required()
@@ -318,18 +273,9 @@ class _Protocol(HttpToolsProtocol):
         assert why is not None
         if self._ended:
             return
-        response = error_response(why) if isinstance(why, LinkerError) else http_error_response(why)
         received = () if self._stage is _Stage.NOTHING else self.headers
-        headers = [
-            *response.raw_headers,
-            (HEADER, request_id_of(received)),
-            (b"connection", b"close"),
-        ]
-        lines = [b"%s: %s\r\n" % header for header in headers]
-        status = HTTPStatus(response.status_code)
-        status_line = b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode())
         self._last_words = None
-        self.transport.write(b"".join([status_line, *lines, b"\r\n", bytes(response.body)]))
+        self.transport.write(_refusal(why, received))
         self._cut_soon()
 
     def _say_goodbye(self) -> None:
@@ -351,7 +297,7 @@ class _Protocol(HttpToolsProtocol):
         if not self.transport.get_write_buffer_size():
             self.transport.abort()
             return
-        self._bound_sending()
+        self._sending.set()
         self._cutting = self.loop.call_later(_LINGER_S, self._cut)
 
     def _close(self, close: Callable[[], None]) -> None:
@@ -359,7 +305,7 @@ class _Protocol(HttpToolsProtocol):
         if self._is_lost or self._ended or self._stage is _Stage.NOTHING:
             self._ended = True
             close()
-            self._bound_sending()
+            self._sending.set()
         else:
             self._cut_soon()
 
@@ -380,13 +326,11 @@ class _Protocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._bound_sending()
+        self._sending.set()
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self._sending is not None:
-            self._sending.cancel()
-            self._sending = None
+        self._sending.lift()
 
     def shutdown(self) -> None:
         self._config.is_winding_down = True
@@ -397,22 +341,6 @@ class _Protocol(HttpToolsProtocol):
             wait_s = _FIRST_CALL_S if self._answering is None else _LAST_CALL_S
             self._cutting = self.loop.call_later(wait_s, self._say_goodbye)
 
-    def _bound_sending(self) -> None:
-        """Gives the client time to take what is buffered: an ordinary close waits for ever."""
-        self._unsent_bytes = self.transport.get_write_buffer_size()
-        if self._unsent_bytes and self._sending is None:
-            self._sending = self.loop.call_later(self._limits.send_timeout_s, self._on_unread)
-
-    def _on_unread(self) -> None:
-        self._sending = None
-        before = self._unsent_bytes
-        unsent = self.transport.get_write_buffer_size()
-        if 0 < unsent <= before - _LEAST_PROGRESS:
-            self._bound_sending()
-        elif unsent:
-            logger.warning("an answer was not read for %g s; cut off", self._limits.send_timeout_s)
-            self.transport.abort()
-
 
 def _too_far_ahead() -> RateLimitError:
     return RateLimitError(
@@ -420,6 +348,20 @@ def _too_far_ahead() -> RateLimitError:
         "wait for answers, or use more connections.",
         retry_after_s=1,
     )
+
+
+def _refusal(why: HTTPStatus | LinkerError, received: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Returns the whole answer to a request with these headers that nobody has seen."""
+    response = error_response(why) if isinstance(why, LinkerError) else http_error_response(why)
+    headers = [
+        *response.raw_headers,
+        (HEADER, request_id_of(received)),
+        (b"connection", b"close"),
+    ]
+    lines = [b"%s: %s\r\n" % header for header in headers]
+    status = HTTPStatus(response.status_code)
+    status_line = b"HTTP/1.1 %d %s\r\n" % (status, status.phrase.encode())
+    return b"".join([status_line, *lines, b"\r\n", bytes(response.body)])
 
 
 def _leave(cycle: RequestResponseCycle) -> None:

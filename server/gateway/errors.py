@@ -169,7 +169,7 @@ def install_error_handlers(
     async def on_bad_query(_request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
         first = error.errors()[0]
-        param = str(first["loc"][-1])
+        param = str(first["loc"][1])  # after where it was, and before its place in a list
         metrics.rejected(InvalidRequestError.code)
         return error_response(InvalidRequestError(f"{param}: {said(first)}.", param=param))
 

@@ -1,4 +1,4 @@
-"""GET /models/events: what happens to models and jobs, as it happens."""
+"""GET /models/events: what happens to models, jobs and the server, as it happens."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from server.gateway.caller import Caller, caller_of
 from server.gateway.management import shown_job, shown_model
 from server.gateway.openapi import answers
 from server.gateway.services import Services
+from server.gateway.status import Status, StatusNews
 from server.gateway.streaming import DONE, EventStream, event, unless
-from server.onboarding.feed import Changes
+from server.onboarding.feed import Changes, Listener
 
 _PAUSE_S = 0.25  # between two looks; what happens meanwhile comes as one
+_LOOK_S = 1.0  # how long nothing may have happened before the server's status is looked at
 
 
 class _DrainingError(Exception):
@@ -26,25 +28,28 @@ class _DrainingError(Exception):
 def events_router(services: Services) -> APIRouter:
     """Returns the route."""
     router = APIRouter()
+    status = Status(services)
 
     @router.get(
         "/models/events",
         response_class=Response,
-        responses=answers(200, "Changes of models and jobs as events.", stream=True),
+        responses=answers(200, "Changes of models, jobs and the server as events.", stream=True),
     )
     async def follow(request: Request) -> EventStream:
         services.gate.check_open()
-        events = _events(services, caller_of(request))
+        events = _events(services, caller_of(request), StatusNews(status))
         return EventStream(events, metrics=services.metrics)
 
     return router
 
 
-async def _events(services: Services, caller: Caller) -> AsyncGenerator[bytes, None]:
+async def _events(
+    services: Services, caller: Caller, status: StatusNews
+) -> AsyncGenerator[bytes, None]:
     """Yields everything there is, and then whatever changes, until the server drains.
 
     Raises:
-        InvalidKeyError: Something has changed, and the key it was to be told to is revoked.
+        InvalidKeyError: The key that all this is told to has been revoked.
     """
     closing = services.gate.closing
     with services.roster.feed.listen() as listener:
@@ -57,14 +62,26 @@ async def _events(services: Services, caller: Caller) -> AsyncGenerator[bytes, N
         )
         with suppress(_DrainingError):
             while True:
-                changes = await unless(closing.wait(), listener.take(), error=_DrainingError())
                 services.keys.check(caller)  # which let it in, perhaps days ago
+                if (news := status.take()) is not None:
+                    yield event(news)
+                changes = await unless(closing.wait(), _next(listener), error=_DrainingError())
+                services.keys.check(caller)  # again: a second may have passed, or an hour
                 for chunk in _tell(services, changes):
                     yield chunk
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_PAUSE_S):
                         await closing.wait()
     yield DONE
+
+
+async def _next(listener: Listener) -> Changes:
+    """Returns what has changed, or that nothing has for a while."""
+    try:
+        async with asyncio.timeout(_LOOK_S):
+            return await listener.take()
+    except TimeoutError:
+        return Changes([], [])
 
 
 def _tell(services: Services, changes: Changes) -> list[bytes]:

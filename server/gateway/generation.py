@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -116,7 +115,10 @@ async def _run(
         skip_special_tokens=spec.text.skip_special_tokens,
         include_stop=spec.text.include_stop,
     )
-    num_tokens, ended = 0, "abort"
+    ended = "abort"
+    meter = metrics.follow(
+        spec.model.name, num_prompt=len(spec.prompt_ids), arrived_s=spec.arrived_at
+    )
     batches = client.submit(
         spec.request_id,
         spec.model.engine_name,
@@ -129,12 +131,12 @@ async def _run(
     )
     try:
         async with aclosing(batches):
-            async for tokens in batches:
-                if num_tokens == 0:
-                    after_s = time.monotonic() - spec.arrived_at
-                    metrics.first_token(spec.model.name, after_s=after_s)
+            async for tokens, arrivals_s in batches:
                 deltas = _deltas(spec, detokenizer, tokens)
-                num_tokens += len(deltas)
+                if spec.prompt_only:
+                    meter.began(arrivals_s[0], tokens[0].queued_s)
+                else:
+                    meter.came(arrivals_s[: len(deltas)], tokens[0].queued_s)
                 reason = deltas[-1].finish_reason
                 if reason is not None:
                     ended = reason.value
@@ -147,13 +149,7 @@ async def _run(
             error.param = _asker(spec, error)
         raise
     finally:
-        metrics.finished(
-            spec.model.name,
-            reason=ended,
-            prompt_tokens=len(spec.prompt_ids),
-            tokens=num_tokens,
-            after_s=time.monotonic() - spec.arrived_at,
-        )
+        meter.ended(ended)
 
 
 def _asker(spec: SequenceSpec, error: InvalidRequestError) -> str | None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Collection
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
+from pydantic import BeforeValidator
 
 from linker_core.errors import InvalidRequestError, NotReadyError, from_record
 from server.gateway.body import read_object
 from server.gateway.cards import dry_run_card, job_card, joint_card, model_card
+from server.gateway.details import Detail, Details, Listed, of_many
 from server.gateway.idempotency import once_of
 from server.gateway.openapi import answers, takes
 from server.gateway.schemas.operators import (
@@ -25,7 +28,7 @@ from server.gateway.streaming import unless, unless_disconnected
 from server.onboarding.fitting import FitRequest
 from server.onboarding.hub.source import is_hub_source
 from server.onboarding.request import AUTO_DONOR, OnboardRequest, resolve_sharing
-from server.registry.records import JobRecord, JobStatus
+from server.registry.records import JobRecord, JobStatus, ModelRecord
 from server.settings import SharingSettings
 
 
@@ -172,6 +175,7 @@ def _options(body: OnboardBody) -> dict[str, Any]:
 
 def _add_model_routes(router: APIRouter, services: Services) -> None:
     onboarder, roster = services.onboarder, services.roster
+    details = Details(services.registry, services.catalog)
 
     @router.post(
         "/models",
@@ -198,9 +202,23 @@ def _add_model_routes(router: APIRouter, services: Services) -> None:
         return JSONResponse(shown_job(services, job), status_code=202, headers=headers)
 
     @router.get("/models")
-    async def list_models() -> dict[str, Any]:
-        return {"object": "list", "data": [shown_model(services, m.name) for m in roster.models()]}
+    async def list_models(
+        include: Annotated[
+            list[Annotated[Listed, BeforeValidator(of_many)]], Query(default_factory=list)
+        ],
+    ) -> dict[str, Any]:
+        # All as it is now: models change, and go, while details are read.
+        seen = [(record, shown_model(services, record.name)) for record in roster.models()]
+        details.keep({record.name for record, _ in seen})
+        return {"object": "list", "data": [await detailed(*each, include) for each in seen]}
 
     @router.get("/models/{name:path}")
-    async def get_model(name: str) -> dict[str, Any]:
-        return shown_model(services, name)
+    async def get_model(
+        name: str, include: Annotated[list[Detail], Query(default_factory=list)]
+    ) -> dict[str, Any]:
+        return await detailed(roster.named(name), shown_model(services, name), include)
+
+    async def detailed(
+        record: ModelRecord, card: dict[str, Any], include: Collection[Detail]
+    ) -> dict[str, Any]:
+        return {**card, "details": await details.of(record, include)} if include else card

@@ -108,5 +108,7 @@ def _describe_common(operation: dict[str, Any], method: str, path: str) -> None:
     responses.pop("422", None)  # what FastAPI would answer to a bad query, which is 400 here
     responses["4XX"] = {"description": "The request was refused.", "content": refused}
     responses["5XX"] = {"description": "The server could not answer.", "content": failed}
-    if audience_of(method.upper(), path) is not Audience.ANYONE:
-        operation["security"] = [{"key": []}]
+    audience = audience_of(method.upper(), path)
+    if audience is not Audience.ANYONE:
+        without: list[dict[str, list[str]]] = [{}] if audience is Audience.VISITORS else []
+        operation["security"] = [*without, {"key": []}]

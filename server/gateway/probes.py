@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from importlib.metadata import version
 from typing import Any
 
@@ -49,7 +48,6 @@ def probes_router(services: Services) -> APIRouter:
     @router.head("/metrics", include_in_schema=False)
     @router.get("/metrics", response_class=Response, responses=_EXPOSITION)
     async def metrics() -> Response:
-        text = await asyncio.to_thread(services.scrape)
-        return Response(text, media_type=CONTENT_TYPE_PLAIN_0_0_4)
+        return Response(await services.scrape(), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
     return router

@@ -7,9 +7,10 @@ import contextlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import version
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry
 
 from linker_core.engine.kv_size import kv_cache_bytes
 from linker_core.errors import NotReadyError
@@ -22,10 +23,14 @@ from server.gateway.hosts import is_loopback
 from server.gateway.keys import KeyRing
 from server.gateway.text_threads import TextThreads
 from server.metrics.admission import AdmissionMetrics
-from server.metrics.collector import FleetCollector
+from server.metrics.analysis import AnalysisSeries
+from server.metrics.engine import render_engine
 from server.metrics.evictions import EvictionMetrics
+from server.metrics.exposition import Exposition
+from server.metrics.fleet import FleetSeries
 from server.metrics.serving import ServingMetrics
-from server.metrics.sharing import SharingExposition
+from server.metrics.sharing import SharingSeries
+from server.metrics.view import View
 from server.onboarding.admission import Admission
 from server.onboarding.bases import Bases
 from server.onboarding.deltas import Deltas
@@ -57,8 +62,14 @@ from server.residency.keep_alive import KeepAlive
 from server.residency.on_demand import OnDemand
 from server.residency.room import Room
 from server.settings import Settings
+from server.studies.files import Files
+from server.studies.studies import Studies, Timing
+from server.studies.worker import STUDY_COMMAND, StudyWorker
+from server.tracing.writer import SpanWriter, open_writer
 
 logger = logging.getLogger(__name__)
+
+_LAST_SPANS_S = 5.0  # what a collector gets at the end
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,13 +89,14 @@ class Services:
     keep_alive: KeepAlive
     engine: EngineSupervisor
     metrics: ServingMetrics
-    exposition: CollectorRegistry
-    sharing: SharingExposition
+    exposition: Exposition
     gate: Gate
     keys: KeyRing
     replays: Replays
+    studies: Studies
     templates: Templates
     text_threads: TextThreads
+    spans: SpanWriter | None  # None: nobody wants them
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def start(self, startup: Sequence[OnboardRequest]) -> None:
@@ -98,6 +110,7 @@ class Services:
             onboarder.flush(),
             self.keep_alive.run(),
             self.keys.follow(),
+            self.studies.run(),
             watch(self.registry),
         ):
             self.tasks.append(asyncio.ensure_future(work))
@@ -110,8 +123,11 @@ class Services:
         parts = (self.on_demand.stop(), self.evictions.stop(), self.templates.close())
         await asyncio.gather(*self.tasks, *parts, return_exceptions=True)
         self.text_threads.close()
+        self.exposition.close()
         with contextlib.suppress(OSError):
             await self.onboarder.flush_once()
+        if self.spans is not None:
+            await self.spans.close(within_s=_LAST_SPANS_S)
         self.registry.close()
         self.lock.release()
 
@@ -137,9 +153,22 @@ class Services:
         except NotReadyError:
             return None
 
-    def scrape(self) -> bytes:
-        """Returns every metric as Prometheus reads it. Blocking."""
-        return generate_latest(self.exposition) + self.sharing.render()
+    async def scrape(self) -> bytes:
+        """Returns every metric as Prometheus reads it."""
+        # Looked at here, where all of it is written.
+        return await self.exposition.scrape(self._view())
+
+    def _view(self) -> View:
+        return View(
+            models=[self.shown(record) for record in self.roster.models()],
+            twins=self.twin_rows.owners(),
+            configs={served.name: served.text.config for served in self.catalog.models()},
+            snapshot=self.engine.snapshot,
+            engine_up=self.engine.state is EngineState.RUNNING,
+            engine_restarts=max(0, self.engine.num_starts - 1),
+            studies=self.studies.finished(),
+            study_time=self.studies.spent,
+        )
 
     def why_not_ready(self) -> str | None:
         """Returns what keeps the server from being ready, or None if it is."""
@@ -166,15 +195,15 @@ def build_services(
     scan_command: Sequence[str] = SCAN_COMMAND,
     tune_command: Sequence[str] = TUNE_COMMAND,
     encode_command: Sequence[str] = ENCODE_COMMAND,
+    study_command: Sequence[str] = STUDY_COMMAND,
     limits: SupervisionLimits | None = None,
 ) -> Services:
     """Builds the parts; nothing runs yet. The registry is opened. Needs a running event loop."""
+    spans = open_writer(settings.telemetry)  # which may want what is not installed
     lock = StateLock(settings.state_directory())
-    # A second series beside every counter, which nobody reads.
-    disable_created_metrics()  # type: ignore[no-untyped-call]
     registry, catalog = Registry.open(settings.registry_url()), Catalog()
-    exposition = CollectorRegistry()
-    metrics = ServingMetrics(exposition, rejection_reasons=REJECTION_REASONS)
+    collectors = CollectorRegistry()
+    metrics = ServingMetrics(collectors, rejection_reasons=REJECTION_REASONS)
 
     def busy() -> bool:
         snapshot = supervisor.snapshot
@@ -190,7 +219,7 @@ def build_services(
         catalog=catalog,
         rows=rows,
         engine=lambda: services.engine.client,
-        metrics=EvictionMetrics(exposition),
+        metrics=EvictionMetrics(collectors),
     )
     room = Room(
         catalog=catalog,
@@ -269,7 +298,7 @@ def build_services(
         restorer=restorer,
         evictions=evictions,
         twins=twins,
-        metrics=AdmissionMetrics(exposition, stages=STAGES),
+        metrics=AdmissionMetrics(collectors, stages=STAGES),
         queue_limit=settings.models.onboarding_queue,
     )
     supervisor = EngineSupervisor(
@@ -282,6 +311,15 @@ def build_services(
     gate = Gate(
         settings.http.max_inflight,
         max_waiting_tokens=settings.http.max_waiting_prompt_tokens,
+    )
+    studies = Studies(
+        roster=roster,
+        registry=registry,
+        files=Files(roster=roster, catalog=catalog, sources=sources, planner=planner, bases=bases),
+        worker=StudyWorker(study_command, busy=busy),
+        closing=gate.closing,
+        is_enabled=settings.analysis.enabled,
+        timing=Timing(settle_s=settings.analysis.settle_s),
     )
     services = Services(
         settings=settings,
@@ -302,8 +340,17 @@ def build_services(
         ),
         engine=supervisor,
         metrics=metrics,
-        exposition=exposition,
-        sharing=SharingExposition(models=roster.models, registry=registry),
+        exposition=Exposition(
+            collectors,
+            (
+                render_engine,
+                FleetSeries().render,
+                metrics.render,
+                SharingSeries(registry).render,
+                AnalysisSeries().render,
+            ),
+            version=version("linker-llm"),
+        ),
         gate=gate,
         keys=KeyRing(
             registry.api_keys,
@@ -312,17 +359,12 @@ def build_services(
             on_change=gate.quotas.keep,
         ),
         replays=Replays(registry),
+        studies=studies,
         templates=Templates(),
         text_threads=TextThreads(),
+        spans=spans,
     )
     catalog.on_moved = rows.note_moved
-    exposition.register(
-        FleetCollector(
-            models=lambda: [services.shown(record) for record in roster.models()],
-            twins=rows.owners,
-            snapshot=lambda: supervisor.snapshot,
-        )
-    )
     return services
 
 

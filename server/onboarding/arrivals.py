@@ -162,8 +162,8 @@ class Arrivals:
             await self._admission.unload(record.name)
             raise
         watch.stop()
+        self._metrics.succeeded(watch.spent)  # at once: the job is seen to have succeeded
         await self._roster.settle(retimed_job(job, watch.to_json()))
-        self._metrics.succeeded(watch.spent)
         logger.info("model %s is ready", record.name)
 
     async def _choose_donor(

@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from linker_core.errors import (
@@ -27,6 +27,7 @@ from linker_core.pace import BUSY_LINE, IDLE_LINE
 logger = logging.getLogger(__name__)
 
 OnStageProgress = Callable[[str, int, int], None]  # stage, done, in all
+OnSaid = Callable[[Mapping[str, Any]], None]
 
 _MAX_LINE_BYTES = 256 * 1024**2  # a report holds every tensor of a model
 _BUSY_POLL_S = 0.1
@@ -41,6 +42,10 @@ def worker_environment() -> dict[str, str]:
     return _ENVIRONMENT | os.environ
 
 
+def _unheard(message: Mapping[str, Any]) -> None:
+    raise ValueError(f"a worker says what nobody listens to: {', '.join(message)}")
+
+
 def never_busy() -> bool:
     """Says that no sequence runs, where there is no engine to ask."""
     return False
@@ -50,21 +55,30 @@ async def run_worker(
     command: Sequence[str],
     *,
     request: Mapping[str, Any] | None = None,
+    more: Iterable[bytes] = (),
     busy: Callable[[], bool] = never_busy,
     on_progress: OnStageProgress,
+    on_said: OnSaid = _unheard,
+    environment: Mapping[str, str] | None = None,
 ) -> Mapping[str, Any]:
     """Returns a worker's result. Cancelling the wait kills the worker.
 
     Args:
         command: Its command line.
         request: Goes in as the first JSON line of its stdin, if it takes one.
+        more: Go in after it, a line each; asked for when the last has gone, so that none need wait
+            in memory.
         busy: Whether sequences run now. Asked ten times a second; each change goes in as a line
             "busy" or "idle" (`linker_core.pace.Pace.follow`).
         on_progress: Hears of each progress line.
+        on_said: Hears of each other line before the result; what it raises ends the worker, a
+            `KeyError`, `TypeError` or `ValueError` as what the worker should not have said.
+        environment: What it needs beside `worker_environment`; what the user set comes first.
 
     Raises:
         LinkerError: What the worker says, or why it died: `BadCheckpointError` if a file was cut
-            short, `InsufficientCapacityError` if it was killed, else `EngineFailureError`.
+            short, `InsufficientCapacityError` if it was killed, else `EngineFailureError`, also
+            where it speaks otherwise than agreed.
     """
     with stop_signals_blocked():
         process = await asyncio.create_subprocess_exec(
@@ -72,13 +86,13 @@ async def run_worker(
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             limit=_MAX_LINE_BYTES,
-            env=worker_environment(),
+            env={**(environment or {}), **worker_environment()},
         )
     assert process.stdin is not None
     assert process.stdout is not None
-    speaking = asyncio.ensure_future(_speak(process.stdin, request, busy))
+    speaking = asyncio.ensure_future(_speak(process.stdin, request, more, busy))
     try:
-        result = await _read_result(process.stdout, on_progress)
+        result = await _read_result(process.stdout, on_progress, on_said)
         if result is None:
             status = await process.wait()
     finally:
@@ -107,19 +121,33 @@ def _why_it_died(status: int) -> LinkerError:
             "The process that read the model was killed, most likely because the machine has no "
             "memory left. Unload a model, or give the server more memory, and retry."
         )
+    return worker_fault()
+
+
+def worker_fault() -> EngineFailureError:
+    """Returns what is said of a worker that fails through no fault of the files."""
     return EngineFailureError(
         "The process that read the model failed through a fault of the server; see its log."
     )
 
 
 async def _speak(
-    stdin: asyncio.StreamWriter, request: Mapping[str, Any] | None, busy: Callable[[], bool]
+    stdin: asyncio.StreamWriter,
+    request: Mapping[str, Any] | None,
+    more: Iterable[bytes],
+    busy: Callable[[], bool],
 ) -> None:
-    """Writes the request, then every change of `busy`, until cancelled or the worker is gone."""
+    """Writes the request with its lines, then every change of `busy`.
+
+    Until cancelled, or the worker is gone.
+    """
     said = False
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         if request is not None:
             stdin.write(json.dumps(request).encode() + b"\n")
+            await stdin.drain()
+        for line in more:
+            stdin.write(line + b"\n")
             await stdin.drain()
         while True:
             if (now := busy()) != said:
@@ -130,18 +158,26 @@ async def _speak(
 
 
 async def _read_result(
-    stdout: asyncio.StreamReader, on_progress: OnStageProgress
+    stdout: asyncio.StreamReader, on_progress: OnStageProgress, on_said: OnSaid
 ) -> Mapping[str, Any] | None:
-    """Follows the worker's lines up to its result; None if it ends without one."""
-    while line := await stdout.readline():
-        try:
+    """Follows the worker's lines up to its result; None if it ends without one.
+
+    Raises:
+        LinkerError: What the worker says, or `EngineFailureError` where that cannot be understood.
+    """
+    try:
+        while (line := await stdout.readline()).endswith(b"\n"):  # else it was cut off
             message = json.loads(line)
-        except ValueError:
-            return None  # cut off in the middle of a line
-        if "error" in message:
-            raise from_record(message["error"])
-        if "result" in message:
-            result: Mapping[str, Any] = message["result"]
-            return result
-        on_progress(message["stage"], message["done_bytes"], message["total_bytes"])
+            if "error" in message:
+                raise from_record(message["error"])
+            if "result" in message:
+                result: Mapping[str, Any] = message["result"]
+                return result
+            if "stage" in message:
+                on_progress(message["stage"], message["done_bytes"], message["total_bytes"])
+            else:
+                on_said(message)
+    except (KeyError, TypeError, ValueError) as error:
+        logger.error("a worker was not understood: %.200s", error)
+        raise worker_fault() from error
     return None

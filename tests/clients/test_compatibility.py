@@ -6,6 +6,7 @@ A row names a test by a link; the test has to exist and to be about what the row
 from __future__ import annotations
 
 import ast
+import itertools
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -250,6 +251,26 @@ def test_every_field_of_a_models_record_and_a_job_has_a_row(echoing: LiveServer)
     assert gone == {"id": "acme/other", "object": "model", "deleted": True}
 
 
+def test_every_field_of_details_has_a_row(echoing: LiveServer) -> None:
+    asked = {"include": ["blocks", "tensors", "frontier"]}
+    details = echoing.client.get(f"/models/{VARIANT}", params=asked).json()["details"]
+    rows = named("Details of a model")
+    assert set(details) == {name for name in rows if "." not in name}
+    assert {name for name in rows if not name.startswith("frontier.")} == paths(details)
+
+
+def test_every_field_of_a_status_and_a_session_has_a_row(echoing: LiveServer) -> None:
+    with echoing.client.stream("GET", "/models/events") as response:
+        _, status = itertools.islice(filter(None, response.iter_lines()), 2)
+    told = json.loads(status.removeprefix("data: "))
+    loads = told.pop("models").values()
+    assert {field for load in loads for field in load} == {
+        "running", "waiting", "generation_tokens",
+    }  # fmt: skip
+    assert named("The server's status") == paths(told) | {"models"}
+    assert named("The page's session") == set(echoing.client.get("/ui/session").json())
+
+
 def test_error_has_the_fields_of_its_rows(echoing: LiveServer) -> None:
     body = echoing.chat("nobody").json()
     assert paths(body) == {"error"} | named("An error's fields")
@@ -263,6 +284,8 @@ def test_every_response_header_has_a_row(echoing: LiveServer) -> None:
         echoing.client.delete(f"/models/{DONOR}"),
         echoing.client.put("/v1/models"),
         echoing.client.get("/metrics"),
+        echoing.client.get("/"),
+        echoing.client.get("/ui"),
     ]
     found = {name for response in responses for name in response.headers}
     assert found <= {name.lower() for name in named("Response headers")}

@@ -122,6 +122,7 @@ class Running:
                 else None
             ),
             num_cached_tokens=len(prompt) // 2 if is_first else None,
+            queued_s=0.0 if is_first else None,
         )
 
 
@@ -288,6 +289,7 @@ class FakeEngine:
                 num_preemptions=3,
                 prefix_queries=48,
                 prefix_hits=32,
+                batch_variants={1: 5, 3: 2},
             )
         )
 

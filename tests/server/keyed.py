@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 
@@ -38,3 +39,15 @@ def client_of(live: LiveServer, key: str | None) -> httpx.Client:
     """Returns a client of a server that shows a key."""
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}
     return httpx.Client(base_url=live.url, headers=headers, timeout=DEADLINE_S, trust_env=False)
+
+
+class Keyed(NamedTuple):
+    """A server that wants keys, and some."""
+
+    live: LiveServer
+    keys: dict[Role, str]
+    state: Path
+    revoked: str = ""
+
+    def client(self, role: Role | None) -> httpx.Client:
+        return client_of(self.live, None if role is None else self.keys[role] or None)

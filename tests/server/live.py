@@ -23,6 +23,7 @@ from server.gateway.services import Services, build_services
 from server.onboarding.encoder import ENCODE_COMMAND
 from server.residency.catalog import ServedModel
 from server.settings import Settings
+from server.studies.worker import STUDY_COMMAND
 from tests.server.cached_scan import CACHED_SCAN
 from tests.server.fake_engine import FAKE_ENGINE
 from tests.server.fake_tuner import FAKE_TUNER
@@ -87,20 +88,23 @@ class LiveServer:
 
 
 @contextmanager
-def live_server(
+def live_server(  # noqa: PLR0913 - the knobs of a fixture
     state: Path,
     *,
+    port: int = 0,
     models: Mapping[str, Path] | None = None,
     root: Path | None = None,
     engine_command: Sequence[str] | None = FAKE_ENGINE,
     limits: SupervisionLimits | None = None,
     tune_command: Sequence[str] = FAKE_TUNER,
     encode_command: Sequence[str] = ENCODE_COMMAND,
+    study_command: Sequence[str] = STUDY_COMMAND,
     settings: Mapping[str, Mapping[str, object]] | None = None,
 ) -> Iterator[LiveServer]:
     """Runs a server until the block ends. Without `engine_command` it is the real one in full.
 
-    Plans are made with thresholds unless `settings` or a request say otherwise.
+    It listens on `port`, or on a free one. Plans are made with thresholds unless `settings` or a
+    request say otherwise; studies are made only if `settings` enable them, and at once.
     """
     tree: dict[str, dict[str, object]] = {
         "storage": {"state": state},
@@ -110,19 +114,20 @@ def live_server(
         },
         # Most tests are about something else: a tuner for every variant would take minutes.
         "sharing": {"policy": "thresholds"},
+        "analysis": {"enabled": False, "settle_s": 0.0},
     }
     for section, values in (settings or {}).items():
         tree[section] = {**tree.get(section, {}), **values}
     config = Settings.model_validate(tree)
-    commands: dict[str, Sequence[str]] = {}
+    commands: dict[str, Sequence[str]] = {"study_command": study_command}
     if engine_command is not None:
-        commands = {
+        commands |= {
             "engine_command": engine_command,
             "scan_command": CACHED_SCAN,
             "tune_command": tune_command,
             "encode_command": encode_command,
         }
-    host = _Host(config, commands=commands, limits=limits)
+    host = _Host(config, port=port, commands=commands, limits=limits)
     host.start()
     live = host.started()
     try:
@@ -139,6 +144,7 @@ class _Host(threading.Thread):
         self,
         settings: Settings,
         *,
+        port: int,
         commands: Mapping[str, Sequence[str]],
         limits: SupervisionLimits | None,
     ) -> None:
@@ -146,7 +152,7 @@ class _Host(threading.Thread):
         self._settings = settings
         self._limits = limits
         self._commands = commands
-        self._listener = listen("127.0.0.1", 0)
+        self._listener = listen("127.0.0.1", port)
         self._begun = threading.Event()
         self._stopping: asyncio.Event | None = None
         self._live: LiveServer | None = None

@@ -20,6 +20,8 @@ import pytest
 from psycopg.conninfo import make_conninfo
 from sqlalchemy.engine import URL
 
+from tests.programs import absent
+
 DEADLINE_S = 60.0
 _DEBIAN = Path("/usr/lib/postgresql")
 _USER = "postgres"
@@ -157,7 +159,7 @@ def cluster() -> Iterator[Cluster]:
     """The PostgreSQL server of this run."""
     programs = _programs()
     if programs is None:
-        pytest.skip("no PostgreSQL server is installed; `make postgresql` installs Debian's")
+        absent("PostgreSQL server")
     with Cluster.running(programs) as running:
         yield running
 

@@ -33,6 +33,10 @@ def test_flags_win_over_the_file(tmp_path: Path) -> None:
         ("http:\n  port: 1\n port: 2\n", ("YAML", "line 3, column 2")),
         ("http: \x01", ("YAML",)),
         ("engine: {memory_budget: much}", ("engine.memory_budget", "much")),
+        (
+            "telemetry: {otlp_endpoint: 'localhost:4318'}",
+            ("'localhost:4318': an address has to begin with http:// or https://",),
+        ),
         ("sharing: {policy: auto}", ("sharing.policy", "auto", "budget")),
         ("sharing: {budget_kl: .inf}", ("sharing.budget_kl", "inf")),
         ("sharing: {max_bytes: -1}", ("sharing.max_bytes", "-1")),

@@ -48,6 +48,7 @@ class World:
                 "storage": {"state": state},
                 "models": {"root": self.root, "load_timeout_s": 30},
                 "engine": {"memory_budget": budget_bytes, "kv_cache_tokens": 512},
+                "analysis": {"enabled": False},
             }
         )
 

@@ -2,8 +2,8 @@
 
 A benchmark compares within one run. Those of a pair of checkpoints have `measure(donor, variant)`,
 which returns plain JSON values, and the `SHAPE` of a pair that is made up where none is given;
-those of engines and servers have `SCENARIOS`, each of which measures by itself; that of the gateway
-has `run(args)`.
+those of engines and servers have `SCENARIOS`, each of which measures by itself; those of the
+gateway, of a scrape and of a family have `run(args)`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,13 @@ PAIRS = {
 RACES = {
     "decode": "tokens a second of the engine beside vLLM and transformers",
     "serve": "the same over HTTP, beside the servers of both",
+    "study": "what streams feel of a study of a family beside them, and its memory",
     "residency": "what eviction frees, reloads, and what streams feel of an admission",
 }
 GATEWAY = {"gateway": "what the gateway adds to requests, with an engine that needs no time"}
-BENCHMARKS = PAIRS | RACES | GATEWAY
+SCRAPE = {"scrape": "what reading the metrics of many models costs"}
+FAMILY = {"gram": "inner products of a family's deltas beside a streaming read, and a stack's SVD"}
+BENCHMARKS = PAIRS | RACES | GATEWAY | SCRAPE | FAMILY
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             continue
         if name in GATEWAY:
             _add_gateway_arguments(benchmark)
+            continue
+        if name in SCRAPE:
+            _add_scrape_arguments(benchmark)
+            continue
+        if name in FAMILY:
+            _add_family_arguments(benchmark)
             continue
         made_up = "(default: a made-up pair)"
         benchmark.add_argument("donor", type=Path, nargs="?", help=f"the donor's path {made_up}")
@@ -76,6 +85,19 @@ def _add_gateway_arguments(parser: argparse.ArgumentParser) -> None:
     add("--before", type=Path, help="source of another version that takes turns with this one")
 
 
+def _add_scrape_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--count", type=int, default=50, help="models (%(default)s)")
+    add("--blocks", type=int, default=28, help="of each model (%(default)s)")
+    add("--rounds", type=int, default=50, help="scrapes of each kind (%(default)s)")
+
+
+def _add_family_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("models", nargs="*", type=Path, help="BASE VARIANT … (default: a made-up base and five)")
+    add("--rounds", type=int, default=7, help="of each (%(default)s)")
+
+
 def run(args: argparse.Namespace) -> int:
     """Measures and prints; stdout holds one JSON document under --json."""
     # Only the benchmark asked for is imported: most of them bring torch along.
@@ -84,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
     if args.benchmark in RACES:
         scenario = importlib.import_module(f"{__name__}.scenario")
         figures = scenario.run_scenarios(module.SCENARIOS, args)
-    elif args.benchmark in GATEWAY:
+    elif args.benchmark in GATEWAY | SCRAPE | FAMILY:
         figures = module.run(args)
     else:
         with _pair(args, module.SHAPE) as (donor, variant):

@@ -1,4 +1,4 @@
-"""A made-up donor and a near copy of it, for benchmarks that need no real weights."""
+"""A made-up donor and near copies of it, for benchmarks that need no real weights."""
 
 from __future__ import annotations
 
@@ -40,33 +40,40 @@ SMALL: Final[Mapping[str, Any]] = {
 
 
 def write_pair(folder: Path, shape: Mapping[str, Any]) -> tuple[Path, Path]:
-    """Writes both checkpoints; returns their directories.
+    """Writes a donor and a near copy; returns their directories. See `write_family`."""
+    donor, variant = write_family(folder, shape, num_variants=1)
+    return donor, variant
 
-    The variant's words differ from the donor's in their last bit, at random: every block passes BS
+
+def write_family(folder: Path, shape: Mapping[str, Any], *, num_variants: int) -> list[Path]:
+    """Writes a donor and near copies of it; returns their directories, the donor's first.
+
+    A variant's words differ from the donor's in their last bit, at random: every block passes BS
     Eq. 3 at the conservative thresholds.
 
     Args:
         folder: An existing directory.
         shape: Sizes of a Qwen2, by the names of its config.json.
+        num_variants: How many copies.
     """
-    donor, variant = folder / "donor", folder / "variant"
+    directories = [folder / "donor", *(folder / f"variant-{n + 1}" for n in range(num_variants))]
     config = {**QWEN2, **shape}
     generator = torch.Generator().manual_seed(0)
-    for directory in (donor, variant):
-        directory.mkdir()
-        (directory / "config.json").write_text(json.dumps(config))
-        _byte_tokenizer().save(str(directory / "tokenizer.json"))
     tensors = {}
     for name, size in expected_tensors(parse_config(config)).items():
         spread = 1.0 / math.sqrt(size[-1]) if len(size) == 2 else 0.02
         weight = torch.randn(size, generator=generator).mul_(spread)
         tensors[name] = (1 + weight if "norm" in name else weight).bfloat16()
-    save_file(tensors, donor / "model.safetensors", metadata={"format": "pt"})
-    for tensor in tensors.values():
-        flips = torch.randint(2, tensor.shape, generator=generator, dtype=torch.int16)
-        tensor.view(torch.int16).bitwise_xor_(flips)
-    save_file(tensors, variant / "model.safetensors", metadata={"format": "pt"})
-    return donor, variant
+    for number, directory in enumerate(directories):
+        directory.mkdir()
+        (directory / "config.json").write_text(json.dumps(config))
+        _byte_tokenizer().save(str(directory / "tokenizer.json"))
+        if number > 0:
+            for tensor in tensors.values():
+                flips = torch.randint(2, tensor.shape, generator=generator, dtype=torch.int16)
+                tensor.view(torch.int16).bitwise_xor_(flips)
+        save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+    return directories
 
 
 def _byte_tokenizer() -> Tokenizer:

@@ -41,7 +41,7 @@ def measure_reload(settings: Settings) -> dict[str, Any]:
         *settings.family(Kinship.NEAR, 2),  # no tensor of the base's
         *settings.family(Kinship.OWN_HEAD, 2)[1:],  # its embedding alone
     ]
-    with _serving(models) as server, _client(server) as client:
+    with serving_models(models) as server, client_of(server) as client:
         server.warm_up()
         return {
             "command": str(server.kind.launch),
@@ -126,14 +126,14 @@ def _admissions(settings: Settings, *, policy: str, limit_s: float) -> dict[str,
     idle: list[float] = []
     ratios: list[float] = []
     seconds: list[float] = []
-    with _serving([base]) as server, _client(server) as client:
+    with serving_models([base]) as server, client_of(server) as client:
         server.warm_up()
         for variant in variants:
-            alone, beside = _Gaps(), _Gaps()
-            with _streaming(server, settings, alone):
+            alone, beside = Gaps(), Gaps()
+            with streaming(server, settings, alone):
                 alone.until(4 * settings.tokens)
             started = time.perf_counter()
-            with _streaming(server, settings, beside):
+            with streaming(server, settings, beside):
                 _admit(client, variant, policy=policy, limit_s=limit_s)
                 seconds.append(time.perf_counter() - started)
             idle.append(alone.p99_s)
@@ -169,7 +169,7 @@ def _admit(client: httpx.Client, variant: Path, *, policy: str, limit_s: float) 
 
 
 @dataclass(slots=True)
-class _Gaps:
+class Gaps:
     """Seconds between tokens of streams that run again and again."""
 
     values: list[float] = field(default_factory=list)
@@ -195,7 +195,7 @@ _seeds = count(1)  # no prompt comes twice: nothing is found in a prefix cache
 
 
 @contextmanager
-def _streaming(server: Server, settings: Settings, gaps: _Gaps) -> Iterator[None]:
+def streaming(server: Server, settings: Settings, gaps: Gaps) -> Iterator[None]:
     """Keeps streams of the first model going until the block ends."""
 
     def stream() -> None:
@@ -218,7 +218,8 @@ def _streaming(server: Server, settings: Settings, gaps: _Gaps) -> Iterator[None
 
 
 @contextmanager
-def _serving(models: Sequence[Path]) -> Iterator[Server]:
+def serving_models(models: Sequence[Path]) -> Iterator[Server]:
+    """Yields a server of models with a state of its own."""
     with (
         tempfile.TemporaryDirectory() as state,
         servers.serving(servers.linker(models, Path(state)), watched=False) as server,
@@ -226,7 +227,8 @@ def _serving(models: Sequence[Path]) -> Iterator[Server]:
         yield server
 
 
-def _client(server: Server) -> httpx.Client:
+def client_of(server: Server) -> httpx.Client:
+    """Returns an operator's client of a server."""
     return httpx.Client(base_url=server.url, timeout=_TIMEOUT_S, trust_env=False)
 
 

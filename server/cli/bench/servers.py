@@ -54,11 +54,18 @@ class ServerLaunch:
 
 
 def linker(models: Sequence[Path], state: Path) -> ServerLaunch:
-    """Returns `linker serve` with what is byte-equal to the first model aliased."""
+    """Returns `linker serve` with what is byte-equal to the first model aliased.
+
+    Its studies of families, which it makes when nobody asks for anything, are off: they would begin
+    in the midst of what is measured.
+    """
     named = [f"{path.name}={path}" for path in models]
+    config = state / "bench.yaml"
+    config.write_text("analysis: {enabled: false}\n", encoding="utf-8")
     command = (
         *(sys.executable, "-P", "-m", "server.cli.main", "serve", "--strict"),
-        *("--state", str(state), "--models-root", str(models[0].parent)),
+        *("--config", str(config), "--state", str(state)),
+        *("--models-root", str(models[0].parent)),
         *("--port", _PORT, "--policy", "exact", "--model", *named),
     )
     return ServerLaunch(

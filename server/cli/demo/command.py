@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn
@@ -30,7 +30,10 @@ from server.cli.demo.recipes import MODELS
 from server.cli.demo.table import Row, render
 from server.cli.demo.tour import QUESTIONS, Tour
 from server.registry import tables
+from server.registry.database import registry_exists
 from server.registry.lock import make_state
+from server.registry.store import Registry
+from server.settings import Settings, StorageSettings
 
 HOST: Final = "127.0.0.1"
 _REQUEST_TIMEOUT_S: Final = 120
@@ -61,7 +64,8 @@ def run(args: argparse.Namespace) -> int:
     try:
         _check_port(args.port)
         family = _family(args.cache or default_cache(), console)
-        state = _state(family)
+        state = state_of(family)
+        _check_open(state)
         with _serving(family, state, args.port) as process:
             rows = _tour(process, family, args.port, console)
             _report(rows, args.json)
@@ -73,14 +77,27 @@ def run(args: argparse.Namespace) -> int:
         return _EXIT_INTERRUPTED
 
 
-def _state(family: Path) -> Path:
+def state_of(family: Path) -> Path:
     """Returns where the registry of a family lies.
 
-    Another one for every form of its rows: there are no migrations yet, and a demo is soon done.
+    Another one for every form of its rows and plans: a demo is sooner done anew than migrated.
     """
     forms = "".join(map(inspect.getsource, (tables, plan, price)))
     digest = hashlib.sha256(forms.encode()).hexdigest()
     return family.with_name(f"{family.name}-state-{digest[:12]}")
+
+
+def _check_open(state: Path) -> None:
+    """Refuses a state that has had a key: its server lets nobody in without one, nor the tour."""
+    url = Settings(storage=StorageSettings(state=state)).registry_url()
+    if not registry_exists(url):
+        return
+    with closing(Registry.open_beside(url)) as registry:
+        if registry.api_keys():
+            raise InvalidRequestError(
+                f"the demo's state {state} has API keys, and the demo shows none: serve it with "
+                "linker serve --state, or remove the directory, which the demo makes anew"
+            )
 
 
 def _check_port(port: int) -> None:
@@ -200,15 +217,19 @@ def _report(rows: Sequence[Row], path: Path | None) -> None:
 
 
 def _keep_serving(process: subprocess.Popen[bytes], family: Path, state: Path, port: int) -> int:
-    print(f"\nserving on http://{HOST}:{port} until Ctrl-C; try\n")
+    url = f"http://{HOST}:{port}"
+    print(
+        f"\n{url}/ui is the server's page; in a terminal, `linker top --url {url}` shows the same."
+    )
+    print("It serves until Ctrl-C; try\n")
     for line in _curl_lines(port):
         print(f"  {line}")
-    # The tour had no key, so nobody needs one.
+    # See `_check_open`.
     print("\nThe server has no API keys: whoever is on this machine may do everything.")
     print(
         f"Its log is {state / _LOG}, its models lie in {family}.\nTo serve them without the demo:\n"
     )
-    again = ("--models-root", str(family), "--state", str(state))
+    again = ("--models-root", str(family), "--state", str(state), "--port", str(port))
     print(f"  linker serve {shlex.join(again)}", flush=True)
     try:
         status = process.wait()

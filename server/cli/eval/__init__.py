@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +14,8 @@ from linker_core.errors import InvalidRequestError
 from server.cli.eval.report import RETENTION_TASKS, retention, retention_table, score_table
 from server.cli.eval.runs import Evaluation, check_harness, evaluate
 from server.cli.eval.serving import Evaluated, Server
+from server.cli.remote import add_server_arguments, key_of
 from server.gateway.schemas.generation import VariantMode
-
-_KEY = "LINKER_API_KEY"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=get_args(VariantMode),
         help="whose weights answer: as planned (the default), or those onboarded",
     )
-    parser.add_argument("--url", default="http://127.0.0.1:8000", help="of the running server")
-    parser.add_argument("--key", help=f"of an operator; or in {_KEY}, which no process list shows")
+    add_server_arguments(parser, role="an operator")
     parser.add_argument("--data", type=Path, help="folder of local task data, asks no hub")
     parser.add_argument("--limit", type=_count, help="samples of each task")
     parser.add_argument("--num-fewshot", type=int, help="examples in each prompt")
@@ -56,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # it tells of every request
     asked = _evaluation(args)
     check_harness(asked.python)
-    key = args.key or os.environ.get(_KEY)
+    key = key_of(args)
     modes: Sequence[VariantMode] = (args.variant_mode or "planned",)
     if args.retention:
         modes = ("unshared", "planned")

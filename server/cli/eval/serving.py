@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import httpx
 
-from linker_core.errors import InvalidRequestError, from_record
+from server.cli.remote import key_headers, no_server, refusal
 from server.gateway.schemas.generation import VariantMode
 
 _TIMEOUT_S = 60.0
@@ -35,8 +35,8 @@ class Server:
     """
 
     def __init__(self, url: str, key: str | None) -> None:
-        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
         self._url = url.rstrip("/")
+        headers = key_headers(key)
         self._client = httpx.Client(base_url=self._url, headers=headers, timeout=_TIMEOUT_S)
 
     def __enter__(self) -> Self:
@@ -94,18 +94,7 @@ class Server:
         try:
             response = self._client.request(method, path, json=body)
         except httpx.TransportError as error:
-            raise InvalidRequestError(
-                f"There is no server at {self._url} ({error}). Start one with linker serve, or "
-                "name it with --url.",
-                param="url",
-            ) from error
-        if response.is_success:
-            return response.json()
-        try:
-            raise from_record(response.json()["error"])
-        except (ValueError, KeyError, TypeError):
-            raise InvalidRequestError(
-                f"{self._url} answered {response.status_code} to {method} {path}, which a linker "
-                "server does not. Check --url.",
-                param="url",
-            ) from None
+            raise no_server(self._url, error) from error
+        if not response.is_success:
+            raise refusal(self._url, response)
+        return response.json()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from multiprocessing import Pipe
@@ -11,6 +12,7 @@ import pytest
 
 from linker_core.engine.messages import (
     CancelLoad,
+    EngineReady,
     FinishReason,
     LoadFailed,
     LoadModel,
@@ -45,7 +47,7 @@ async def _submit(**more: object) -> Submit:
             first = asyncio.ensure_future(anext(tokens))
             command = await asyncio.to_thread(theirs.recv)
             theirs.send(StepOutput(tokens=(last,)))
-            assert await first == [last]
+            assert (await first)[0] == [last]
     finally:
         theirs.close()
         await client.closed.wait()
@@ -61,6 +63,39 @@ def test_submit_carries_priority_and_salt() -> None:
 def test_submit_shares_with_everyone_unless_told() -> None:
     command = asyncio.run(_submit())
     assert (command.priority, command.cache_salt) == (0, "")
+
+
+def test_submit_says_when_it_was_submitted() -> None:
+    before_s = time.monotonic()
+    submitted_s = asyncio.run(_submit()).submitted_s
+    assert submitted_s is not None
+    assert before_s <= submitted_s <= time.monotonic()
+
+
+def test_token_came_when_the_engine_gave_it_not_when_it_is_read() -> None:
+    async def read_late() -> None:
+        ours, theirs = Pipe()
+        client = EngineClient(ours)
+        outputs = [TokenOutput(request_id="r", token_id=number) for number in range(3)]
+        try:
+            async with aclosing(client.submit("r", "base", (1, 2), SAMPLING)) as batches:
+                first = asyncio.ensure_future(anext(batches))
+                await asyncio.to_thread(theirs.recv)
+                theirs.send(StepOutput(tokens=(outputs[0],)))
+                _, (first_s,) = await first
+                theirs.send(StepOutput(tokens=(outputs[1],)))
+                theirs.send(StepOutput(tokens=(outputs[2],)))
+                theirs.send(EngineReady(device="cpu"))
+                await client.ready  # so both have come
+                read_s = time.monotonic()
+                tokens, (second_s, third_s) = await anext(batches)
+                assert tokens == outputs[1:]
+                assert first_s <= second_s <= third_s <= read_s
+        finally:
+            theirs.close()
+            await client.closed.wait()
+
+    asyncio.run(read_late())
 
 
 def command(model: str, *, replaces: bool = False) -> LoadModel:

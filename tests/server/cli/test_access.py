@@ -12,7 +12,8 @@ import pytest
 
 from linker_core.errors import InvalidRequestError
 from server.registry.records import Role
-from tests.server.cli.test_serve import serving, settings
+from tests.server.cli.test_serve import serving
+from tests.server.cli.test_serve_options import settings
 from tests.server.keyed import give_key, revoke_key
 
 

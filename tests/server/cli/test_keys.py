@@ -101,6 +101,24 @@ def test_create_says_which_registry_it_wrote_to_and_whether_that_is_new(
     assert f"in the {where}" in keys(capsys, state, "create", "b")[2]
 
 
+def test_first_key_says_that_it_closes_the_server(
+    capsys: pytest.CaptureFixture[str], state: Path
+) -> None:
+    assert "every request" in keys(capsys, state, "create", "a", "--role", "admin")[2]
+    keys(capsys, state, "revoke", "a")
+    # A revoked one has closed it already.
+    assert "every request" not in keys(capsys, state, "create", "b", "--role", "metrics")[2]
+
+
+@pytest.mark.parametrize("role", list(Role))
+def test_first_key_that_is_no_admins_says_how_to_get_in(
+    capsys: pytest.CaptureFixture[str], state: Path, role: Role
+) -> None:
+    told = keys(capsys, state, "create", "a", "--role", role.value)[2]
+    [said] = [line for line in told.splitlines() if "every request" in line]
+    assert ("--role admin" in said) == (role is not Role.ADMIN)
+
+
 def test_file_gets_the_key_once_for_its_owner_alone(
     capsys: pytest.CaptureFixture[str], state: Path, tmp_path: Path
 ) -> None:
@@ -113,8 +131,9 @@ def test_file_gets_the_key_once_for_its_owner_alone(
     assert keys(capsys, state, *create)[0] == 0
     assert file.read_text() == first
     file.write_text("another")
-    assert keys(capsys, state, *create)[0] == 0
+    status, _, told = keys(capsys, state, *create)
     old, new = rows(state)
+    assert (status, f"revoked {old.id} (a)\n" in told) == (0, True)
     assert old.revoked_at is not None
     assert digest_of(file.read_text().strip()) == new.digest
     assert [path.name for path in tmp_path.iterdir() if path != state] == ["key"]

@@ -15,7 +15,8 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.cli.serve import listen
-from server.gateway.connection import ServerConfig, server_config
+from server.gateway.connection import server_config
+from server.gateway.server_config import ServerConfig
 from server.settings import HttpSettings
 
 PATIENCE_S = 30.0  # of a test; the server's own limits are far shorter

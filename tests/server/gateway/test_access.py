@@ -1,53 +1,21 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import string
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
-from pathlib import Path
-from typing import Any, NamedTuple
 
-import httpx
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
-from linker_core.errors import NotReadyError
-from server.bridge.client import EngineClient
 from server.gateway.access import AUDIENCES, Audience, audience_of
 from server.gateway.app import create_app
-from server.registry.keys import digest_of
-from server.registry.records import KeyRecord, Role
-from tests.server.keyed import client_of, give_key, revoke_key
-from tests.server.live import DEADLINE_S, LiveServer, live_server
+from server.registry.records import Role
+from tests.server.keyed import Keyed, client_of
+from tests.server.live import DEADLINE_S, LiveServer
 
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
-
-
-class Keyed(NamedTuple):
-    """A server that wants keys, and some."""
-
-    live: LiveServer
-    keys: dict[Role, str]
-    state: Path
-    revoked: str = ""
-
-    def client(self, role: Role | None) -> httpx.Client:
-        return client_of(self.live, None if role is None else self.keys[role] or None)
-
-
-@pytest.fixture(scope="module")
-def keyed(family: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keyed]:
-    state = tmp_path_factory.mktemp("keyed")
-    keys = {role: give_key(state, role).key for role in Role}
-    revoked = give_key(state, Role.ADMIN)
-    revoke_key(state, revoked)
-    with live_server(state, models={"base": family / "base"}, root=family) as live:
-        live.until_ready()
-        yield Keyed(live, keys, state, revoked.key)
 
 
 def routes(live: LiveServer) -> set[tuple[str, str]]:
@@ -68,9 +36,9 @@ def test_every_route_is_classified_and_nothing_else_is(keyed: Keyed) -> None:
     assert routes(keyed.live) == classified
 
 
-def test_two_routes_are_open_to_anyone() -> None:
+def test_probes_and_the_empty_page_are_open_to_anyone() -> None:
     anyone = {path for path, methods in AUDIENCES.items() if Audience.ANYONE in methods.values()}
-    assert anyone == {"/health", "/ready"}
+    assert anyone == {"/health", "/ready", "/", "/ui", "/ui/{file}"}
 
 
 def test_every_route_is_shut_to_the_keys_it_is_not_for(keyed: Keyed) -> None:
@@ -83,11 +51,14 @@ def test_every_route_is_shut_to_the_keys_it_is_not_for(keyed: Keyed) -> None:
         if path == "/models/events":
             continue  # a stream without an end; see below
         concrete = path.replace("{name:path}", "no/such").replace("{job_id}", "no-such")
+        concrete = concrete.replace("{file}", "index.html").replace("{family:path}", "no/such")
         for who, key in shown.items():
             with client_of(live, key) as client:
                 status = client.request(method, concrete).status_code
             where = f"{method} {concrete} for {who}"
             if audience is Audience.ANYONE:
+                assert status == (307 if path == "/" else 200), where
+            elif audience is Audience.VISITORS and who is None:
                 assert status == 200, where
             elif not isinstance(who, Role):
                 assert status == 401, where
@@ -97,8 +68,8 @@ def test_every_route_is_shut_to_the_keys_it_is_not_for(keyed: Keyed) -> None:
                 assert status == 403, where
 
 
-def test_events_are_for_operators(keyed: Keyed) -> None:
-    for role, status in [(None, 401), (Role.CLIENT, 403), (Role.METRICS, 403), (Role.ADMIN, 200)]:
+def test_events_are_for_watchers(keyed: Keyed) -> None:
+    for role, status in [(None, 401), (Role.CLIENT, 403), (Role.METRICS, 200), (Role.ADMIN, 200)]:
         with keyed.client(role) as client, client.stream("GET", "/models/events") as response:
             assert response.status_code == status
 
@@ -114,6 +85,9 @@ def test_refusals_are_in_openais_shape_and_name_the_scheme(keyed: Keyed) -> None
     with keyed.client(Role.CLIENT) as client:
         error = client.get("/models").json()["error"]
         assert (error["type"], error["code"]) == ("permission_error", "permission_denied")
+        assert "a key of role admin or metrics, and yours is of role client" in error["message"]
+        message = client.delete("/models/base").json()["error"]["message"]
+        assert "a key of role admin, and yours is of role client" in message
 
 
 @pytest.mark.parametrize(
@@ -172,7 +146,8 @@ def status_of(keyed: Keyed, method: str, target: str, role: Role | None = None) 
         "/health;/models", "/health%00", "/health?/models", "/./health", "/%68ealth/x", "/readyz",
         "/ready\\..\\models", "/metrics/", "/METRICS", "//metrics", "/models/", "//models",
         "/Models", "/%6dodels", "/models%2f", "/v1/../models", "/v1//models", "/v1/models/",
-        "/docs", "/redoc", "/ui", "/analysis/x", "/v2/models", "/", "",
+        "/docs", "/redoc", "/UI", "//ui", "/ui/../models", "/ui%2f..%2fmodels", "/analysis/x",
+        "/v2/models",
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("method", _METHODS)
@@ -227,18 +202,49 @@ _PATHS = st.lists(
 ).map(lambda text: f"/{text}")
 
 
+def decided(router: list[Route], method: str, path: str) -> Audience:
+    """Returns the audience of what the router itself would run, or the strictest of what fits."""
+    scope = {"type": "http", "method": method, "path": path}
+    found = [(route, route.matches(scope)[0]) for route in router]
+    for route, match in found:
+        if match is Match.FULL:
+            return AUDIENCES[route.path][method]
+    near = {
+        a
+        for route, match in found
+        if match is Match.PARTIAL
+        for a in AUDIENCES[route.path].values()
+    }
+    order = (Audience.OPERATORS, Audience.WATCHERS, Audience.CLIENTS, Audience.VISITORS)
+    return next((a for a in order if a in near), Audience.ANYONE if near else Audience.OPERATORS)
+
+
+@pytest.fixture(scope="module")
+def router(keyed: Keyed) -> list[Route]:
+    """The routes in the order in which they are tried."""
+    found, left = list[Route](), list(create_app(keyed.live.services).routes)
+    while left:
+        route = left.pop(0)
+        if (included := getattr(route, "original_router", None)) is not None:
+            left[:0] = included.routes
+        else:
+            assert isinstance(route, Route)
+            found.append(route)
+    return found
+
+
 @given(method=st.sampled_from(_METHODS), path=_PATHS)
 @example(method="GET", path="/v1/models/../../models")
+@example(method="DELETE", path="/models/jobs")
+@example(method="PATCH", path="/models/events")
+@example(method="POST", path="/models/jobs/x/cancel")
+@example(method="GET", path="/models/jobs/x/cancel")
+@example(method="POST", path="/ui/session")
 @settings(max_examples=500)
-def test_only_what_is_classified_is_for_others_than_operators(method: str, path: str) -> None:
-    audience = audience_of(method, path)
-    if audience is Audience.OPERATORS:
-        return
-    if path.startswith("/v1/models/"):
-        assert method == "GET"
-        assert audience is Audience.CLIENTS
-    else:
-        assert audience in AUDIENCES[path].values()
+def test_a_requests_audience_is_that_of_the_route_that_would_run(
+    router: list[Route], method: str, path: str
+) -> None:
+    assert audience_of(method, path) is decided(router, method, path)
 
 
 def test_a_methods_own_audience_decides_and_an_unknown_one_needs_the_strictest() -> None:
@@ -248,6 +254,10 @@ def test_a_methods_own_audience_decides_and_an_unknown_one_needs_the_strictest()
     assert audience_of("POST", "/health") is Audience.ANYONE
     assert audience_of("OPTIONS", "/v1/chat/completions") is Audience.CLIENTS
     assert audience_of("get", "/models") is Audience.OPERATORS
+    assert audience_of("DELETE", "/models/jobs") is Audience.OPERATORS  # a model of that name
+    assert audience_of("POST", "/models/jobs/x/cancel") is Audience.OPERATORS
+    assert audience_of("GET", "/models/jobs/x") is Audience.WATCHERS
+    assert audience_of("GET", "/analysis/a/b") is Audience.WATCHERS
 
 
 # --- E2: hosts that look like paths ----------------------------------------------------------
@@ -277,169 +287,3 @@ def test_no_origin_is_told_that_it_may_read_answers(keyed: Keyed) -> None:
             headers = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
             response = client.request(method, "/v1/models", headers=headers)
             assert not [name for name in response.headers if name.startswith("access-control")]
-
-
-# --- keys come and go ------------------------------------------------------------------------
-
-
-def test_a_running_server_notices_keys_that_are_made_and_revoked(keyed: Keyed) -> None:
-    live = keyed.live
-    made = give_key(keyed.state, Role.CLIENT)
-    with client_of(live, made.key) as client:
-        live.until(lambda: client.get("/v1/models").status_code == 200)
-        revoke_key(keyed.state, made)
-        live.until(lambda: client.get("/v1/models").status_code == 401)
-    with keyed.client(Role.CLIENT) as client:
-        assert client.get("/v1/models").status_code == 200
-
-
-def test_a_revoked_key_hears_of_no_more_changes(keyed: Keyed) -> None:
-    made = give_key(keyed.state, Role.ADMIN)
-    with client_of(keyed.live, made.key) as client, keyed.client(Role.ADMIN) as operator:
-        keyed.live.until(lambda: client.get("/models").status_code == 200)
-        with client.stream("GET", "/models/events") as response:
-            events = (line for line in response.iter_lines() if line)
-            assert "snapshot" in next(events)
-            revoke_key(keyed.state, made)
-            keyed.live.until(lambda: client.get("/models").status_code == 401)
-            assert operator.patch("/models/base", json={"pin": True}).status_code == 200
-            error, done = events
-        assert json.loads(error.removeprefix("data: "))["error"]["code"] == "invalid_api_key"
-        assert done == "data: [DONE]"
-        assert operator.patch("/models/base", json={"pin": False}).status_code == 200
-
-
-def test_an_open_server_closes_with_its_first_key_and_stays_closed(tmp_path: Path) -> None:
-    with live_server(tmp_path) as live, client_of(live, None) as client:
-        assert client.get("/models").status_code == 200
-        made = give_key(tmp_path, Role.ADMIN)
-        live.until(lambda: client.get("/models").status_code == 401)
-        with client_of(live, made.key) as owner:
-            assert owner.get("/models").status_code == 200
-            revoke_key(tmp_path, made)
-            live.until(lambda: owner.get("/models").status_code == 401)
-        assert client.get("/models").status_code == 401
-
-
-def test_keys_are_good_while_the_registry_cannot_be_read(
-    keyed: Keyed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ring = keyed.live.services.keys
-    reads: list[bool] = []
-
-    def broken() -> list[KeyRecord]:
-        reads.append(True)
-        raise NotReadyError("The registry cannot be used at the moment; try again later.")
-
-    monkeypatch.setattr(ring, "_read", broken)
-    keyed.live.until(lambda: bool(reads))
-    with keyed.client(Role.CLIENT) as client:
-        assert client.get("/v1/models").status_code == 200
-
-
-# --- limits ----------------------------------------------------------------------------------
-
-
-def test_requests_of_a_key_are_bounded_with_when_to_come_again(keyed: Keyed) -> None:
-    made = give_key(keyed.state, Role.CLIENT, requests_per_minute=3)
-    with client_of(keyed.live, made.key) as client, keyed.client(Role.CLIENT) as other:
-        keyed.live.until(lambda: client.get("/v1/models").status_code == 200)
-        assert [client.get("/v1/models").status_code for _ in range(3)] == [200, 200, 429]
-        # What a key may not do counts as well.
-        assert client.get("/models").status_code == 429
-        refused = client.get("/v1/models")
-        assert refused.json()["error"]["code"] == "rate_limit_exceeded"
-        assert 1 <= int(refused.headers["retry-after"]) <= 61
-        assert client.get("/health").status_code == 200
-        assert other.get("/v1/models").status_code == 200
-
-
-def test_tokens_of_a_key_are_bounded_and_others_go_on(keyed: Keyed) -> None:
-    made = give_key(keyed.state, Role.CLIENT, tokens_per_minute=20)
-    body = {"model": "base", "prompt": "abcd", "max_tokens": 16}
-    with client_of(keyed.live, made.key) as client, keyed.client(Role.CLIENT) as other:
-        keyed.live.until(lambda: client.get("/v1/models").status_code == 200)
-        long = client.post("/v1/completions", json={**body, "prompt": "a" * 21})
-        assert long.status_code == 400
-        assert client.post("/v1/completions", json=body).status_code == 200
-        refused = client.post("/v1/completions", json=body)
-        assert refused.status_code == 429
-        assert 1 <= int(refused.headers["retry-after"]) <= 61
-        assert other.post("/v1/completions", json=body).status_code == 200
-
-
-def test_parallel_answers_of_a_key_share_its_tokens(keyed: Keyed) -> None:
-    made = give_key(keyed.state, Role.CLIENT, tokens_per_minute=100)
-    body = {"model": "base", "prompt": "ab", "max_tokens": 60, "ignore_eos": True}
-
-    def ask(client: httpx.Client) -> tuple[int, int]:
-        response = client.post("/v1/completions", json=body)
-        used = response.json()["usage"]["total_tokens"] if response.status_code == 200 else 0
-        return response.status_code, used
-
-    with client_of(keyed.live, made.key) as client, ThreadPoolExecutor(20) as threads:
-        keyed.live.until(lambda: client.get("/v1/models").status_code == 200)
-        answers = list(threads.map(ask, [client] * 20))
-        assert {status for status, _ in answers} == {200, 429}
-        assert 60 <= sum(used for _, used in answers) <= 100 + 60
-        refused = client.post("/v1/completions", json={**body, "prompt": "a" * 90})
-        assert refused.status_code == 429
-        assert 1 <= int(refused.headers["retry-after"]) <= 120
-
-
-def test_parallel_sequences_of_a_key_are_bounded(keyed: Keyed) -> None:
-    made = give_key(keyed.state, Role.CLIENT, max_parallel=2)
-    body = {"model": "base", "prompt": "abcd", "max_tokens": 2}
-    with client_of(keyed.live, made.key) as client:
-        keyed.live.until(lambda: client.get("/v1/models").status_code == 200)
-        assert client.post("/v1/completions", json={**body, "n": 2}).status_code == 200
-        assert client.post("/v1/completions", json={**body, "n": 3}).status_code == 400
-
-
-def test_only_operators_go_before_others(keyed: Keyed) -> None:
-    body = {"model": "base", "prompt": "abcd", "max_tokens": 1}
-    for role, priority, status in [
-        (Role.CLIENT, -1, 403), (Role.CLIENT, 0, 200), (Role.CLIENT, 7, 200), (Role.ADMIN, -1, 200),
-    ]:  # fmt: skip
-        with keyed.client(role) as client:
-            response = client.post("/v1/completions", json={**body, "priority": priority})
-            assert response.status_code == status
-            assert status == 200 or response.json()["error"]["param"] == "priority"
-
-
-# --- E5: what one key has asked shows in nothing that another one sees ------------------------
-
-
-def salts(keyed: Keyed, role: Role, **more: object) -> list[str]:
-    """Returns the salts under which the engine looks a request's prompts up."""
-    seen, tenants = list[str](), set[str]()
-    submit = EngineClient.submit
-
-    def noting(client: EngineClient, *rest: Any, cache_salt: str, tenant: str, **more: Any) -> Any:
-        seen.append(cache_salt)
-        tenants.add(tenant)
-        return submit(client, *rest, cache_salt=cache_salt, tenant=tenant, **more)
-
-    with pytest.MonkeyPatch.context() as patch, keyed.client(role) as asking:
-        patch.setattr(EngineClient, "submit", noting)
-        body = {"model": "base", "prompt": "abcd", "max_tokens": 1, **more}
-        assert asking.post("/v1/completions", json=body).status_code == 200
-    key = keyed.keys[role]
-    ids = {row.digest: row.id for row in keyed.live.services.registry.api_keys()}
-    assert tenants == {ids[digest_of(key)] if key else ""}
-    return seen
-
-
-def test_prefixes_are_parted_by_key_and_then_by_salt_vllm_cve_2025_46570(keyed: Keyed) -> None:
-    [plain], [again] = salts(keyed, Role.CLIENT), salts(keyed, Role.CLIENT)
-    [salted], [other] = salts(keyed, Role.CLIENT, cache_salt="s"), salts(keyed, Role.ADMIN)
-    assert plain == again
-    assert len({plain, salted, other, "", "s"}) == 5
-    [claimed] = salts(keyed, Role.ADMIN, cache_salt=plain)
-    assert claimed != plain
-
-
-def test_an_open_server_has_the_salts_that_clients_say(server: LiveServer) -> None:
-    open_one = Keyed(server, dict.fromkeys(Role, ""), Path())
-    assert salts(open_one, Role.CLIENT) == [""]
-    assert salts(open_one, Role.CLIENT, cache_salt="s") == ["s"]

@@ -330,6 +330,8 @@ def test_compressed_body_is_415(server: LiveServer) -> None:
         ("GET", "/models/nobody", 404, "model_not_found"),
         ("GET", "/v1/models/no/body", 404, "model_not_found"),
         ("DELETE", "/models/nobody", 404, "model_not_found"),
+        ("GET", "/analysis/no/body", 404, "model_not_found"),
+        ("POST", "/analysis/base", 405, "method_not_allowed"),
     ],
 )
 def test_path_and_method_errors_have_the_same_shape(
@@ -351,6 +353,8 @@ def test_path_and_method_errors_have_the_same_shape(
         ("PUT", "/models/load", "DELETE, GET, PATCH, POST"),
         ("PUT", "/models/unload", "DELETE, GET, PATCH, POST"),
         ("PUT", "/models/jobs/x/cancel", "DELETE, GET, PATCH, POST"),
+        ("POST", "/analysis", "GET"),
+        ("DELETE", "/analysis/base", "GET"),
         ("OPTIONS", "/v1/chat/completions", "POST"),
         ("POST", "/health", "GET, HEAD"),
     ],

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from linker_core.errors import QueueFullError
+from linker_core.errors import InvalidKeyError, QueueFullError
 from server.onboarding.feed import MAX_LISTENERS, MAX_UNREAD, Feed
 from server.registry.records import JobRecord, JobStatus
 from tests.server.live import LiveServer, live_server
@@ -94,9 +94,23 @@ def test_stream_ends_when_the_server_drains(live: LiveServer) -> None:
         lines = response.iter_lines()
         next(lines)
         live.loop.call_soon_threadsafe(live.services.gate.close)
-        assert [line for line in lines if line] == ["data: [DONE]"]
+        *statuses, last = [line for line in lines if line]
+        assert last == "data: [DONE]"
+        assert {json.loads(line.removeprefix("data: "))["type"] for line in statuses} == {"status"}
     refused = live.client.get("/models/events")
     assert refused.status_code == 503
+
+
+def test_nothing_is_told_of_the_server_after_a_key_was_revoked(
+    live: LiveServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_: object) -> None:
+        raise InvalidKeyError("The API key of this request is no longer good.")
+
+    monkeypatch.setattr(live.services.keys, "check", refuse)
+    with following(live) as events:
+        kinds = [found.get("type", "error") for found in events]
+    assert kinds == ["snapshot", "error"]  # and no status between the two
 
 
 def test_listeners_are_bounded_and_gone_when_they_leave(live: LiveServer) -> None:

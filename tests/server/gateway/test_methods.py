@@ -16,6 +16,7 @@ _METHODS = (
 _PATHS = (
     "/", "/health", "/ready", "/v1/models", "/v1/models/base", "/v1/models/no%00body",
     "/v1/chat/completions", "/v1/completions", "/models", "/models/jobs", "/models/jobs/x",
+    "/analysis", "/analysis/x",
     "/models/plan", "/tokenize", "/tokenizer_info", "/openapi.json", "/m/base/v1/models", "/m/",
     "//health", "/health/", "/%2e%2e/etc/passwd", "/../../etc/passwd", "/v1/models/%ff", "/?a=%",
     "/v1//models", "/HEALTH", "*", "http://localhost/health", "/health?" + "a" * 8000,

@@ -67,3 +67,26 @@ def test_every_route_is_listed_with_its_refusals(document: Any) -> None:
     chat = document["paths"]["/v1/chat/completions"]["post"]["responses"]
     assert {"200", "4XX", "5XX"} <= chat.keys()
     assert "text/event-stream" in chat["200"]["content"]
+
+
+def test_keys_are_wanted_where_the_server_wants_them(document: Any) -> None:
+    def security(path: str) -> Any:
+        return document["paths"][path]["get"].get("security", [])
+
+    assert security("/health") == []
+    assert security("/models") == [{"key": []}]
+    assert security("/ui/session") == [{}, {"key": []}]  # with one or without
+
+
+def test_details_that_can_be_included_are_listed(document: Any) -> None:
+    def choices(path: str) -> list[str]:
+        [found] = [
+            parameter["schema"]["items"].get("enum") or [parameter["schema"]["items"]["const"]]
+            for parameter in document["paths"][path]["get"]["parameters"]
+            if parameter["name"] == "include"
+        ]
+        return sorted(found)
+
+    assert choices("/models") == ["blocks", "frontier"]
+    assert choices("/models/{name}") == ["blocks", "frontier", "tensors"]
+    assert choices("/analysis/{family}") == ["tensors"]

@@ -15,7 +15,7 @@ from linker_core.errors import (
     LinkerError,
     UnsupportedFormatError,
 )
-from server.onboarding.processes import never_busy, run_worker
+from server.onboarding.processes import OnSaid, never_busy, run_worker
 
 PRELUDE = "import json, os, sys, time\ndef say(x): print(json.dumps(x), flush=True)\n"
 
@@ -26,11 +26,19 @@ def run(
     request: Mapping[str, Any] | None = None,
     busy: Callable[[], bool] = never_busy,
     heard: list[tuple[str, int, int]] | None = None,
+    on_said: OnSaid | None = None,
 ) -> Mapping[str, Any]:
     heard = [] if heard is None else heard
     command = (sys.executable, "-c", PRELUDE + script)
+    more: dict[str, Any] = {} if on_said is None else {"on_said": on_said}
     return asyncio.run(
-        run_worker(command, request=request, busy=busy, on_progress=lambda *s: heard.append(s))
+        run_worker(
+            command,
+            request=request,
+            busy=busy,
+            on_progress=lambda *s: heard.append(s),
+            **more,
+        )
     )
 
 
@@ -66,6 +74,50 @@ def test_death_without_a_result_says_whose_fault_it_was(
     with pytest.raises(LinkerError) as caught:
         run(script)
     assert type(caught.value) is kind
+
+
+LINGER = "\ntime.sleep(600)"  # it would not end by itself
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        "print('no json', flush=True)",
+        "say(3)",
+        "say(['result'])",
+        "say({'stage': 'hashing'})",
+        "say({'error': {'code': 'bad_checkpoint'}})",
+        "say({'error': 'bad'})",
+        "say({'news': 1})",
+    ],
+)
+def test_worker_that_is_not_understood_is_ended(script: str) -> None:
+    with pytest.raises(EngineFailureError, match="a fault of the server"):
+        run(script + LINGER)
+
+
+def test_what_else_a_worker_says_is_handed_on_before_its_result() -> None:
+    said: list[Mapping[str, Any]] = []
+    result = run(
+        "say({'record': 1})\nsay({'record': 2})\nsay({'result': {'done': True}})",
+        on_said=said.append,
+    )
+    assert said == [{"record": 1}, {"record": 2}]
+    assert result == {"done": True}
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind"),
+    [(KeyError("name"), EngineFailureError), (BadCheckpointError("moved"), BadCheckpointError)],
+)
+def test_listener_that_refuses_a_line_ends_the_worker(
+    raised: Exception, kind: type[LinkerError]
+) -> None:
+    def refuse(_message: Mapping[str, Any]) -> None:
+        raise raised
+
+    with pytest.raises(kind):
+        run("say({'record': 1})" + LINGER, on_said=refuse)
 
 
 def test_request_of_megabytes_and_result_of_megabytes_cross() -> None:

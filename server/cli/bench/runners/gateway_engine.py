@@ -69,6 +69,7 @@ class _Sequence:
             token_id=token_id,
             finish_reason=FinishReason.LENGTH if is_last else None,
             num_cached_tokens=0 if self.num_done == 1 else None,
+            queued_s=0.0 if self.num_done == 1 else None,
         )
 
 

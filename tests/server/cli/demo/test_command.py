@@ -19,9 +19,12 @@ from linker_core.errors import InvalidRequestError
 from linker_core.tuning.request import DEFAULT_BUDGET_KL
 from server.cli import demo
 from server.cli.demo.build import FamilyBuilder
+from server.cli.demo.command import state_of
 from server.cli.demo.recipes import FAMILY, MODELS, tiny, version
 from server.cli.serve_options import add_arguments, settings_from
+from server.registry.records import Role
 from server.settings import Settings
+from tests.server.keyed import give_key, revoke_key
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +109,22 @@ def test_once_ends_after_the_table_and_a_second_time_works_on_what_is_there(
         assert is_free(port)
 
 
+@pytest.mark.parametrize("is_revoked", [False, True])
+def test_state_with_keys_is_refused_before_anything_is_served(
+    cache: Path, tmp_path: Path, is_revoked: bool
+) -> None:
+    family = tmp_path / version(FAMILY)
+    family.symlink_to(cache / version(FAMILY))
+    arguments = ("--port", str(free_port()), "--cache", str(tmp_path))
+    state = state_of(family)
+    made = give_key(state, Role.CLIENT)
+    if is_revoked:
+        revoke_key(state, made)
+    with pytest.raises(InvalidRequestError, match=f"{state} has API keys.*remove the directory"):
+        demo.run(parse(*arguments))
+    assert [path.name for path in state.iterdir()] == ["registry.sqlite3"]
+
+
 def test_ctrl_c_stops_server_and_demo(cache: Path) -> None:
     port = free_port()
     with running("--port", str(port), "--cache", str(cache)) as process:
@@ -118,6 +137,12 @@ def test_ctrl_c_stops_server_and_demo(cache: Path) -> None:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models") as reply:
             served = json.load(reply)
         assert [model["id"] for model in served["data"]] == list(MODELS)
+        page = f"http://127.0.0.1:{port}/ui"
+        [about] = [one for one in lines if page in one]
+        assert about.startswith(page)
+        assert f"`linker top --url http://127.0.0.1:{port}`" in about
+        with urllib.request.urlopen(page) as reply:
+            assert reply.status == 200
         while not line.lstrip().startswith("linker serve "):
             line = process.stdout.readline()
             assert line, "the demo does not say how to serve its models"
@@ -125,6 +150,7 @@ def test_ctrl_c_stops_server_and_demo(cache: Path) -> None:
         said = " ".join("".join(lines).split())
         assert "no API keys: whoever is on this machine" in said
         again = parse_serve(*shlex.split(line)[2:])
+        assert again.http.port == port
         assert again.models.root == cache / version(FAMILY)
         assert (again.state_directory() / "registry.sqlite3").is_file()
         process.send_signal(signal.SIGINT)
