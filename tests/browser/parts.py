@@ -71,3 +71,9 @@ def limit_tokens(page: Page, tokens: int) -> None:
 
 def expect_ended(page: Page) -> None:
     expect(page.get_by_role("button", name="Stop")).to_be_hidden()
+
+
+def open_tables(page: Page) -> None:
+    """Opens every chart's table in sight, all at once: charts come and go with what is known."""
+    tables = page.get_by_text("Show as table").filter(visible=True)
+    tables.evaluate_all("summaries => summaries.forEach(summary => summary.click())")

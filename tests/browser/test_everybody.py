@@ -15,6 +15,7 @@ from tests.browser.parts import (
     limit_tokens,
     models,
     onboarding_form,
+    open_tables,
     row_of,
     said,
 )
@@ -34,8 +35,7 @@ def test_every_view_is_usable(
     for view in VIEWS:
         go_to(page, view)
         expect(page.get_by_role("heading", level=1, name=view)).to_be_visible()
-        for table in page.get_by_text("Show as table").filter(visible=True).all():
-            table.click()
+        open_tables(page)
         visitor.inspect(page, f"view-{view.lower()}-{size['width']}-{scheme}")
 
 

@@ -199,6 +199,7 @@ def test_key_that_is_revoked_while_its_owner_talks_is_asked_for_again(
     revoke_key(state, made)
     keyed.until(lambda: keyed.client.get("/v1/models", headers=bearer(made.key)).is_client_error)
     ask(page, "hello again")
+    expect(page.get_by_role("heading", name="This server asks for a key")).to_be_visible()
     expect(page.get_by_role("alert").filter(has_text="This key is not known")).to_be_visible()
     expect_nothing_left(page, "near", "hello")
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import pytest
 from playwright.sync_api import Browser, ViewportSize, expect
 
-from tests.browser.parts import go_to
+from tests.browser.parts import go_to, open_tables
 from tests.browser.stage import CHARTS, Stage, staged
 from tests.browser.studies import study_card
 from tests.browser.visitor import NARROW, WIDE, Visitor
@@ -261,8 +261,7 @@ def test_analysis_is_usable_by_everybody(
     page.route("**/analysis", lambda route: route.fulfill(json={"object": "list", "data": cards}))
     go_to(page, "Analysis")
     expect(page.get_by_role("img", name="Cosines between 12 fine-tunes")).to_be_visible()
-    for table in page.get_by_text("Show as table").filter(visible=True).all():
-        table.click()
+    open_tables(page)
     visitor.inspect(page, f"view-analysis-{size['width']}-{scheme}")
 
 

@@ -8,11 +8,11 @@ import pytest
 
 from server.cli.bench import process_tree
 
-# A process with a child; both hold 32 MB and say so on one line each.
-_HOLD = "held = bytearray(b'x') * (32 << 20); print('ready', flush=True); sys.stdin.read()"
+# A process with a child; both hold 32 MB and say so on one line each, written whole.
+_HOLD = "held = bytearray(b'x') * (32 << 20); os.write(1, b'ready\\n'); sys.stdin.read()"
 _TREE = f"""
-import subprocess, sys
-subprocess.Popen([sys.executable, "-c", {"import sys; " + _HOLD!r}])
+import os, subprocess, sys
+subprocess.Popen([sys.executable, "-c", {"import os, sys; " + _HOLD!r}])
 {_HOLD}
 """
 
