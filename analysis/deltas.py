@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from analysis.model import StudyModel
+from analysis.tensors import out_of_range
 
 DeltaOf = Callable[[str], NDArray[np.float32]]  # tensor's name -> what is added to it
 
@@ -19,13 +20,32 @@ def add_deltas(model: StudyModel, names: Iterable[str], delta_of: DeltaOf) -> fl
 
     Returns:
         The norm of all deltas together, before they are rounded to the model's type.
+
+    Raises:
+        InvalidRequestError: A sum leaves the range of the model's type.
     """
     square = 0.0
     for name in names:
-        delta = delta_of(name)
-        square += float(np.square(delta, dtype=np.float64).sum())
+        with np.errstate(over="ignore", invalid="ignore"):  # `check_range` says it better
+            delta = delta_of(name)
+            square += float(np.square(delta, dtype=np.float64).sum())
         model.put(name, model.get(name).cpu() + torch.from_numpy(delta))
+        check_range(model, name)
     return math.sqrt(square)
+
+
+def check_range(model: StudyModel, name: str) -> None:
+    """Refuses a tensor that something was added to, if not all of it is finite any more.
+
+    Raises:
+        InvalidRequestError: See above.
+    """
+    values = model.get(name)
+    if not torch.isfinite(values).all():
+        remedy = "Give a smaller scale"
+        if values.dtype is not torch.float32:
+            remedy += ", or --dtype float32"
+        raise out_of_range(name, str(values.dtype).removeprefix("torch."), remedy=remedy)
 
 
 def noise_like(delta: NDArray[np.float32], generator: np.random.Generator) -> NDArray[np.float32]:

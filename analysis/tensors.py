@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from linker_core.errors import InvalidRequestError
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.safetensors_header import FLOATS
 
@@ -54,6 +55,19 @@ def read_runs(
         words = bytearray(min(run_elements * item_bytes, tensor.nbytes - start))
         checkpoint.read_into(name, memoryview(words), offset_bytes=start)
         yield _decoded(words, tensor.dtype)
+
+
+def out_of_range(name: str, dtype: str, *, remedy: str) -> InvalidRequestError:
+    """Returns the error about a tensor whose changed values its type has no finite numbers for.
+
+    Args:
+        name: The tensor's.
+        dtype: What its values are to be rounded to.
+        remedy: What the user can do, beginning with a verb.
+    """
+    return InvalidRequestError(
+        f"{name}: the base with what is added leaves the range of {dtype}. {remedy}.", param="alpha"
+    )
 
 
 def _decoded(words: bytearray, dtype: str) -> npt.NDArray[np.float32]:

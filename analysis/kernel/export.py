@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from analysis.family import StudiedFamily
 from analysis.kernel.apply import kernel_runs
 from analysis.kernel.kernel import Kernel
+from analysis.tensors import out_of_range
 from linker_core.errors import InvalidRequestError
 from linker_core.residency.changed_copy import Progress, write_changed_copy
 
@@ -77,11 +78,7 @@ def _changed(family: StudiedFamily, kernel: Kernel, name: str, scale: float) -> 
     for base_D, kernel_D in kernel_runs(family, kernel, name):
         words = rounded_words(base_D + scale * kernel_D, dtype)
         if words is None:
-            raise InvalidRequestError(
-                f"{name}: base + {scale:g} · kernel leaves the range of {dtype}. Give a smaller "
-                "scale.",
-                param="alpha",
-            )
+            raise out_of_range(name, dtype, remedy=f"Give a smaller scale than {scale:g}")
         yield words.tobytes()
 
 

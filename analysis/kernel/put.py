@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
+from analysis.deltas import check_range
 from analysis.family import StudiedFamily
 from analysis.kernel.apply import kernel_runs
 from analysis.kernel.combination import Combination
@@ -31,6 +32,7 @@ def put_kernel(
 
     Raises:
         BadCheckpointError: A file changed.
+        InvalidRequestError: A sum leaves the range of the model's type.
     """
     for name in kernel.tensors if names is None else names:
         target_D = model.get(name).view(-1)
@@ -39,3 +41,4 @@ def put_kernel(
             values_D = torch.from_numpy(base_D + scale * kernel_D)
             target_D[start : start + len(values_D)].copy_(values_D)
             start += len(values_D)
+        check_range(model, name)

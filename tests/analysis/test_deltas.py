@@ -10,6 +10,7 @@ import torch
 
 from analysis.deltas import add_deltas, noise_like, shuffled
 from analysis.model import StudyModel
+from linker_core.errors import InvalidRequestError
 from linker_core.weights.checkpoint import Checkpoint
 from tests.tiny import make_checkpoint
 
@@ -24,6 +25,16 @@ def test_add_deltas_changes_the_named_tensors_alone(tmp_path: Path) -> None:
     assert norm == pytest.approx(0.25 * (80 * 48) ** 0.5)
     for each in model.names:
         assert torch.equal(model.get(each), before[each] + (0.5 if each == name else 0.0))
+
+
+def test_add_deltas_refuses_what_leaves_the_models_range(tmp_path: Path) -> None:
+    name = "model.layers.0.mlp.up_proj.weight"
+    with Checkpoint.open(make_checkpoint(tmp_path / "model")) as checkpoint:
+        model = StudyModel.open(checkpoint, dtype=torch.bfloat16)
+        # Within float32's range, and rounded to an infinity in bfloat16.
+        largest = np.finfo(np.float32).max
+        with pytest.raises(InvalidRequestError, match=r"up_proj.*bfloat16.*--dtype float32"):
+            add_deltas(model, [name], lambda _: np.full((80, 48), largest, np.float32))
 
 
 def test_noise_like_a_delta_has_its_norm_and_another_direction() -> None:

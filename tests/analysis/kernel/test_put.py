@@ -13,6 +13,7 @@ from analysis.kernel.put import put_kernel
 from analysis.model import StudyModel
 from analysis.selection import select
 from analysis.tensors import read_tensor
+from linker_core.errors import InvalidRequestError
 from tests.analysis.planted import Planted
 
 
@@ -41,3 +42,20 @@ def test_only_the_tensors_that_are_named_change(small_family: Planted) -> None:
         assert all(torch.equal(model.get(name), before[name]) for name in others)
         changed = model.get(chosen).numpy() - read_tensor(family.base, chosen)
         assert np.linalg.norm(changed) == pytest.approx(kernel.tensors[chosen].norm, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "remedy"),
+    [(torch.float32, "a smaller scale."), (torch.bfloat16, "or --dtype float32.")],
+)
+def test_sums_beyond_the_models_type_are_refused_with_the_tensor_and_the_remedy(
+    small_family: Planted, dtype: torch.dtype, remedy: str
+) -> None:
+    with small_family.open() as family:
+        kernel = build_kernel(gram_pass(family, select(family.base)), names=family.names, seed=0)
+        model = StudyModel.open(family.base, dtype=dtype)
+        with pytest.raises(InvalidRequestError) as refused:
+            put_kernel(model, family, kernel, scale=1e42)
+    assert refused.value.message.startswith(next(iter(kernel.tensors)))
+    assert f"leaves the range of {str(dtype).removeprefix('torch.')}" in refused.value.message
+    assert refused.value.message.endswith(remedy)
