@@ -22,6 +22,7 @@ KINDS = ("", "_centred", "_normalised", "_normalised_centred")  # suffixes of a 
 MAJORITY = 0.5  # FM table 2: tensors whose PC1 holds more than half
 Z_95 = 1.959963984540054  # a normal variable lies within it of its mean 95 times in 100
 _FEWEST_FOR_INTERVAL = 4  # Fisher's transform has the variance 1/(n - 3)
+_ROUND_OFF = 1e-12  # of shares: a curve that varies by less is constant
 
 
 def groups_of(study: TensorStudy) -> tuple[str, ...]:
@@ -134,15 +135,15 @@ def correlate_families(
 
 
 def correlate(ours: Sequence[float], theirs: Sequence[float]) -> Correlation | None:
-    """Returns Pearson's r of two curves over relative depth, or None (see above)."""
+    """Returns Pearson's r of two curves of shares over relative depth, or None (see above)."""
     num_points = min(len(ours), len(theirs))
     if num_points < 3:
         return None
     x, y = _resampled(ours, num_points), _resampled(theirs, num_points)
+    if min(np.ptp(x), np.ptp(y)) <= _ROUND_OFF:
+        return None
     x, y = x - x.mean(), y - y.mean()
     scale = math.sqrt(float(x @ x) * float(y @ y))
-    if scale == 0.0:
-        return None
     r = max(-1.0, min(1.0, float(x @ y) / scale))
     if num_points < _FEWEST_FOR_INTERVAL or abs(r) == 1.0:
         return Correlation(r=r, low=None, high=None, num_points=num_points)

@@ -143,6 +143,13 @@ def test_correlation_with_a_constant_or_a_short_curve_is_none(other: list[float]
     assert correlate([0.1, 0.2, 0.4], other) is None
 
 
+# The mean of three times 0.1 is not 0.1, and shares that are equal differ in their last bits.
+@pytest.mark.parametrize("constant", [[0.1, 0.1, 0.1], [1.0, 1.0 - 1e-16, 1.0 - 3e-16]])
+def test_correlation_of_curves_that_vary_by_round_off_is_none(constant: list[float]) -> None:
+    assert correlate(constant, constant) is None
+    assert correlate(constant, [0.1, 0.2, 0.4]) is None
+
+
 def test_families_correlate_in_the_part_that_they_share() -> None:
     attention = [0.5, 0.6, 0.9, 0.7]
     ours = family(attention, [0.5, 0.4, 0.5, 0.6])
