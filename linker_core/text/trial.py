@@ -15,7 +15,7 @@ import threading
 from collections import OrderedDict
 from typing import Final
 
-from linker_core.errors import BadCheckpointError, InsufficientCapacityError
+from linker_core.errors import BadCheckpointError, InsufficientCapacityError, NotReadyError
 from linker_core.lifeline import stop_signals_blocked
 from linker_core.text.files import TOKENIZER_FILE, TokenizerFiles
 from linker_core.text.template_frames import worker_environment
@@ -43,6 +43,7 @@ def pass_trial(files: TokenizerFiles | None, template: TemplateSource | None) ->
         BadCheckpointError: One of them is malformed, takes too long or too much memory, or ends
             the process that tries it.
         InsufficientCapacityError: The machine has no memory to try them.
+        NotReadyError: It starts no process now.
     """
     tokenizer_key = None if files is None else files.digest
     template_key = None if template is None else template.digest
@@ -79,6 +80,10 @@ def _try(files: TokenizerFiles | None, template: TemplateSource | None) -> None:
             )
     except subprocess.TimeoutExpired as error:
         raise _came_to_no_end(files) from error
+    except OSError as error:
+        raise NotReadyError(
+            "The server can start no process to try the model's tokenizer; try again in a moment."
+        ) from error
     if done.returncode == -signal.SIGPROF:
         raise _came_to_no_end(files)
     if done.returncode == -signal.SIGKILL:

@@ -167,10 +167,15 @@ class EngineSupervisor:
             await asyncio.sleep(self._limits.backoff_s * 2 ** (len(self._crashes) - 1))
         return True
 
-    async def _run_once(self) -> int:
-        """Starts one engine and returns its exit status when it is gone."""
+    async def _run_once(self) -> int | None:
+        """Starts one engine and returns its exit status when it is gone; None: it never came."""
         self.state = EngineState.STARTING
-        process = self._process = await EngineProcess.spawn(self._command, self._config)
+        try:
+            process = self._process = await EngineProcess.spawn(self._command, self._config)
+        except (OSError, RuntimeError) as error:  # the latter where no thread can be started
+            logger.error("no engine can be started: %s", error)
+            self._crashes.append(time.monotonic())
+            return None
         self.num_starts += 1
         client = self._client = EngineClient(process.connection)
         running: asyncio.Task[None] | None = None

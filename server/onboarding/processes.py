@@ -19,6 +19,7 @@ from linker_core.errors import (
     EngineFailureError,
     InsufficientCapacityError,
     LinkerError,
+    NotReadyError,
     from_record,
 )
 from linker_core.lifeline import stop_signals_blocked
@@ -76,18 +77,12 @@ async def run_worker(
         environment: What it needs beside `worker_environment`; what the user set comes first.
 
     Raises:
+        NotReadyError: The system starts no process now.
         LinkerError: What the worker says, or why it died: `BadCheckpointError` if a file was cut
             short, `InsufficientCapacityError` if it was killed, else `EngineFailureError`, also
             where it speaks otherwise than agreed.
     """
-    with stop_signals_blocked():
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            limit=_MAX_LINE_BYTES,
-            env={**(environment or {}), **worker_environment()},
-        )
+    process = await _started(command, {**(environment or {}), **worker_environment()})
     assert process.stdin is not None
     assert process.stdout is not None
     speaking = asyncio.ensure_future(_speak(process.stdin, request, more, busy))
@@ -107,6 +102,25 @@ async def run_worker(
         logger.warning("%s ended with status %d and no result", " ".join(command), status)
         raise _why_it_died(status)
     return result
+
+
+async def _started(
+    command: Sequence[str], environment: Mapping[str, str]
+) -> asyncio.subprocess.Process:
+    try:
+        with stop_signals_blocked():
+            return await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                limit=_MAX_LINE_BYTES,
+                env=environment,
+            )
+    except (OSError, RuntimeError) as error:  # the latter where no thread can be started
+        logger.error("no worker can be started: %s", error)
+        raise NotReadyError(
+            "The server can start no process to read the model; try again in a moment."
+        ) from error
 
 
 def _why_it_died(status: int) -> LinkerError:

@@ -62,6 +62,7 @@ class RenderProcess(asyncio.SubprocessProtocol):
 
         Raises:
             OSError: The system starts no process now.
+            RuntimeError: Nor a thread that would wait for it.
         """
         with stop_signals_blocked():
             _, protocol = await asyncio.get_running_loop().subprocess_exec(

@@ -179,7 +179,7 @@ class Templates:
             worker = await RenderProcess.spawn(
                 self._command, on_reply=self._replied, on_gone=self._gone
             )
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             logger.warning("no template worker can be started: %s", error)
             self._retry_later()
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sqlite3
 import threading
 import time
@@ -19,7 +20,7 @@ import pytest
 from server.bridge.supervisor import SupervisionLimits
 from server.registry.records import JobRecord, JobStatus, ModelState
 from server.registry.store import Registry
-from tests.server.fake_engine import KILLER, MUTE_ENGINE, UNUSABLE, Fault
+from tests.server.fake_engine import FAKE_ENGINE, KILLER, MUTE_ENGINE, UNUSABLE, Fault
 from tests.server.live import LiveServer, live_server
 from tests.tiny import make_checkpoint
 
@@ -127,6 +128,33 @@ def test_engine_that_keeps_dying_makes_the_server_give_up(tmp_path: Path) -> Non
         dead = server.client.get("/health")
         assert dead.status_code == 503
         assert dead.json() == {"status": "dead", "reason": "the engine is given_up"}
+
+
+def test_engine_that_cannot_be_started_at_first_is_tried_again(
+    tmp_path: Path, models: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    program = tmp_path / "engine"  # missing: an OSError, as where processes have run out
+    limits = replace(LIMITS, max_crashes=1000, backoff_s=1e-9)
+    with live_server(
+        tmp_path / "state", models=models, limits=limits, engine_command=(str(program),)
+    ) as server:
+        server.until(lambda: "no engine can be started" in caplog.text)
+        assert server.client.get("/ready").status_code == 503
+        assert server.client.get("/health").status_code == 200
+        ready = tmp_path / "ready"
+        ready.write_text(f'#!/bin/sh\nexec {shlex.join(FAKE_ENGINE)} "$@"\n')
+        ready.chmod(0o755)
+        ready.rename(program)
+        server.until_ready()
+        assert server.chat("base").status_code == 200
+
+
+def test_engine_that_can_never_be_started_makes_the_server_give_up(tmp_path: Path) -> None:
+    limits = replace(LIMITS, max_crashes=1)
+    nothing = (str(tmp_path / "nothing"),)
+    with live_server(tmp_path, limits=limits, engine_command=nothing) as server:
+        server.until(server.services.engine.given_up.is_set)
+        assert server.client.get("/ready").json()["reason"] == "the engine is given_up"
 
 
 def test_engine_that_is_silent_for_too_long_makes_the_server_dead(

@@ -13,6 +13,7 @@ from linker_core.errors import (
     EngineFailureError,
     InsufficientCapacityError,
     LinkerError,
+    NotReadyError,
     UnsupportedFormatError,
 )
 from server.onboarding.processes import OnSaid, never_busy, run_worker
@@ -74,6 +75,13 @@ def test_death_without_a_result_says_whose_fault_it_was(
     with pytest.raises(LinkerError) as caught:
         run(script)
     assert type(caught.value) is kind
+
+
+def test_system_that_starts_no_process_is_asked_again_later(tmp_path: Path) -> None:
+    missing = tmp_path / "worker"  # as a system without processes or descriptors, an OSError
+    with pytest.raises(NotReadyError, match="try again") as caught:
+        asyncio.run(run_worker((str(missing),), on_progress=lambda *_: None))
+    assert str(missing) not in caught.value.message
 
 
 LINGER = "\ntime.sleep(600)"  # it would not end by itself
