@@ -33,7 +33,9 @@ class GrammarBuilds:
     """Sequences that wait for their matchers; their models take turns."""
 
     def __init__(self) -> None:
-        self._executor: ThreadPoolExecutor | None = None
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+        # Its thread is there from now on: where none can be started later, the engine would end.
+        self._executor.submit(_nothing)
         # By slot, whose turn comes next first; each with its sequences in their order.
         self._waiting: dict[int, dict[SequenceState, Path]] = {}
         self._building: _Building | None = None
@@ -99,14 +101,11 @@ class GrammarBuilds:
         """Forgets all sequences. What is being built is left to its end, a few seconds at most."""
         self._waiting.clear()
         self._is_cancelled = True
-        if self._executor is not None:
-            self._executor.shutdown(wait=False, cancel_futures=True)
+        self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _build_next(self) -> None:
         if self._building is not None or not self._waiting:
             return
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(1, thread_name_prefix="grammar")
         slot = next(iter(self._waiting))
         waiting = self._waiting.pop(slot)
         sequence = next(iter(waiting))
@@ -120,8 +119,7 @@ class GrammarBuilds:
 
     def forget_model(self, slot: int) -> None:
         """Drops what is kept of a model that has gone."""
-        if self._executor is not None:
-            self._executor.submit(self._tokenizers.forget, slot)
+        self._executor.submit(self._tokenizers.forget, slot)
 
     def _build(self, sequence: SequenceState, directory: Path) -> Matcher:
         tokenizer = self._tokenizers.get(sequence.slot, sequence.model, directory)
@@ -155,6 +153,10 @@ def compile_grammar(sequence: SequenceState, tokenizer: GrammarTokenizer) -> Mat
         stop_ids=sequence.sampling.stop_token_ids,
         width=sequence.vocab_size,
     )
+
+
+def _nothing() -> None:
+    """Is work for a thread that is to start."""
 
 
 def _outcome(future: Future[Matcher], sequence: SequenceState) -> Matcher | LinkerError:

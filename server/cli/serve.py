@@ -24,6 +24,7 @@ from server.cli.serve_options import add_arguments, settings_from, startup_reque
 from server.gateway.app import create_app
 from server.gateway.connection import server_config
 from server.gateway.services import Services, build_services
+from server.gateway.started_threads import started_threads
 from server.onboarding.request import OnboardRequest
 from server.registry.records import Role
 from server.settings import Settings
@@ -131,7 +132,9 @@ async def _serve(
     build: Callable[[Settings], Services],
     make_key: str,
 ) -> int:
-    asyncio.get_running_loop().set_exception_handler(LoopErrors())
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(LoopErrors())
+    loop.set_default_executor(started_threads(_num_threads(), "work"))
     listener = listen(settings.http.host, settings.http.port)
     services = build(settings)
     try:
@@ -172,6 +175,11 @@ async def _serve(
         await asyncio.gather(listening, return_exceptions=True)
         await services.stop()
     return status
+
+
+def _num_threads() -> int:
+    """Returns how many threads blocking work has, which is as many as asyncio would take."""
+    return min(32, (os.cpu_count() or 1) + 4)
 
 
 def listen(host: str, port: int) -> socket.socket:

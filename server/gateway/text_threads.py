@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar
 from weakref import WeakKeyDictionary
 
 from linker_core.text.tokenizer import Tokenizer
+from server.gateway.started_threads import started_threads
 
 SHORT_CHARS: Final = 64 * 1024  # some 50 ms of tokenising
 # Less than a millisecond of tokenising, where waking a thread for it takes a fifth of one.
@@ -26,7 +26,7 @@ class TextThreads:
     """
 
     def __init__(self) -> None:
-        self._long = ThreadPoolExecutor(_NUM_LONG, thread_name_prefix="long-text")
+        self._long = started_threads(_NUM_LONG, "long-text")
         self._turns: WeakKeyDictionary[Tokenizer, asyncio.Semaphore] = WeakKeyDictionary()
 
     async def run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -110,10 +111,11 @@ def test_a_closed_engine_waits_for_no_grammar_but_the_one_begun(
         driver.submit("base", PROMPT, replace(GREEDY, grammar=GRAMMAR))
     builds = driver.engine._grammars
     assert builds._building is not None
+    while not builds._building.future.running():
+        time.sleep(0.001)
     driver.engine.close()
     assert builds.num_pending == 0
     gate.set()
-    assert builds._executor is not None
     builds._executor.shutdown(wait=True)
     assert "secret" in str(builds._building.future.exception())
     assert builds._ends.cache_info().misses == 1
@@ -132,6 +134,20 @@ def test_a_fault_of_the_machine_is_not_the_grammars(
     assert isinstance(error, EngineFailureError)
     assert not {"MemoryError", "secret"} & set(error.message.replace(":", " ").split())
     assert "MemoryError" in caplog.text
+
+
+def test_a_machine_without_threads_later_compiles_all_the_same(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    builds = GrammarBuilds()
+
+    def no_more(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", no_more)
+    monkeypatch.setattr(grammar_trial, "ends", lambda _grammar: True)
+    states = start(builds, served, [0])
+    assert drain(builds) == states
 
 
 def test_a_grammar_that_is_no_text_is_its_own_fault(served: Served) -> None:
