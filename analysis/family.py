@@ -12,6 +12,9 @@ from linker_core.errors import InvalidRequestError, LinkerError, from_record
 from linker_core.sharing.family import check_same_family
 from linker_core.weights.checkpoint import Checkpoint
 
+_BASE_PARAM = "base"
+_VARIANT_PARAM = "variants.{}"
+
 
 class StudiedFamily:
     """Open, validated checkpoints of one family; a context manager that closes them.
@@ -37,20 +40,24 @@ class StudiedFamily:
         Raises:
             InvalidRequestError: There is no fine-tune.
             LinkerError: As `Checkpoint.open` and `check_same_family`, the directory named before
-                the reason.
+                the reason; `param` is the model's, see `params`.
         """
         if not variants:
             raise InvalidRequestError(
                 "A study needs a base and at least one fine-tune of it; name both."
             )
         with ExitStack() as opened:
-            root = opened.enter_context(_open(base))
-            tuned = {name: opened.enter_context(_open(path)) for name, path in variants.items()}
-            for checkpoint in tuned.values():
+            root = opened.enter_context(_open(base, _BASE_PARAM))
+            tuned = {
+                name: opened.enter_context(_open(path, _VARIANT_PARAM.format(name)))
+                for name, path in variants.items()
+            }
+            for name, checkpoint in tuned.items():
                 try:
                     check_same_family(root.config, checkpoint.config)
                 except LinkerError as error:
-                    raise _named(checkpoint.path, error) from error
+                    param = _VARIANT_PARAM.format(name)
+                    raise _named(checkpoint.path, error, param) from error
             opened.pop_all()
         return cls(root, tuned)
 
@@ -64,6 +71,11 @@ class StudiedFamily:
         """All models, the base first."""
         return (self.base, *self.variants.values())
 
+    @property
+    def params(self) -> tuple[str, ...]:
+        """What errors call each of `checkpoints`: `base`, and `variants.NAME`."""
+        return (_BASE_PARAM, *map(_VARIANT_PARAM.format, self.variants))
+
     def close(self) -> None:
         """Closes all files; harmless when repeated."""
         for checkpoint in self.checkpoints:
@@ -76,12 +88,12 @@ class StudiedFamily:
         self.close()
 
 
-def _open(path: Path) -> Checkpoint:
+def _open(path: Path, param: str) -> Checkpoint:
     try:
         return Checkpoint.open(path)
     except LinkerError as error:
-        raise _named(path, error) from error
+        raise _named(path, error, param) from error
 
 
-def _named(path: Path, error: LinkerError) -> LinkerError:
-    return from_record(error.to_record() | {"message": f"{path}: {error.message}"})
+def _named(path: Path, error: LinkerError, param: str) -> LinkerError:
+    return from_record({"code": error.code, "message": f"{path}: {error.message}", "param": param})

@@ -127,12 +127,14 @@ def _refuse_nonfinite(family: StudiedFamily, sums: Sums) -> None:
         BadCheckpointError: Names the first model, the base before the others.
     """
     squares_CM = np.diagonal(sums.products_CMM, axis1=1, axis2=2)
-    for number, checkpoint in enumerate(family.checkpoints):
+    models = zip(family.checkpoints, family.params, strict=True)
+    for number, (checkpoint, param) in enumerate(models):
         if not np.isfinite(squares_CM[:, number]).all():
             raise BadCheckpointError(
                 f"{checkpoint.path}: {_file_of(checkpoint, sums.name)}: tensor {sums.name} has NaN "
                 "or infinite weights. The training run that wrote it diverged; export an earlier "
-                "step."
+                "step.",
+                param=param,
             )
 
 

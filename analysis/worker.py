@@ -4,7 +4,8 @@ Reads what to study as one JSON line on stdin, after it a line of each record th
 of the same study has said, then `busy` and `idle` lines, and prints JSON lines on stdout: the files
 that it has opened, a record of each tensor as it is known, then the summary or one error. What
 there is a record of is not computed again, so killing it at any moment loses no more than the
-tensors in hand. It reads files through maps: a death without a
+tensors in hand. Of an error that is one model's, `param` says whose: `base` or `variants.NAME`. It
+reads files through maps: a death without a
 result means that a file was cut short under its hands. Knows no server and no database.
 """
 
@@ -123,11 +124,13 @@ def _rests(pace: Pace) -> Callable[[], None]:
 
 def _check_unchanged(family: StudiedFamily, opened: Sequence[Identity]) -> None:
     """Lets no record be said of other bytes than those whose identities were."""
-    for checkpoint, identity in zip(family.checkpoints, opened, strict=True):
+    models = zip(family.checkpoints, family.params, opened, strict=True)
+    for checkpoint, param, identity in models:
         if checkpoint.identity != identity:
             raise BadCheckpointError(
                 f"{checkpoint.path}: a weight file changed while it was studied. Restore it, or "
-                "onboard the model again."
+                "onboard the model again.",
+                param=param,
             )
 
 

@@ -102,6 +102,18 @@ def greedy_outputs(
         model.restore(kernel.tensors)
 
 
+def check_max_tokens(max_tokens: int) -> None:
+    """Refuses answers without a token.
+
+    Raises:
+        InvalidRequestError: See above.
+    """
+    if max_tokens < 1:
+        raise InvalidRequestError(
+            f"--max-tokens is {max_tokens}, expected 1 or more.", param="max_tokens"
+        )
+
+
 def encode_prompt(model: StudyModel, prompt: str, *, alpaca: bool) -> list[int]:
     """Returns a prompt's tokens.
 

@@ -61,7 +61,7 @@ def compose(
         InvalidRequestError: Fewer than two specialists, a fine-tune that is none of the family's,
             or one that is in two of them.
     """
-    _check(specialists, names)
+    check_specialists(specialists, names)
     grams = list(grams)
     kernels = {
         label: _specialist(
@@ -93,7 +93,17 @@ def compose(
     )
 
 
-def _check(specialists: Mapping[str, Sequence[str]], names: Sequence[str]) -> None:
+def check_specialists(specialists: Mapping[str, Sequence[str]], names: Sequence[str]) -> None:
+    """Refuses specialists that cannot be composed; costs nothing.
+
+    Args:
+        specialists: Label -> the fine-tunes it is made of.
+        names: The family's fine-tunes.
+
+    Raises:
+        InvalidRequestError: Fewer than two, one without a fine-tune, an unknown fine-tune, or one
+            that is named twice.
+    """
     members = [member for group in specialists.values() for member in group]
     if len(specialists) < _FEWEST or not all(specialists.values()):
         raise InvalidRequestError(

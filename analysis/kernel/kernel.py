@@ -9,7 +9,7 @@ Legend: N fine-tunes, T tensors.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from types import MappingProxyType
@@ -156,11 +156,7 @@ def build_kernel(
     Raises:
         InvalidRequestError: There are fewer than two fine-tunes.
     """
-    if len(names) < _FEWEST:
-        raise InvalidRequestError(
-            "A kernel is what several fine-tunes have in common, and one was given. Name at least "
-            "two fine-tunes of the base."
-        )
+    check_several(names)
     grams_NN = {gram.name: gram.gram_NN for gram in grams}
     assert grams_NN
     joined_NN = np.sum(list(grams_NN.values()), axis=0)
@@ -190,6 +186,19 @@ def build_kernel(
         snr=coherence(joined_NN).snr,
         tensors=MappingProxyType(tensors),
     )
+
+
+def check_several(names: Sequence[str]) -> None:
+    """Refuses fine-tunes that are too few to have a kernel; costs nothing.
+
+    Raises:
+        InvalidRequestError: There are fewer than two.
+    """
+    if len(names) < _FEWEST:
+        raise InvalidRequestError(
+            "A kernel is what several fine-tunes have in common, and one was given. Name at least "
+            "two fine-tunes of the base."
+        )
 
 
 def _kernel_tensor(

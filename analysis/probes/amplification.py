@@ -59,10 +59,11 @@ def measure(
     aliased = chosen_blocks(blocks, family.base.config.num_layers)
     rows: list[tuple[Value, ...]] = []
     facts: dict[str, Value] = {}
+    ids = text.read_by(family.variants)
     check_finite(family.base)
     for label, variant in family.variants.items():
         model = open_model(variant, device)
-        ids_ST = text.read(model)
+        ids_ST = ids[label]
         errors = relative_errors(model, family.base, ids_ST, aliased)
         rows += [(label, *row) for row in _growth(errors)]
         facts[f"{label}: sequences"] = len(ids_ST)

@@ -44,6 +44,18 @@ def last_activations(model: StudyModel, prompts: Sequence[Sequence[int]]) -> NDA
     return torch.stack(states).double().cpu().numpy()
 
 
+def check_layer(layer: int | None, num_layers: int) -> None:
+    """Refuses a layer that a model does not have.
+
+    Raises:
+        InvalidRequestError: See above.
+    """
+    if layer is not None and not 0 <= layer < num_layers:
+        raise InvalidRequestError(
+            f"--layer is {layer}, expected 0 to {num_layers - 1}.", param="layer"
+        )
+
+
 def difference_of_means(
     one_PLH: NDArray[np.float64], other_PLH: NDArray[np.float64], *, layer: int | None = None
 ) -> Direction:
@@ -59,10 +71,7 @@ def difference_of_means(
         InvalidRequestError: No such layer, or the two means are equal.
     """
     num_layers = one_PLH.shape[1]
-    if layer is not None and not 0 <= layer < num_layers:
-        raise InvalidRequestError(
-            f"--layer is {layer}, expected 0 to {num_layers - 1}.", param="layer"
-        )
+    check_layer(layer, num_layers)
     layers = range(max(1, round(SEARCHED * num_layers))) if layer is None else (layer,)
     found = [_direction(one_PLH[:, i], other_PLH[:, i], i) for i in layers]
     known = [direction for direction in found if direction is not None]

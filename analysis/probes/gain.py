@@ -15,7 +15,13 @@ from analysis.evaluation.suite import Suite, SuiteFiles
 from analysis.family import StudiedFamily
 from analysis.probes.correlation import MIN_POINTS, pearson, pearson_interval
 from analysis.probes.devices import CPU, add_device_argument, open_model
-from analysis.probes.other_pairs import Pairs, add_other_argument, scan_pairs
+from analysis.probes.other_pairs import (
+    Pairs,
+    add_other_argument,
+    check_pairs,
+    label_of,
+    scan_pairs,
+)
 from analysis.probes.result import ProbeResult
 from linker_core.errors import InvalidRequestError
 from linker_core.weights.checkpoint import Checkpoint
@@ -49,7 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(family: StudiedFamily, args: argparse.Namespace) -> ProbeResult:
     """Measures or takes gains and correlates them."""
     others = [(base, variant) for base, variant in args.other]
-    names = [*family.names, *(variant.resolve().name for _, variant in others)]
+    names = [*family.names, *(label_of(variant) for _, variant in others)]
+    check_pairs(family, others)
     if args.gain:
         return correlate(family, stated_gains(args.gain, names), others)
     if args.mmlu is None and args.tasks is None:
@@ -154,7 +161,7 @@ def measured_gains(
     """
     gains = _gains(family, suite, device)
     for base, variant in others:
-        label = variant.resolve().name
+        label = label_of(variant)
         with StudiedFamily.open(base, {label: variant}) as pair:
             gains |= _gains(pair, suite, device)
     return gains

@@ -81,8 +81,9 @@ def measure(
         raise InvalidRequestError(
             f"--strings is {num_strings}, expected 1 or more.", param="strings"
         )
+    chosen = _strings(text, num_strings)
     model = open_model(family.base, device)
-    strings = _encoded(model, _strings(text, num_strings))
+    strings = _encoded(model, chosen)
     gradients = relative_gradients(model, strings)
     rows: list[tuple[Value, ...]] = []
     series: dict[str, Sequence[float]] = {"gradient": gradients}

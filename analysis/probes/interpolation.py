@@ -105,10 +105,11 @@ def measure(
     rows: list[tuple[Value, ...]] = []
     series: dict[str, Sequence[float]] = {"alpha": alphas.tolist()}
     facts: dict[str, Value] = {}
+    ids = text.read_by(family.variants)
     check_finite(family.base)
     for label, variant in family.variants.items():
         model = open_model(variant, device)
-        ids_ST = text.read(model)
+        ids_ST = ids[label]
         lines = []
         for line in _lines(model, family.base, ids_ST, alphas, layers):
             _log.info("%s: %s is done", label, line.name)  # a large model takes hours

@@ -34,14 +34,33 @@ def scan_pairs(family: StudiedFamily, others: Pairs) -> dict[str, ScanReport]:
         InvalidRequestError: Two pairs of one name.
         LinkerError: As `StudiedFamily.open` and `scan`.
     """
+    check_pairs(family, others)
     reports = {label: scan(family.base, variant) for label, variant in family.variants.items()}
     for base, variant in others:
-        label = variant.resolve().name
-        if label in reports:
+        label = label_of(variant)
+        with StudiedFamily.open(base, {label: variant}) as pair:
+            reports[label] = scan(pair.base, pair.variants[label])
+    return reports
+
+
+def label_of(variant: Path) -> str:
+    """Returns what a pair of another family is called."""
+    return variant.resolve().name
+
+
+def check_pairs(family: StudiedFamily, others: Pairs) -> None:
+    """Refuses pairs that cannot be scanned, before any is.
+
+    Raises:
+        InvalidRequestError: Two pairs of one name.
+        LinkerError: As `StudiedFamily.open`.
+    """
+    labels = [*family.names, *(label_of(variant) for _, variant in others)]
+    for base, variant in others:
+        label = label_of(variant)
+        if labels.count(label) > 1:
             raise InvalidRequestError(
                 f"Two pairs are called {label!r:.60}. Name the variants' folders apart.",
                 param="other",
             )
-        with StudiedFamily.open(base, {label: variant}) as pair:
-            reports[label] = scan(pair.base, pair.variants[label])
-    return reports
+        StudiedFamily.open(base, {label: variant}).close()

@@ -20,9 +20,15 @@ from numpy.typing import NDArray
 from analysis.family import StudiedFamily
 from analysis.probes.ablation import ablate
 from analysis.probes.devices import CPU, add_device_argument, open_model
-from analysis.probes.directions import Direction, difference_of_means, last_activations
+from analysis.probes.directions import (
+    Direction,
+    check_layer,
+    difference_of_means,
+    last_activations,
+)
 from analysis.probes.prompting import asked, encoded_prompts, prompts_of
 from analysis.probes.result import ProbeResult, Value
+from analysis.seed import check_seed
 from linker_core.errors import InvalidRequestError
 
 NUM_PROMPTS = 128  # of each set; Arditi et al. take as many
@@ -104,6 +110,8 @@ def measure(
     """
     if len(family.variants) < _FEWEST:
         raise InvalidRequestError("Similarity takes two fine-tunes; name at least two.")
+    check_seed(seed)
+    check_layer(layer, family.base.config.num_layers)
     sets = [
         prompts_of(path, param=param, limit=num_prompts)
         for path, param in ((refused, "refused"), (answered, "answered"))

@@ -6,6 +6,7 @@ Legend: S sequences, T tokens of each.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -13,9 +14,10 @@ from typing import Self
 import torch
 
 from analysis.evaluation.texts import MAX_TOKENS, first_tokens, read_text
-from analysis.model import StudyModel
 from analysis.probes.devices import add_device_argument
 from linker_core.errors import InvalidRequestError
+from linker_core.text.tokenizer import Tokenizer
+from linker_core.weights.checkpoint import Checkpoint
 
 
 def add_sequence_arguments(
@@ -61,24 +63,28 @@ class Excerpt:
             f"{self.path.name}, float32."
         )
 
-    def read(self, model: StudyModel) -> torch.Tensor:
+    def read_by(self, checkpoints: Mapping[str, Checkpoint]) -> dict[str, torch.Tensor]:
+        """Returns what each of several models reads, before any of them is loaded; see `read`."""
+        return {name: self.read(checkpoint) for name, checkpoint in checkpoints.items()}
+
+    def read(self, checkpoint: Checkpoint) -> torch.Tensor:
         """Returns the sequences in a model's tokens, [S, T]; fewer where the text is shorter.
 
         Raises:
             InvalidRequestError: The text cannot be read or holds no sequence, or a number is out
                 of bounds.
         """
-        length = min(self.num_tokens, model.config.max_position_embeddings)
+        length = min(self.num_tokens, checkpoint.config.max_position_embeddings)
         if length < 2 or self.num_sequences < 1 or self.num_sequences * length > MAX_TOKENS:
             raise InvalidRequestError(
                 f"{self.num_sequences} sequences of {self.num_tokens} tokens were asked for; "
                 f"expected at least one of two, and at most {MAX_TOKENS} tokens."
             )
         ids = first_tokens(
-            model.tokenizer,
+            Tokenizer.load(checkpoint.path),
             read_text(self.path, param="text"),
             limit=self.num_sequences * length,
-            vocab_size=model.config.vocab_size,
+            vocab_size=checkpoint.config.vocab_size,
         )
         count = len(ids) // length
         if count == 0:

@@ -25,6 +25,7 @@ from analysis.probes.blocks import (
     read_block,
 )
 from analysis.probes.result import ProbeResult, Value
+from analysis.seed import check_seed
 from linker_core.weights.architecture import ModelConfig
 
 Symmetry = Callable[[Block, ModelConfig, np.random.Generator], dict[str, NDArray[np.float32]]]
@@ -60,6 +61,7 @@ class Control:
 
     def run(self, family: StudiedFamily, args: argparse.Namespace) -> ProbeResult:
         """Measures what `add_arguments` declares; see `measure`."""
+        check_seed(args.seed)
         return self.measure(family, blocks=args.blocks, seed=args.seed)
 
     def measure(self, family: StudiedFamily, *, blocks: str = MIDDLE, seed: int = 0) -> ProbeResult:

@@ -57,8 +57,9 @@ def run(args: argparse.Namespace) -> int:
         )
     members = find_members(args)
     with members.open() as family:
-        kl = None if args.text is None else _kl_to_base(args, family)
+        ids = None if args.text is None else _tokens(args, family)
         found = study_family(args, members, family)
+        kl = None if ids is None else _kl_to_base(family, ids)
     findings = diagnose(found.studies, names=found.names, kl_to_base=kl)
     rows = {
         name: asdict(distance(found.studies, number)) | {"kl": (kl or {}).get(name)}
@@ -82,18 +83,23 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _kl_to_base(args: argparse.Namespace, family: StudiedFamily) -> dict[str, float]:
+def _kl_to_base(family: StudiedFamily, ids: list[int]) -> dict[str, float]:
     from analysis.behaviour import kl_to_base  # noqa: PLC0415 - brings torch along, here alone
-    from analysis.evaluation.texts import first_tokens, read_text  # noqa: PLC0415
+
+    return kl_to_base(family, ids)
+
+
+def _tokens(args: argparse.Namespace, family: StudiedFamily) -> list[int]:
+    """Returns --text in the base's tokens."""
+    from analysis.evaluation.texts import first_tokens, read_text  # noqa: PLC0415 - torch, too
     from linker_core.text.tokenizer import Tokenizer  # noqa: PLC0415
 
-    ids = first_tokens(
+    return first_tokens(
         Tokenizer.load(family.base.path),
         read_text(args.text, param="text"),
         limit=args.text_tokens,
         vocab_size=family.base.config.vocab_size,
     )
-    return kl_to_base(family, ids)
 
 
 def _distances(rows: Mapping[str, Mapping[str, Any]]) -> Shown:

@@ -12,6 +12,8 @@ from analysis.evaluation.outputs import (
     MAX_TOKENS,
     PROMPTS,
     Output,
+    check_max_tokens,
+    encode_prompt,
     greedy_outputs,
     load_prompts,
 )
@@ -28,7 +30,7 @@ from analysis.evaluation.sweep import (
 )
 from analysis.family import StudiedFamily
 from analysis.gram import gram_pass
-from analysis.kernel.kernel import Kernel, Weighting, build_kernel
+from analysis.kernel.kernel import Kernel, Weighting, build_kernel, check_several
 from analysis.kernel.metropolis import TEMPERATURE
 from analysis.model import StudyModel
 from linker_core.text.tokenizer import Tokenizer
@@ -39,6 +41,7 @@ from server.cli.analyze.eval_tables import (
     outputs_table,
     uniform_table,
 )
+from server.cli.analyze.kernel import check_kernel_arguments
 from server.cli.analyze.members import (
     add_member_arguments,
     add_tensor_arguments,
@@ -93,14 +96,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures and prints; stdout holds one JSON document under --json."""
     check_scales((*args.scales, *args.output_scales))
+    check_kernel_arguments(args)
+    check_max_tokens(args.max_tokens)
+    device, dtype = chosen_device(args)
     suite = Suite.load(suite_files(args))
     prompts = load_prompts(args.prompts) if args.prompts else PROMPTS
-    with find_members(args).open() as family:
-        kernel = None if args.of == "models" else _kernel(args, family)
+    members = find_members(args)
+    if args.of != "models":
+        check_several(tuple(members.variants))
+    with members.open() as family:
+        names = selected(args, family)
         encoded = EncodedSuite(suite, Tokenizer.load(family.base.path), family.base.config)
-        conditions, outputs = _along_kernel(args, family, kernel, encoded, prompts)
+        model = StudyModel.open(family.base, device=device, dtype=dtype)
+        for prompt in prompts if args.outputs else ():
+            encode_prompt(model, prompt, alpaca=args.alpaca)  # refuses it before hours of work
+        kernel = None if args.of == "models" else _kernel(args, family, names)
+        conditions, outputs = _along_kernel(args, family, model, kernel, encoded, prompts)
         if args.of != "kernel":
-            device, dtype = chosen_device(args)
             conditions += measure_models(
                 family, encoded, device=device, dtype=dtype, told=_LOG.info
             )
@@ -122,9 +134,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _kernel(args: argparse.Namespace, family: StudiedFamily) -> Kernel:
+def _kernel(args: argparse.Namespace, family: StudiedFamily, names: Sequence[str]) -> Kernel:
     return build_kernel(
-        gram_pass(family, selected(args, family)),
+        gram_pass(family, names),
         names=family.names,
         seed=args.seed,
         temperature=args.temperature,
@@ -134,13 +146,12 @@ def _kernel(args: argparse.Namespace, family: StudiedFamily) -> Kernel:
 def _along_kernel(
     args: argparse.Namespace,
     family: StudiedFamily,
+    model: StudyModel,
     kernel: Kernel | None,
     encoded: EncodedSuite,
     prompts: Sequence[str],
 ) -> tuple[list[Condition], list[Output]]:
     """Returns the rows of the base, with and without a kernel, and the answers along it."""
-    device, dtype = chosen_device(args)
-    model = StudyModel.open(family.base, device=device, dtype=dtype)
     conditions = [measure_base(model, encoded, told=_LOG.info)]
     if kernel is None:
         return conditions, []

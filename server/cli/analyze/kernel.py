@@ -14,14 +14,15 @@ from analysis.gram import TensorGram, gram_pass
 from analysis.kernel.compose import Composition
 from analysis.kernel.consensus import Mean
 from analysis.kernel.export import check_scale, export_kernel
-from analysis.kernel.kernel import Kernel, build_kernel
+from analysis.kernel.kernel import Kernel, build_kernel, check_several
 from analysis.kernel.metropolis import TEMPERATURE
 from analysis.kernel.robust import STRATEGIES
+from analysis.seed import check_seed
 from linker_core.errors import InvalidRequestError
 from linker_core.residency.new_folder import check_target
 from server.cli.analyze import kernel_tables as tables
 from server.cli.analyze.device_arguments import add_device_arguments
-from server.cli.analyze.kernel_composed import composed, composition
+from server.cli.analyze.kernel_composed import check_composed, composed, composition
 from server.cli.analyze.kernel_text_arguments import add_text_arguments, check_text_arguments
 from server.cli.analyze.members import (
     Members,
@@ -42,7 +43,7 @@ Measuring = Callable[
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the study's arguments."""
-    add_member_arguments(parser)
+    add_member_arguments(parser, least=2)
     add_tensor_arguments(parser)
     add_kernel_arguments(parser)
     parser.add_argument(
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Builds, prints, and exports if asked to; stdout holds one JSON document under --json."""
     check_text_arguments(args)
+    check_kernel_arguments(args)
     if args.export is not None:  # a chain on texts may take hours before it is written
         check_scale(args.alpha)
         if not args.export.parent.is_dir():  # beside `check_target`, which says no path
@@ -66,13 +68,16 @@ def run(args: argparse.Namespace) -> int:
                 param="export",
             )
         check_target(args.export)
-    members = find_members(args)
+    members = find_members(args, least=2)
+    check_several(tuple(members.variants))
+    check_composed(args, tuple(members.variants))
     if args.export is not None:
         _check_outside(args.export, members)
     with members.open() as family:
+        names = selected(args, family)
         measured = _measuring(args, family)
         with byte_progress("reading") as progress:
-            grams = list(gram_pass(family, selected(args, family), progress=progress))
+            grams = list(gram_pass(family, names, progress=progress))
         kernel = kernel_of(args, family.names, grams)
         document, shown = _kernel(args, members.base_name, kernel, grams)
         together = composed(args, family.names, grams) if args.compose else None
@@ -108,7 +113,9 @@ def _measuring(args: argparse.Namespace, family: StudiedFamily) -> Measuring:
         return lambda _kernel, _together: ()
     from server.cli.analyze import kernel_measured  # noqa: PLC0415 - brings torch along, here alone
     from server.cli.analyze.kernel_texts import read_texts  # noqa: PLC0415
+    from server.cli.analyze.suite_arguments import chosen_device  # noqa: PLC0415
 
+    chosen_device(args)
     return partial(kernel_measured.on_texts, args, family, read_texts(args, family.base))
 
 
@@ -185,21 +192,28 @@ def add_kernel_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
 
 
-def kernel_of(
-    args: argparse.Namespace, names: tuple[str, ...], grams: Iterable[TensorGram]
-) -> Kernel:
-    """Builds the kernel that `add_kernel_arguments` describes.
+def check_kernel_arguments(args: argparse.Namespace) -> None:
+    """Refuses a temperature or a seed that no chain can run with.
 
     Raises:
-        InvalidRequestError: The temperature or the seed is out of range, or there is one fine-tune.
+        InvalidRequestError: See above.
     """
+    check_seed(args.seed)
     if not (math.isfinite(args.temperature) and args.temperature > 0):
         raise InvalidRequestError(
             f"--temperature is {args.temperature:g}, expected a number above 0.",
             param="temperature",
         )
-    if args.seed < 0:
-        raise InvalidRequestError(f"--seed is {args.seed}, expected 0 or more.", param="seed")
+
+
+def kernel_of(
+    args: argparse.Namespace, names: tuple[str, ...], grams: Iterable[TensorGram]
+) -> Kernel:
+    """Builds the kernel that `add_kernel_arguments` describes, once they are checked.
+
+    Raises:
+        InvalidRequestError: There is one fine-tune.
+    """
     return build_kernel(
         grams,
         names=names,

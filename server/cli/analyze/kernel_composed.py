@@ -8,13 +8,23 @@ from statistics import fmean
 from typing import Any
 
 from analysis.gram import TensorGram
-from analysis.kernel.compose import Composition, compose
+from analysis.kernel.compose import Composition, check_specialists, compose
 from analysis.kernel.robust import STRATEGIES
 from analysis.selection import Component, component_of
 from server.cli.analyze.kernel_text_arguments import labelled
 from server.cli.analyze.output import Shown
 
 SUM = "their sum"
+
+
+def check_composed(args: argparse.Namespace, names: Sequence[str]) -> None:
+    """Refuses a --compose that makes no sense, before anything is read.
+
+    Raises:
+        InvalidRequestError: See `check_specialists`.
+    """
+    if args.compose:
+        check_specialists(_specialists(args), names)
 
 
 def composed(

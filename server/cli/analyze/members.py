@@ -62,6 +62,26 @@ def add_member_arguments(parser: argparse.ArgumentParser, *, least: int = 1) -> 
     )
 
 
+def add_second_family(
+    parser: argparse.ArgumentParser, option: str, *, purpose: str, required: bool = False
+) -> None:
+    """Declares an option that names another family, as the first is named.
+
+    Args:
+        parser: Of a study.
+        option: Such as --source.
+        purpose: What it is for.
+        required: Whether the study needs it.
+    """
+    parser.add_argument(
+        option,
+        nargs="+",
+        required=required,
+        metavar="MODEL",
+        help=f"another family, named as the first is, by folders or as a served one: {purpose}",
+    )
+
+
 def add_tensor_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares --tensors."""
     parser.add_argument(
@@ -94,14 +114,35 @@ def find_members(args: argparse.Namespace, *, least: int = 1) -> Members:
         InvalidRequestError: No variant, two of one name, no such folder, or no such registry.
         ModelNotFoundError: No such family.
     """
-    models: Sequence[str] = args.models
+    (found,) = find_families(args, [args.models], least=least)
+    return found
+
+
+def find_families(
+    args: argparse.Namespace, families: Sequence[Sequence[str]], *, least: int = 1
+) -> list[Members]:
+    """Returns the directories of several families, each BASE VARIANT … or a served one's name.
+
+    Args:
+        args: Hold --config and --state.
+        families: As they are called on the command line.
+        least: How many variants of each the study takes, for what is said of none.
+
+    Raises:
+        LinkerError: As `find_members`.
+    """
+    folders_alone = all(len(models) > 1 for models in families)
+    if folders_alone and (args.config is not None or args.state is not None):
+        raise InvalidRequestError(
+            "--config and --state say where a served family is known, whose name stands alone; "
+            "folders need neither."
+        )
+    return [_found(args, models, least) for models in families]
+
+
+def _found(args: argparse.Namespace, models: Sequence[str], least: int) -> Members:
     if len(models) > 1:
-        if args.config is not None or args.state is not None:
-            raise InvalidRequestError(
-                "--config and --state say where a served family is known, whose name stands alone; "
-                "folders need neither."
-            )
-        return named_folders(models)
+        return _folders(models)
     (name,) = models
     if Path(name).is_dir():
         raise InvalidRequestError(
@@ -110,7 +151,7 @@ def find_members(args: argparse.Namespace, *, least: int = 1) -> Members:
     return _served(name, args)
 
 
-def named_folders(models: Sequence[str]) -> Members:
+def _folders(models: Sequence[str]) -> Members:
     """Returns BASE VARIANT … as they are called on a command line.
 
     Raises:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
 from analysis.components import correlate_families
 from server.cli.analyze import pca_tables as tables
-from server.cli.analyze.members import Members, find_members, named_folders
+from server.cli.analyze.members import Members, add_second_family, find_families, selected
 from server.cli.analyze.output import Shown, show
 from server.cli.analyze.studying import (
     Studied,
@@ -29,26 +31,21 @@ _CORRELATED = ("pc1_centred", "pc1_normalised_centred")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the study's arguments."""
     add_study_arguments(parser, least=_FEWEST)
-    parser.add_argument(
-        "--other",
-        nargs="+",
-        metavar="MODEL",
-        help="BASE VARIANT … of a second family: correlate its PC1 by layer with the first's",
-    )
+    add_second_family(parser, "--other", purpose="correlate its PC1 by layer with the first's")
     parser.add_argument("--list", action="store_true", help="list every tensor, too")
 
 
 def run(args: argparse.Namespace) -> int:
     """Studies and prints; stdout holds one JSON document under --json."""
     check_draws(args)
-    members = find_members(args, least=_FEWEST)
-    check_number(members, least=_FEWEST, why=_WHY)
-    other = None if args.other is None else named_folders(args.other)
-    if other is not None:
-        for one in (members, other):
+    named = [args.models] if args.other is None else [args.models, args.other]
+    families = find_families(args, named, least=_FEWEST)
+    check_number(families[0], least=_FEWEST, why=_WHY)
+    if args.other is not None:
+        for one in families:
             check_number(one, least=3, why="PC1 needs three")
-    found = _studied(args, members)
-    across = None if other is None else _across(found, _studied(args, other))
+    found, *others = _studied(args, families)
+    across = _across(found, others[0]) if others else None
     summary = found.summary(args)
     document = {
         "summary": summary,
@@ -63,9 +60,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _studied(args: argparse.Namespace, members: Members) -> Studied:
-    with members.open() as family:
-        return study_family(args, members, family)
+def _studied(args: argparse.Namespace, families: Sequence[Members]) -> list[Studied]:
+    """Studies one family after the other, once all are open and have the tensors asked for."""
+    with ExitStack() as opened:
+        folders = [opened.enter_context(members.open()) for members in families]
+        for family in folders:
+            selected(args, family)
+        return [
+            study_family(args, members, family)
+            for members, family in zip(families, folders, strict=True)
+        ]
 
 
 def _across(ours: Studied, theirs: Studied) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import tempfile
 from datetime import UTC, datetime
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Studies the family and writes the file, whole or not at all."""
     check_draws(args)
+    _check_target(args.output)
     members = find_members(args)
     with members.open() as family:
         found = study_family(args, members, family)
@@ -58,6 +60,21 @@ def _page(args: argparse.Namespace, found: Studied) -> str:
         method_section(found.studies, summary),
     ]
     return render_page(f"Fine-tunes of {members.base_name}", facts, sections)
+
+
+def _check_target(path: Path) -> None:
+    """Refuses a file that cannot be written, before a study is made for it.
+
+    Raises:
+        InvalidRequestError: See above.
+    """
+    for refused, code in (
+        (not path.parent.is_dir(), errno.ENOENT),
+        (path.is_dir(), errno.EISDIR),
+        (not os.access(path.parent, os.W_OK), errno.EACCES),
+    ):
+        if refused:
+            raise _unwritable(path, OSError(code, os.strerror(code)))
 
 
 def _write(path: Path, text: str) -> None:

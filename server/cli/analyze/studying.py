@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from analysis.family import StudiedFamily
 from analysis.gram import gram_pass
 from analysis.record import TensorStudy
+from analysis.seed import check_seed
 from analysis.study import NUM_DRAWS, study_tensor
 from analysis.summary import summarise
 from linker_core.errors import InvalidRequestError
@@ -74,8 +75,7 @@ def check_draws(args: argparse.Namespace) -> None:
     Raises:
         InvalidRequestError: See above.
     """
-    if args.seed < 0:
-        raise InvalidRequestError(f"--seed is {args.seed}, expected 0 or more.", param="seed")
+    check_seed(args.seed)
     if not MIN_DRAWS <= args.draws <= MAX_DRAWS:
         raise InvalidRequestError(
             f"--draws is {args.draws}, expected {MIN_DRAWS} to {MAX_DRAWS}: with fewer than "

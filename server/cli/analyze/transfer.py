@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from analysis.evaluation.suite import Scores, Suite
+from analysis.evaluation.suite import EncodedSuite, Scores, Suite
 from analysis.evaluation.sweep import changes, check_scales
 from analysis.family import StudiedFamily
 from analysis.gram import gram_pass
+from analysis.kernel.kernel import check_several
 from analysis.model import StudyModel
 from analysis.transfer.agreement import Agreement, agreements
 from analysis.transfer.conditions import (
@@ -23,13 +24,14 @@ from analysis.transfer.conditions import (
     measure_conditions,
 )
 from analysis.transfer.side import Side
+from linker_core.text.tokenizer import Tokenizer
 from server.cli.analyze.device_arguments import add_device_arguments
-from server.cli.analyze.kernel import add_kernel_arguments, kernel_of
+from server.cli.analyze.kernel import add_kernel_arguments, check_kernel_arguments, kernel_of
 from server.cli.analyze.members import (
     add_member_arguments,
+    add_second_family,
     add_tensor_arguments,
-    find_members,
-    named_folders,
+    find_families,
     selected,
 )
 from server.cli.analyze.output import Cell, Shown, add_output_arguments, show
@@ -55,13 +57,9 @@ _NOTES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the study's arguments."""
-    add_member_arguments(parser)
-    parser.add_argument(
-        "--source",
-        nargs="+",
-        required=True,
-        metavar="MODEL",
-        help="BASE VARIANT … of the other family, whose kernel is brought to the first",
+    add_member_arguments(parser, least=2)
+    add_second_family(
+        parser, "--source", purpose="its kernel is brought to the first's base", required=True
     )
     parser.add_argument("--names", nargs=2, metavar=("TARGET", "SOURCE"), help="in the tables")
     add_tensor_arguments(parser)
@@ -76,11 +74,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measures all conditions and prints them; stdout holds one JSON document under --json."""
     check_scales([args.alpha])
-    members, source_members = find_members(args), named_folders(args.source)
+    check_kernel_arguments(args)
+    chosen_device(args)
+    members, source_members = find_families(args, [args.models, args.source], least=2)
+    for each in (members, source_members):
+        check_several(tuple(each.variants))
     with members.open() as target, source_members.open() as source:
         wanted = selected(args, target)
         names = matching_tensors(target.base, source.base, wanted)
         suite = Suite.load(suite_files(args))
+        encoded, encoded_back = (
+            EncodedSuite(suite, Tokenizer.load(family.base.path), family.base.config)
+            for family in (target, source)
+        )
         own, other = (
             Side.of(family, kernel_of(args, family.names, gram_pass(family, names)))
             for family in (target, source)
@@ -88,21 +94,19 @@ def run(args: argparse.Namespace) -> int:
         agreed = agreements(own, other, names)
         there = [condition for condition in _conditions(args) if condition.on_target]
         back = [condition for condition in _conditions(args) if not condition.on_target]
-        outcomes, methods = _measured(args, suite, target, there, own=own, other=other, names=names)
-        back_outcomes, back_methods = _measured(
-            args, suite, source, back, own=other, other=own, names=names
-        )
+        outcomes = _measured(args, encoded, target, there, own=own, other=other, names=names)
+        outcomes |= _measured(args, encoded_back, source, back, own=other, other=own, names=names)
         notes = [
             *members.notes,
+            *source_members.notes,
             f"{len(names)} tensors; {len(wanted) - len(names)} more have no counterpart of their "
             f"shape. Kernels at a scale of {args.alpha:g}: target's of {', '.join(target.names)}; "
             f"source's of {', '.join(source.names)}.",
-            *(f"Target: {method}" for method in methods),
-            *(f"Source: {method}" for method in back_methods),
+            *(f"Target: {method}" for method in encoded.notes),
+            *(f"Source: {method}" for method in encoded_back.notes),
             *_NOTES,
             INTERVALS,
         ]
-    outcomes |= back_outcomes
     titles = args.names or _family_names(members.base_name, source_members.base_name)
     records = [_condition_json(each, outcomes, titles) for each in _conditions(args)]
     document = {
@@ -122,18 +126,17 @@ def _conditions(args: argparse.Namespace) -> tuple[Condition, ...]:
 
 def _measured(
     args: argparse.Namespace,
-    suite: Suite,
+    encoded: EncodedSuite,
     family: StudiedFamily,
     conditions: Sequence[Condition],
     *,
     own: Side,
     other: Side,
     names: Sequence[str],
-) -> tuple[dict[str, Outcome[Scores]], list[str]]:
-    """Returns the outcomes on one family's base, and how they were measured."""
+) -> dict[str, Outcome[Scores]]:
+    """Returns the outcomes on one family's base."""
     device, dtype = chosen_device(args)
     model = StudyModel.open(family.base, device=device, dtype=dtype)
-    encoded = suite.encode(model)
     outcomes: dict[str, Outcome[Scores]] = {}
     for key, outcome in measure_conditions(
         conditions,
@@ -147,7 +150,7 @@ def _measured(
     ):
         _LOG.info("%s measured", key)
         outcomes[key] = outcome
-    return outcomes, encoded.notes
+    return outcomes
 
 
 def _family_names(target: str, source: str) -> list[str]:

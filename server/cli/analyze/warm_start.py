@@ -13,6 +13,7 @@ from pathlib import Path
 from analysis.evaluation.sweep import check_scales
 from analysis.family import StudiedFamily
 from analysis.gram import gram_pass
+from analysis.kernel.kernel import check_several
 from analysis.model import StudyModel
 from analysis.training import LossCurve, Recipe, in_batches
 from analysis.training_text import read_training_text
@@ -29,12 +30,12 @@ from analysis.warm_start import (
 )
 from linker_core.errors import InvalidRequestError
 from server.cli.analyze.device_arguments import add_device_arguments
-from server.cli.analyze.kernel import add_kernel_arguments, kernel_of
+from server.cli.analyze.kernel import add_kernel_arguments, check_kernel_arguments, kernel_of
 from server.cli.analyze.members import (
     add_member_arguments,
+    add_second_family,
     add_tensor_arguments,
-    find_members,
-    named_folders,
+    find_families,
     selected,
 )
 from server.cli.analyze.output import Cell, Shown, add_output_arguments, show
@@ -49,19 +50,14 @@ _DEFAULTS = Recipe()
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the study's arguments."""
-    add_member_arguments(parser)
+    add_member_arguments(parser, least=2)
     add_tensor_arguments(parser)
     rows = '{"messages": […]} or {"text": …} a line'
     parser.add_argument("--train", type=Path, required=True, help=f"JSON lines, {rows}")
     parser.add_argument(
         "--held-out", type=Path, required=True, help="the same, of what is not trained on"
     )
-    parser.add_argument(
-        "--source",
-        nargs="+",
-        metavar="MODEL",
-        help="BASE VARIANT … of another family: start from its kernel, too, raw and aligned",
-    )
+    add_second_family(parser, "--source", purpose="start from its kernel, too, raw and aligned")
     add_kernel_arguments(parser)
     parser.add_argument("--alpha", type=float, default=1.0, help="scale of the kernel (1)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each start (3)")
@@ -83,28 +79,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Trains from every start, seed by seed, and prints what each start is worth."""
     recipe = _recipe(args)
+    check_kernel_arguments(args)
     device, dtype = chosen_device(args)
-    members = find_members(args)
+    named = [args.models] if args.source is None else [args.models, args.source]
+    members, *sources = find_families(args, named, least=2)
+    for each in (members, *sources):
+        check_several(tuple(each.variants))
     with ExitStack() as opened:
         family = opened.enter_context(members.open())
         names = selected(args, family)
+        others = [opened.enter_context(source.open()) for source in sources]
+        matching = [matching_tensors(family.base, source.base, names) for source in others]
+        read = partial(read_training_text, family.base, max_tokens=args.max_tokens)
+        train = read(args.train)
+        held_out = read(args.held_out, enough_tokens=args.held_out_tokens)
         own = _side(args, family, names)
         starts = _own_starts(names, own, args.alpha)
-        if args.source:
-            source = opened.enter_context(named_folders(args.source).open())
-            starts |= _source_starts(family, source, names, own, args)
-        read = partial(read_training_text, family.base, max_tokens=args.max_tokens)
+        for source, shared in zip(others, matching, strict=True):
+            starts |= _source_starts(source, shared, own, args)
         results = compare_starts(
             StudyModel.open(family.base, device=device, dtype=dtype),
             starts,
-            read(args.train),
-            in_batches(read(args.held_out, enough_tokens=args.held_out_tokens), recipe.batch),
+            train,
+            in_batches(held_out, recipe.batch),
             recipe,
             seeds=range(args.seed, args.seed + args.seeds),
             measure_every=args.every,
             on_run=_tell,
         )
-    notes = [*members.notes, *_notes(args, recipe, family.names)]
+    left_out = [note for each in (members, *sources) for note in each.notes]
+    notes = [*left_out, *_notes(args, recipe, family.names)]
     document = {
         "kernel_of": list(family.names),
         "alpha": args.alpha,
@@ -152,14 +156,9 @@ def _own_starts(names: Sequence[str], own: Side, alpha: float) -> dict[str, Star
 
 
 def _source_starts(
-    family: StudiedFamily,
-    source: StudiedFamily,
-    names: Sequence[str],
-    own: Side,
-    args: argparse.Namespace,
+    source: StudiedFamily, matching: Sequence[str], own: Side, args: argparse.Namespace
 ) -> dict[str, Start]:
-    """Returns the starts at another family's kernel, as it is and aligned."""
-    matching = matching_tensors(family.base, source.base, names)
+    """Returns the starts at another family's kernel, as it is and aligned, in shared tensors."""
     other = _side(args, source, matching)
     starts: dict[str, Start] = {}
     for form in (Form.RAW, Form.ALIGNED):

@@ -37,7 +37,7 @@ def test_lines_begin_at_the_variant_and_end_at_the_base(family: StudiedFamily, t
             one, Excerpt(path=text, num_sequences=3, num_tokens=24), num_steps=2, blocks="1"
         )
         variant, base = StudyModel.open(one.variants["far"]), StudyModel.open(one.base)
-        ids_ST = Excerpt(path=text, num_sequences=3, num_tokens=24).read(variant)
+        ids_ST = Excerpt(path=text, num_sequences=3, num_tokens=24).read(variant.checkpoint)
         begin, end = _mean_loss(variant, ids_ST), _mean_loss(base, ids_ST)
         block = [name for name in variant.names if name.startswith("model.layers.1.")]
         halfway = {name: (variant.get(name) + base.get(name)) / 2 for name in block}

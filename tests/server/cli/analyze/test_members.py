@@ -108,6 +108,24 @@ def test_a_study_of_a_served_family_reads_the_registry(
     assert list(found["variants"]) == [one.name for one in variants]
 
 
+def test_every_family_of_a_study_may_be_a_served_one(
+    small_family: Planted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    variants = [record(f"acme/{name}", path) for name, path in small_family.variants.items()]
+    state = served(
+        tmp_path / "state", record("acme/base", small_family.base, donor=None), *variants
+    )
+    text = tmp_path / "text.txt"
+    text.write_text("Plain words, one after another. " * 8)
+    folders = [str(small_family.base), *map(str, list(small_family.variants.values())[:2])]
+    options = ["--state", str(state), "--tensors", "*.0.mlp.up*", "--wikitext", str(text), "--json"]
+    for target, source in ((folders, ["acme/base"]), (["acme/base"], folders)):
+        assert main(["analyze", "transfer", *target, "--source", *source, *options]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["num_tensors"] == 1
+        assert any("acme/one, acme/two" in note for note in found["notes"])
+
+
 @pytest.mark.parametrize("study", ["pca", "stability", "diagnose", "kernel", "eval", "report"])
 def test_help_says_where_a_served_family_is_looked_up(
     study: str, capsys: pytest.CaptureFixture[str]
@@ -161,7 +179,12 @@ def test_a_name_among_folders_is_refused_with_where_it_belongs(tmp_path: Path, n
 def test_a_base_alone_is_told_how_many_fine_tunes_a_study_takes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for study, least in {"pca": "two", "stability": "three", "kernel": "one"}.items():
+    for study, least in {
+        "pca": "two",
+        "stability": "three",
+        "kernel": "two",
+        "diagnose": "one",
+    }.items():
         assert main(["analyze", study, str(tmp_path)]) == 2
         assert f"name {least} or more fine-tunes" in capsys.readouterr().err
         with pytest.raises(SystemExit):
