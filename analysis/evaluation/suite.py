@@ -200,7 +200,7 @@ def _check(files: SuiteFiles) -> None:
     bounds = {
         "tokens": (files.num_tokens, 2, MAX_TOKENS),
         "window": (files.window, 2, MAX_TOKENS),
-        "full-length": (files.full_length or 2, 2, MAX_TOKENS),
+        "full-length": (2 if files.full_length is None else files.full_length, 2, MAX_TOKENS),
         "records": (files.num_instructions, 1, 100_000),
         "questions": (files.num_questions, 1, 10_000),
     }

@@ -162,7 +162,10 @@ def test_a_suite_says_what_it_measures(family: StudiedFamily, suite: Suite) -> N
 def test_a_suite_without_files_or_out_of_bounds_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="Nothing to measure"):
         Suite.load(SuiteFiles())
-    for given in ({"num_tokens": 1}, {"window": 1}, {"num_questions": 0}, {"num_instructions": 0}):
+    for given in (
+        {"num_tokens": 1}, {"window": 1}, {"full_length": 0}, {"full_length": 1},
+        {"num_questions": 0}, {"num_instructions": 0},
+    ):  # fmt: skip
         with pytest.raises(InvalidRequestError, match="expected"):
             Suite.load(SuiteFiles(wikitext=tmp_path / "text.txt", **given))  # type: ignore[arg-type]
 
