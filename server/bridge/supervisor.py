@@ -41,9 +41,11 @@ class EngineState(StrEnum):
 class SupervisionLimits:
     """How long is too long, in seconds, and how often is too often."""
 
-    poll_s: float = 0.5
+    poll_s: float = 0.25
     start_s: float = 300.0  # importing torch from a cold disk takes a while
-    stall_s: float = 4.5  # then the server is not ready; with poll_s, within five seconds
+    # Then the server is not ready. Within five seconds: the first look may still find the last beat
+    # new, and the one that makes the time full is not late enough.
+    stall_s: float = 4.5
     stall_kill_s: float = 60.0  # then the engine is killed
     dead_s: float = 420.0  # without a beat, restarts included; then the server is not alive
     backoff_s: float = 0.2  # doubles with every crash in the window

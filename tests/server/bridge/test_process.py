@@ -10,7 +10,7 @@ import pytest
 
 from linker_core.config import UNUSABLE_DEVICE_STATUS, EngineConfig
 from server.bridge.process import EngineProcess
-from server.bridge.supervisor import EngineState, EngineSupervisor
+from server.bridge.supervisor import EngineState, EngineSupervisor, SupervisionLimits
 from tests.server.fake_engine import MUTE_ENGINE
 
 WORKER = (sys.executable, "-m", "linker_core.engine.worker")
@@ -75,6 +75,11 @@ def test_engine_without_its_device_is_given_up_at_once(
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
     assert "cuda:4096 cannot be used" in lines[0]
+
+
+def test_engine_that_stands_still_is_seen_within_five_seconds_whenever_it_is_looked_at() -> None:
+    limits = SupervisionLimits()
+    assert limits.stall_s + 2 * limits.poll_s <= 5.0
 
 
 def test_only_the_status_of_a_missing_device_ends_the_first_try() -> None:
