@@ -9,12 +9,14 @@ Legend: T tokens of a sequence, H hidden width, n tokens of all sequences.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from analysis.drawing import Drawing, Shape
 from analysis.family import StudiedFamily
 from analysis.model import StudyModel
 from analysis.probes.blocks import ALL, add_blocks_argument, chosen_blocks
@@ -28,6 +30,24 @@ from linker_core.weights.keys import parse_key
 
 NUM_SEQUENCES, NUM_TOKENS = 100, 128  # BS H: 100 inputs, of a length that it does not state
 Hidden = list[torch.Tensor]  # [1, T, H] a sequence
+
+
+class Growth(NamedTuple):
+    """What an error does in one layer; nothing is said of a layer that no error comes into."""
+
+    layer: int
+    error: float  # behind it, mean over tokens
+    alpha: float | None = None  # growth within it, mean over tokens
+    alpha_median: float | None = None
+    alpha_p5: float | None = None
+    alpha_p95: float | None = None
+
+    @property
+    def middle(self) -> tuple[float, float] | None:
+        """The middle 90 % of the tokens."""
+        if self.alpha_p5 is None or self.alpha_p95 is None:
+            return None
+        return self.alpha_p5, self.alpha_p95
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +77,7 @@ def measure(
         LinkerError: A checkpoint that cannot be read or does not fit into memory.
     """
     aliased = chosen_blocks(blocks, family.base.config.num_layers)
-    rows: list[tuple[Value, ...]] = []
+    growth: dict[str, list[Growth]] = {}
     facts: dict[str, Value] = {}
     ids = text.read_by(family.variants)
     check_finite(family.base)
@@ -65,13 +85,13 @@ def measure(
         model = open_model(variant, device)
         ids_ST = ids[label]
         errors = relative_errors(model, family.base, ids_ST, aliased)
-        rows += [(label, *row) for row in _growth(errors)]
+        growth[label] = _growth(errors)
         facts[f"{label}: sequences"] = len(ids_ST)
         facts[f"{label}: error at the end"] = float(errors[-1].mean())
     return ProbeResult(
         title="Growth of the error of aliased blocks",
-        columns=("variant", "layer", "error", "alpha", "alpha_median", "alpha_p5", "alpha_p95"),
-        rows=tuple(rows),
+        columns=("variant", *Growth._fields),
+        rows=tuple((label, *one) for label, found in growth.items() for one in found),
         facts=facts,
         notes=(
             "error is the mean over tokens of |δ|/|h| behind the layer; alpha its growth within "
@@ -80,6 +100,21 @@ def measure(
             "Growth below 1 a layer damps, above 1 amplifies. BS: 0.7 to 2.2 inside, with spikes "
             f"at both ends. {text.words}",
         ),
+        drawings=(_drawing(growth),),
+    )
+
+
+def _drawing(growth: Mapping[str, Sequence[Growth]]) -> Drawing:
+    """Returns every variant's growth over the layers."""
+    return Drawing(
+        caption="Growth of the relative error within each layer: means over tokens, and the "
+        "middle 90 % of the tokens. Above 1 an error grows.",
+        shape=Shape.CURVES,
+        x_title="layer",
+        y_title="alpha",
+        x=[one.layer for one in next(iter(growth.values()))],
+        series={label: [one.alpha for one in found] for label, found in growth.items()},
+        intervals={label: [one.middle for one in found] for label, found in growth.items()},
     )
 
 
@@ -125,20 +160,20 @@ def _relative(own: Hidden, shared: Hidden) -> NDArray[np.float64]:
     return found
 
 
-def _growth(errors: Sequence[NDArray[np.float64]]) -> list[tuple[Value, ...]]:
-    """Returns layer, error behind it, and the mean, median, 5th and 95th percentile of growth."""
-    rows: list[tuple[Value, ...]] = []
+def _growth(errors: Sequence[NDArray[np.float64]]) -> list[Growth]:
+    """Returns what an error does in each layer."""
+    found: list[Growth] = []
     for layer in range(len(errors) - 1):
         before_n, after_n = errors[layer], errors[layer + 1]
         moved = before_n > 0.0
         error = float(after_n.mean())
         if not moved.any():
-            rows.append((layer, error, None, None, None, None))
+            found.append(Growth(layer, error))
             continue
         growth_n = after_n[moved] / before_n[moved]
-        low, median, high = np.percentile(growth_n, (5, 50, 95))
-        rows.append((layer, error, float(growth_n.mean()), float(median), float(low), float(high)))
-    return rows
+        low, median, high = (float(value) for value in np.percentile(growth_n, (5, 50, 95)))
+        found.append(Growth(layer, error, float(growth_n.mean()), median, low, high))
+    return found
 
 
 def _layer_of(name: str) -> int | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from analysis.drawing import Drawing, Shape
 from analysis.family import StudiedFamily
 from analysis.model import StudyModel
 from analysis.probes.blocks import ALL, add_blocks_argument, chosen_blocks
@@ -124,6 +125,24 @@ def measure(
         facts=facts,
         notes=(*_NOTES, text.words),
         series=series,
+        drawings=tuple(_drawing(label, series) for label in family.variants),
+    )
+
+
+def _drawing(label: str, series: Mapping[str, Sequence[float]]) -> Drawing:
+    """Returns a variant's lines."""
+    return Drawing(
+        caption=f"{label}: change of the loss along each line, from the variant at 0 to the base "
+        "at 1; means over sequences. The table has the standard error of each line's rise.",
+        shape=Shape.CURVES,
+        x_title="alpha",
+        y_title="nats per token",
+        x=series["alpha"],
+        series={
+            name.removeprefix(f"{label}: "): values
+            for name, values in series.items()
+            if name.startswith(f"{label}: ")
+        },
     )
 
 

@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from analysis.drawing import Drawing
+
 Value = str | int | float | bool | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProbeResult:
-    """A probe's answer; a command prints it as a table or as JSON.
+    """A probe's answer; a command prints it as a table or as JSON, a report draws it.
 
     Attributes:
         title: What was measured, of what.
@@ -19,7 +21,8 @@ class ProbeResult:
         rows: One value a column; None where there is none.
         facts: Numbers about all rows together: name -> value.
         notes: Method, limits and how to read the numbers, a sentence or two each.
-        series: What a picture is made of: name -> values. Not in the table.
+        series: Numbers that are not in the table: name -> values.
+        drawings: Figures.
     """
 
     title: str
@@ -28,6 +31,7 @@ class ProbeResult:
     facts: Mapping[str, Value]
     notes: tuple[str, ...] = ()
     series: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    drawings: tuple[Drawing, ...] = ()
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.columns) for row in self.rows)

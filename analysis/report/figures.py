@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import plotly.graph_objects as go
 
+from analysis.drawing import Drawing, Shape
 from analysis.selection import Component
 
 # Okabe and Ito's colours, which people tell apart who see fewer.
@@ -18,6 +19,7 @@ _ATTENTION, _MLP, _OTHER, _NULL = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 _HEIGHT: Final = 360
 
 Numbers = Sequence[float | None]
+Intervals = Sequence[Sequence[float] | None]
 
 
 def shares_by_component(
@@ -52,14 +54,14 @@ def curves(
     *,
     x_title: str,
     y_title: str,
-    intervals: Mapping[str, Sequence[Sequence[float] | None]] | None = None,
+    intervals: Mapping[str, Intervals] | None = None,
     dotted: Mapping[str, Numbers] | None = None,
     percent: bool = False,
 ) -> dict[str, Any]:
     """One line for each name, with the intervals of its points, and dotted ones to compare with."""
     figure = go.Figure()
     for number, (name, values) in enumerate(series.items()):
-        reach = None if intervals is None else _reach(values, intervals[name])
+        reach = _reach_of(name, values, intervals)
         line = {"color": PALETTE[number % len(PALETTE)]}
         figure.add_scatter(
             x=list(x), y=list(values), mode="lines+markers", name=name, error_y=reach, line=line
@@ -67,7 +69,7 @@ def curves(
     for name, values in (dotted or {}).items():
         line = {"color": _NULL, "dash": "dot"}
         figure.add_scatter(x=list(x), y=list(values), mode="lines", name=name, line=line)
-    return _spec(figure, x=x_title, y=y_title, percent=percent)
+    return _spec(figure, x=x_title, y=y_title, percent=percent, named=_are_names(x))
 
 
 def bars(
@@ -76,6 +78,7 @@ def bars(
     *,
     x_title: str,
     y_title: str,
+    intervals: Mapping[str, Intervals] | None = None,
     stacked: bool = False,
     line_at: float | None = None,
     percent: bool = False,
@@ -84,11 +87,25 @@ def bars(
     figure = go.Figure()
     for number, (name, values) in enumerate(series.items()):
         colour = PALETTE[number % len(PALETTE)]
-        figure.add_bar(x=list(x), y=list(values), name=name, marker={"color": colour})
+        reach = _reach_of(name, values, intervals)
+        figure.add_bar(
+            x=list(x), y=list(values), name=name, error_y=reach, marker={"color": colour}
+        )
     if line_at is not None:
         figure.add_hline(y=line_at, line={"color": _NULL, "dash": "dot"})
     figure.update_layout(barmode="stack" if stacked else "group")
-    return _spec(figure, x=x_title, y=y_title, percent=percent)
+    return _spec(figure, x=x_title, y=y_title, percent=percent, named=_are_names(x))
+
+
+def drawn(drawing: Drawing) -> dict[str, Any]:
+    """What a study has drawn up."""
+    return (curves if drawing.shape is Shape.CURVES else bars)(
+        drawing.x,
+        drawing.series,
+        x_title=drawing.x_title,
+        y_title=drawing.y_title,
+        intervals=drawing.intervals,
+    )
 
 
 def spreads(series: Mapping[str, Numbers], *, y_title: str, line_at: float) -> dict[str, Any]:
@@ -128,7 +145,12 @@ def heat_map(names: Sequence[str], values_NN: Sequence[Numbers]) -> dict[str, An
 
 
 def _spec(
-    figure: Any, *, x: str | None = None, y: str | None = None, percent: bool = False
+    figure: Any,
+    *,
+    x: str | None = None,
+    y: str | None = None,
+    percent: bool = False,
+    named: bool = False,
 ) -> dict[str, Any]:
     figure.update_layout(
         height=_HEIGHT,
@@ -138,13 +160,24 @@ def _spec(
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
         template=None,
     )
-    figure.update_xaxes(title_text=x)
+    # Left to itself, Plotly takes a model that is called like a date or a number for one.
+    figure.update_xaxes(title_text=x, type="category" if named else None)
     figure.update_yaxes(title_text=y, tickformat=".0%" if percent else None)
     spec: dict[str, Any] = figure.to_plotly_json()
     return {"data": spec["data"], "layout": spec["layout"]}
 
 
-def _reach(values: Numbers, intervals: Sequence[Sequence[float] | None]) -> dict[str, Any]:
+def _are_names(x: Sequence[Any]) -> bool:
+    return any(isinstance(place, str) for place in x)
+
+
+def _reach_of(
+    name: str, values: Numbers, intervals: Mapping[str, Intervals] | None
+) -> dict[str, Any] | None:
+    return None if intervals is None or name not in intervals else _reach(values, intervals[name])
+
+
+def _reach(values: Numbers, intervals: Intervals) -> dict[str, Any]:
     """Returns error bars from the ends of intervals."""
     pairs = [
         (0.0, 0.0) if value is None or ends is None else (ends[1] - value, value - ends[0])

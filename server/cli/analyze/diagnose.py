@@ -71,7 +71,6 @@ def run(args: argparse.Namespace) -> int:
         "num_tensors": len(found.studies),
         "diagnostics": [one.to_json() for one in findings],
         "variants": rows,
-        "notes": notes,
     }
     findings_table = Shown(
         "Findings",
@@ -79,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
         [(one.model, one.kind.value, one.reason) for one in findings],
         () if findings else (f"None of {', '.join(kind.value for kind in Kind)}.",),
     )
-    show(args, document, [_distances(rows), findings_table], notes)
+    show(args, document, [_distances(rows), findings_table], notes, members=members)
     return 0
 
 

@@ -38,6 +38,7 @@ from server.cli.analyze.device_arguments import add_device_arguments
 from server.cli.analyze.eval_tables import (
     NOTES,
     conditions_table,
+    eval_drawings,
     outputs_table,
     uniform_table,
 )
@@ -130,7 +131,9 @@ def run(args: argparse.Namespace) -> int:
         tables.append(uniform_table(against_uniform))
     if outputs:
         tables.append(outputs_table(outputs))
-    show(args, document, tables, [*encoded.notes, *NOTES])
+    notes = [*members.notes, *encoded.notes, *NOTES]
+    drawings = eval_drawings(document["conditions"])
+    show(args, document, tables, notes, members=members, drawings=drawings)
     return 0
 
 

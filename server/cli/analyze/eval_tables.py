@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from analysis.drawing import Drawing, Shape
 from analysis.evaluation.outputs import Output
 from analysis.evaluation.sweep import Condition, changes
 from server.cli.analyze.output import Cell, Shown
+from server.cli.analyze.score_drawings import metric_drawings
 from server.cli.analyze.scores import INTERVALS, METRICS, change_cell, measured, value_cell
 
 NOTES: Final = (
@@ -45,6 +47,32 @@ def uniform_table(entries: Sequence[Mapping[str, Any]]) -> Shown:
             [entry["scale"], *(change_cell(entry["changes"][name]) for name in names)]
             for entry in entries
         ],
+    )
+
+
+def eval_drawings(records: Sequence[Mapping[str, Any]]) -> list[Drawing]:
+    """Returns the changes along the kernel, and the fine-tunes'.
+
+    Args:
+        records: JSON of the conditions, the base first.
+    """
+    found = {(record["label"], record["scale"]): record["changes"] for record in records[1:]}
+    scales = sorted({scale for _, scale in found if scale is not None})
+    along = list(dict.fromkeys(label for label, scale in found if scale is not None))
+    drawings = metric_drawings(
+        {label: [found.get((label, scale)) for scale in scales] for label in along},
+        x=scales,
+        x_title="scale",
+        shape=Shape.CURVES,
+        what="The base with the kernel at each scale, against the base alone",
+    )
+    models = [label for label, scale in found if scale is None]
+    return drawings + metric_drawings(
+        {"change": [found[label, None] for label in models]},
+        x=models,
+        x_title="",
+        shape=Shape.BARS,
+        what="The fine-tunes as they are, against the base",
     )
 
 

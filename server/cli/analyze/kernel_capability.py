@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import argparse
 from statistics import fmean
-from typing import Any
 
 from analysis.evaluation.dialogue_loss import dialogue_loss
 from analysis.family import StudiedFamily
 from analysis.kernel.capability import CapabilityChain, WeighedModel, capability_chain
 from analysis.kernel.kernel import Kernel
 from analysis.model import StudyModel
-from server.cli.analyze.kernel_texts import Texts, base_model, loss_table, losses_to_json, measure
+from server.cli.analyze.kernel_found import Part
+from server.cli.analyze.kernel_texts import (
+    Texts,
+    base_model,
+    loss_drawing,
+    loss_table,
+    losses_to_json,
+    measure,
+)
 from server.cli.analyze.output import Shown
 from server.cli.progress import byte_progress
 
@@ -20,8 +27,8 @@ _BURN_IN_PART = 5  # FM's: 1,000 steps before 5,000
 
 def capability(
     args: argparse.Namespace, family: StudiedFamily, kernel: Kernel, texts: Texts
-) -> tuple[dict[str, Any], list[Shown]]:
-    """Returns what --capability asks for, as JSON and as tables."""
+) -> Part:
+    """Returns what --capability asks for."""
     model = base_model(args, family)
     weighed = WeighedModel(model, family, kernel)
 
@@ -55,7 +62,8 @@ def capability(
         "losses": losses_to_json(losses),
     }
     title = "Kernels on the rows that scored no weight"
-    return document, [_group_table(chain), loss_table(title, losses)]
+    shown = [_group_table(chain), loss_table(title, losses)]
+    return Part("capability", document, shown, [loss_drawing(title, losses)])
 
 
 def _group_table(chain: CapabilityChain) -> Shown:

@@ -11,16 +11,17 @@ from analysis.kernel.compose import Composition
 from analysis.kernel.kernel import Kernel
 from server.cli.analyze.kernel_capability import capability
 from server.cli.analyze.kernel_composed import SUM
+from server.cli.analyze.kernel_found import Part
 from server.cli.analyze.kernel_texts import (
     Losses,
     Texts,
     base_model,
     companions,
+    loss_drawing,
     loss_table,
     losses_to_json,
     measure,
 )
-from server.cli.analyze.output import Shown
 
 
 def on_texts(
@@ -29,19 +30,19 @@ def on_texts(
     texts: Texts,
     kernel: Kernel,
     together: Composition | None,
-) -> Iterator[tuple[str, dict[str, Any], list[Shown]]]:
-    """Yields what is asked for: where it stands in the document, the JSON and the tables."""
+) -> Iterator[Part]:
+    """Yields what is asked for."""
     if args.capability is None:
-        yield "losses", *companions(args, family, kernel, texts)
+        yield companions(args, family, kernel, texts)
     if together is not None:
-        yield "composition", *_composed(args, family, together, texts)
+        yield _composed(args, family, together, texts)
     if args.capability is not None:
-        yield "capability", *capability(args, family, kernel, texts)
+        yield capability(args, family, kernel, texts)
 
 
 def _composed(
     args: argparse.Namespace, family: StudiedFamily, found: Composition, texts: Texts
-) -> tuple[dict[str, Any], list[Shown]]:
+) -> Part:
     """Returns what specialists do to the texts, by themselves and together."""
     kernels = {**found.specialists, SUM: found.together}
     losses = measure(base_model(args, family), family, kernels, texts)
@@ -49,7 +50,8 @@ def _composed(
         "losses": losses_to_json(losses),
         "interference": _interference(losses, found.specialists),
     }
-    return document, [loss_table("Specialists and their sum on the texts", losses)]
+    title = "Specialists and their sum on the texts"
+    return Part("composition", document, [loss_table(title, losses)], [loss_drawing(title, losses)])
 
 
 def _interference(losses: Losses, specialists: Mapping[str, object]) -> dict[str, Any]:

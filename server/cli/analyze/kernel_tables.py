@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 import numpy as np
 
+from analysis.drawing import Drawing, Shape
 from analysis.gram import TensorGram
 from analysis.kernel.kernel import Kernel, KernelTensor
 from analysis.kernel.robust import STRATEGIES
@@ -79,6 +80,33 @@ def strategy_table(found: dict[str, dict[str, Any]], names: Sequence[str]) -> Sh
         rows,
         ("Coefficients sum to 1. FM's kernel is the mean; the others keep outliers from it.",),
     )
+
+
+def drawings(kernel: Kernel, found: Mapping[str, Mapping[str, Any]]) -> list[Drawing]:
+    """Returns the weights by layer, and what `strategies` found."""
+    layers = kernel.weights_per_layer()
+    shares = {
+        name: [entry["coefficients"][number] for entry in found.values()]
+        for number, name in enumerate(kernel.names)
+    }
+    by_layer = Drawing(
+        caption=f"Posterior means of the weights w (FM Eq. 3), T = {kernel.temperature:g}: means "
+        "over each layer's tensors.",
+        shape=Shape.BARS,
+        x_title="layer",
+        y_title="mean w",
+        x=list(layers),
+        series={"w": list(layers.values())},
+    )
+    by_strategy = Drawing(
+        caption="What each strategy gives each fine-tune: means over tensors; they sum to 1.",
+        shape=Shape.BARS,
+        x_title="strategy",
+        y_title="coefficient",
+        x=list(found),
+        series=shares,
+    )
+    return [by_layer, by_strategy] if layers else [by_strategy]
 
 
 def notes(kernel: Kernel) -> list[str]:

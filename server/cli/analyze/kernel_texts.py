@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from analysis.drawing import Drawing, Shape
 from analysis.evaluation.dialogue_loss import dialogue_loss
 from analysis.evaluation.token_loss import LEVEL, Change, TokenLoss
 from analysis.family import StudiedFamily
@@ -22,8 +23,10 @@ from analysis.training_text import read_training_text
 from linker_core.errors import InvalidRequestError
 from linker_core.tuning.calibration import CalibrationSequence
 from linker_core.weights.checkpoint import Checkpoint
+from server.cli.analyze.kernel_found import Part
 from server.cli.analyze.kernel_text_arguments import labelled
 from server.cli.analyze.output import Cell, Shown
+from server.cli.analyze.score_drawings import change_drawing
 from server.cli.analyze.suite_arguments import chosen_device
 
 BASE = "base"
@@ -82,15 +85,17 @@ def measure(
 
 def companions(
     args: argparse.Namespace, family: StudiedFamily, kernel: Kernel, texts: Texts
-) -> tuple[dict[str, Any], list[Shown]]:
-    """Returns a kernel's losses beside those of what it must be better than, and their table."""
+) -> Part:
+    """Returns a kernel's losses beside those of what it must be better than."""
     kernels = {
         "kernel": kernel,
         "uniform, its |K|": kernel.uniform(),
         "raw mean": kernel.raw_mean(),
     }
     losses = measure(base_model(args, family), family, kernels, texts)
-    return losses_to_json(losses), [loss_table("Base + K on the texts", losses)]
+    title = "Base + K on the texts"
+    record = losses_to_json(losses)
+    return Part("losses", record, [loss_table(title, losses)], [loss_drawing(title, losses)])
 
 
 def losses_to_json(losses: Losses) -> dict[str, Any]:
@@ -118,6 +123,23 @@ def loss_table(title: str, losses: Losses) -> Shown:
         "in pairs."
     )
     return Shown(title, ("model", *texts), rows, (note,))
+
+
+def loss_drawing(title: str, losses: Losses) -> Drawing:
+    """Returns what each kernel changes of each text's perplexity."""
+    records = losses_to_json(losses)
+    return change_drawing(
+        {
+            model: [found[text]["change"] for text in losses[BASE]]
+            for model, found in records.items()
+            if model != BASE
+        },
+        x=list(losses[BASE]),
+        x_title="text",
+        y_title="perplexity",
+        shape=Shape.BARS,
+        what=f"{title}: perplexity against the base's",
+    )
 
 
 def _measured(model: StudyModel, texts: Texts) -> dict[str, TokenLoss]:

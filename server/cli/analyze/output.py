@@ -7,6 +7,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from rich import box
@@ -14,6 +15,9 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
+
+from analysis.drawing import Drawing
+from server.cli.analyze.members import Members
 
 Cell = str | float | int | bool | None
 
@@ -37,16 +41,30 @@ def show(
     document: Mapping[str, Any],
     tables: Sequence[Shown],
     notes: Sequence[str] = (),
+    *,
+    members: Members | None = None,
+    drawings: Sequence[Drawing] = (),
 ) -> None:
     """Prints a study's result on stdout.
 
     Args:
-        args: Whether it is to be JSON.
+        args: Which study it is, and whether it is to be JSON.
         document: The JSON document; numbers that are not finite become null.
         tables: What people read instead.
         notes: Sentences below all tables.
+        members: What was studied; None of what no report can include. The JSON then says who made
+            it of what, and holds tables, figures and notes as well.
+        drawings: Figures, for reports alone.
     """
     if args.json:
+        if members is not None:
+            document = {
+                "made_by": _made_by(args, members),
+                **document,
+                "tables": [_table_to_json(shown) for shown in tables],
+                "figures": [drawing.to_json() for drawing in drawings],
+                "notes": list(notes),
+            }
         json.dump(_finite(document), sys.stdout, indent=1, allow_nan=False)
         print()
         return
@@ -64,6 +82,31 @@ def formatted(cell: Cell) -> str:
     if isinstance(cell, bool):
         return "yes" if cell else "no"
     return f"{cell:.4g}" if isinstance(cell, float) else str(cell)
+
+
+def _made_by(args: argparse.Namespace, members: Members) -> dict[str, Any]:
+    return {
+        "study": args.study,
+        "version": version("linker-llm"),
+        "base": members.base_name,
+        "fine_tunes": list(members.variants),
+    }
+
+
+def _table_to_json(shown: Shown) -> dict[str, Any]:
+    """Returns a table as JSON values; an infinite number as its word, as it is printed."""
+    return {
+        "title": shown.title,
+        "columns": list(shown.columns),
+        "rows": [
+            [
+                formatted(cell) if isinstance(cell, float) and math.isinf(cell) else cell
+                for cell in row
+            ]
+            for row in shown.rows
+        ],
+        "notes": list(shown.notes),
+    }
 
 
 def _print_table(console: Console, shown: Shown) -> None:

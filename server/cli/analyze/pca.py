@@ -51,12 +51,12 @@ def run(args: argparse.Namespace) -> int:
         "summary": summary,
         "tensors": [study.to_json() for study in found.studies],
         "cross_family": across,
-        "notes": found.notes,
     }
     shown = [*_tables(found, summary), *([tables.across_table(across)] if across else [])]
     if args.list:
         shown.append(tables.tensor_table(found.studies))
-    show(args, document, shown, [*found.notes, *tables.notes(summary)])
+    notes = [*found.notes, *tables.notes(summary)]
+    show(args, document, shown, notes, members=found.members)
     return 0
 
 

@@ -42,7 +42,8 @@ def run(args: argparse.Namespace) -> int:
         "left_out": list(members.notes),
         **result.to_json(),
     }
-    show(args, document, tables, [*members.notes, *result.notes])
+    notes = [*members.notes, *result.notes]
+    show(args, document, tables, notes, members=members, drawings=result.drawings)
     return 0
 
 

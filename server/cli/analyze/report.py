@@ -6,11 +6,13 @@ import argparse
 import errno
 import os
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 from analysis.report.fine_tunes import fine_tune_sections
+from analysis.report.included import Included, read_included
 from analysis.report.page import render_page
 from analysis.report.shares import share_sections
 from analysis.report.tensors import method_section, tensor_section
@@ -26,16 +28,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="FILE", help="the HTML file to write"
     )
+    parser.add_argument(
+        "--include",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="what another study (eval, transfer, probe, …) printed with --json: its tables and "
+        "figures become a section; may be repeated",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Studies the family and writes the file, whole or not at all."""
     check_draws(args)
     _check_target(args.output)
+    included = [read_included(path) for path in args.include]
     members = find_members(args)
     with members.open() as family:
         found = study_family(args, members, family)
-    text = _page(args, found)
+    text = _page(args, found, included)
     _write(args.output, text)
     num_bytes = len(text.encode())
     document = {"path": str(args.output), "bytes": num_bytes, "notes": members.notes}
@@ -43,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _page(args: argparse.Namespace, found: Studied) -> str:
+def _page(args: argparse.Namespace, found: Studied, included: Sequence[Included]) -> str:
     summary = found.summary(args)
     members = found.members
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -56,6 +68,7 @@ def _page(args: argparse.Namespace, found: Studied) -> str:
     sections = [
         *share_sections(found.studies, summary),
         *fine_tune_sections(found.studies, summary),
+        *(one.section(base=members.base_name, fine_tunes=found.names) for one in included),
         tensor_section(found.studies),
         method_section(found.studies, summary),
     ]

@@ -45,9 +45,8 @@ def run(args: argparse.Namespace) -> int:
         "num_tensors": len(found.studies),
         "jackknife": rows,
         "tensors": [_tensor(study) for study in found.studies],
-        "notes": notes,
     }
-    show(args, document, [_table(way, rows[way]) for way in rows], notes)
+    show(args, document, [_table(way, rows[way]) for way in rows], notes, members=members)
     return 0
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from analysis.drawing import Drawing, Shape
 from analysis.evaluation.suite import EncodedSuite, Scores, Suite
 from analysis.evaluation.sweep import changes, check_scales
 from analysis.family import StudiedFamily
@@ -35,6 +36,7 @@ from server.cli.analyze.members import (
     selected,
 )
 from server.cli.analyze.output import Cell, Shown, add_output_arguments, show
+from server.cli.analyze.score_drawings import metric_drawings
 from server.cli.analyze.scores import INTERVALS, METRICS, change_cell, measured, value_cell
 from server.cli.analyze.suite_arguments import (
     add_suite_arguments,
@@ -114,9 +116,10 @@ def run(args: argparse.Namespace) -> int:
         "agreement": {name: asdict(found) for name, found in agreed.items()},
         "num_tensors": len(names),
         "alpha": args.alpha,
-        "notes": notes,
+        "source": source_members.base_name,
     }
-    show(args, document, [*_tables(records), _agreement_table(agreed)], notes)
+    tables = [*_tables(records), _agreement_table(agreed)]
+    show(args, document, tables, notes, members=members, drawings=_drawings(records))
     return 0
 
 
@@ -183,6 +186,17 @@ def _tables(records: Sequence[Mapping[str, Any]]) -> list[Shown]:
         )
         for name in measured(records[0]["scores"])
     ]
+
+
+def _drawings(records: Sequence[Mapping[str, Any]]) -> list[Drawing]:
+    changed = [record for record in records if record["key"] != record["baseline"]]
+    return metric_drawings(
+        {"change": [record["changes"] for record in changed]},
+        x=[record["key"] for record in changed],
+        x_title="condition",
+        shape=Shape.BARS,
+        what="Each condition against its base, as the tables name them",
+    )
 
 
 def _row(record: Mapping[str, Any], metric: str) -> list[Cell]:

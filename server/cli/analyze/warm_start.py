@@ -10,6 +10,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
+from analysis.drawing import Drawing, Shape
 from analysis.evaluation.sweep import check_scales
 from analysis.family import StudiedFamily
 from analysis.gram import gram_pass
@@ -27,6 +28,7 @@ from analysis.warm_start import (
     added,
     added_noise,
     compare_starts,
+    estimate,
 )
 from linker_core.errors import InvalidRequestError
 from server.cli.analyze.device_arguments import add_device_arguments
@@ -115,9 +117,9 @@ def run(args: argparse.Namespace) -> int:
         "recipe": asdict(recipe),
         "seeds": args.seeds,
         "starts": {name: result.to_json() for name, result in results.items()},
-        "notes": notes,
     }
-    show(args, document, _tables(results), notes)
+    drawings = [_curves(results)]
+    show(args, document, _tables(results), notes, members=members, drawings=drawings)
     return 0
 
 
@@ -196,6 +198,29 @@ def _tables(results: Mapping[str, StartResult]) -> list[Shown]:
             speed,
         ),
     ]
+
+
+def _curves(results: Mapping[str, StartResult]) -> Drawing:
+    """Returns the held-out losses over the steps, means over seeds."""
+    steps = sorted(results[BASE].curves[0].measured)
+    found = {
+        name: [estimate([curve.measured[step] for curve in result.curves]) for step in steps]
+        for name, result in results.items()
+    }
+    return Drawing(
+        caption="Held-out loss while training from each start: means over seeds, with Student's "
+        "95 % intervals over them.",
+        shape=Shape.CURVES,
+        x_title="step",
+        y_title="nats per token",
+        x=steps,
+        series={name: [one.mean for one in losses] for name, losses in found.items()},
+        intervals={name: [_ends(one) for one in losses] for name, losses in found.items()},
+    )
+
+
+def _ends(found: Estimate) -> tuple[float, float] | None:
+    return None if found.low is None or found.high is None else (found.low, found.high)
 
 
 def _with_interval(found: Estimate) -> str:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 
+from analysis.drawing import Drawing, Shape
+from server.cli.analyze.members import Members
 from server.cli.analyze.output import Cell, Shown, formatted, show
 
 TABLE = Shown("shares [of PC1]", ("tensor", "PC1"), [("[b]q", 0.123456), ("k", None)], ("one run",))
@@ -37,6 +41,31 @@ def test_show_json_is_one_document_without_what_json_lacks(
     show(argparse.Namespace(json=True), document, [TABLE])
     found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert found == {"pc1": None, "rows": [[1, None]], "name": "ε"}
+
+
+def test_show_json_of_models_says_what_made_it_and_holds_what_a_report_shows(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    members = Members("base", Path("folder"), {"chat": Path("other")}, ())
+    table = Shown("t", ("model", "PPL"), [("chat", float("inf")), ("base", float("nan"))], ("n",))
+    drawing = Drawing(
+        caption="c", shape=Shape.BARS, x_title="x", y_title="y", x=["q"], series={"s": [None]}
+    )
+    args = argparse.Namespace(json=True, study="eval")
+    show(args, {"alpha": 1}, [table], ["note"], members=members, drawings=[drawing])
+    found = json.loads(capsys.readouterr().out)
+    assert found.pop("made_by") == {
+        "study": "eval", "version": version("linker-llm"), "base": "base", "fine_tunes": ["chat"],
+    }  # fmt: skip
+    assert found == {
+        "alpha": 1,
+        "tables": [
+            {"title": "t", "columns": ["model", "PPL"], "rows": [["chat", "inf"], ["base", None]],
+             "notes": ["n"]}
+        ],
+        "figures": [drawing.to_json()],
+        "notes": ["note"],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
