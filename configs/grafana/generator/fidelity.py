@@ -108,8 +108,11 @@ def _price() -> barchart.Panel:
 
 
 def _budget_used() -> bargauge.Panel:
-    what = "The upper end of the measured KL, of the budget. More than all of it is never served."
-    used = f"{_of('linker_plan_kl_upper_nats')} / {_of('linker_plan_budget_kl_nats')}"
+    what = (
+        "The upper end of the measured KL, of the budget, where that is not 0. More than all of it "
+        "is never served."
+    )
+    used = f"{_of('linker_plan_kl_upper_nats')} / ({_of('linker_plan_budget_kl_nats')} > 0)"
     return (
         gauges("Budget used", what, "percentunit", Query(used, "{{model}}"))
         .max(1)

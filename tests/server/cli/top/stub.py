@@ -7,18 +7,23 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, NamedTuple
+
+
+class Answer(NamedTuple):
+    """What a request for events gets. Streams are kept open, anything else ends."""
+
+    status: int = 200
+    content_type: str = "text/event-stream"
+    body: bytes = b""
 
 
 class Stub:
-    """What every next request for events gets: a status and a body, kept open or cut."""
+    """What every next request gets, and when the streams that are open end."""
 
     def __init__(self) -> None:
-        self.status = 200
-        self.content_type = "text/event-stream"
-        self.body = b""
+        self.answer = Answer()
         self.hang_up = threading.Event()  # ends the streams that are open
-        self.num_requests = 0
         self.port = 0
 
     @property
@@ -28,7 +33,8 @@ class Stub:
 
     def says(self, *events: dict[str, Any]) -> None:
         """Has the next streams begin with events."""
-        self.body = b"".join(b"data: " + json.dumps(event).encode() + b"\n\n" for event in events)
+        lines = (b"data: " + json.dumps(event).encode() + b"\n\n" for event in events)
+        self.answer = Answer(body=b"".join(lines))
 
 
 @contextmanager
@@ -37,14 +43,13 @@ def stub_server(stub: Stub) -> Iterator[Stub]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            stub.num_requests += 1
-            hang_up = stub.hang_up
-            self.send_response(stub.status)
-            self.send_header("content-type", stub.content_type)
+            hang_up, answer = stub.hang_up, stub.answer
+            self.send_response(answer.status)
+            self.send_header("content-type", answer.content_type)
             self.end_headers()
-            self.wfile.write(stub.body)
+            self.wfile.write(answer.body)
             self.wfile.flush()
-            if stub.status == 200:
+            if answer.status == 200:
                 hang_up.wait(60)
 
         def log_message(self, *_args: Any, **_more: Any) -> None:

@@ -20,7 +20,7 @@ import pytest
 from server.cli.main import EXIT_BROKEN_PIPE, EXIT_USAGE, main
 from server.registry.records import Role
 from tests.server.cli.top.said import card, snapshot, status
-from tests.server.cli.top.stub import Stub, stub_server
+from tests.server.cli.top.stub import Answer, Stub, stub_server
 from tests.server.keyed import give_key
 from tests.server.live import LiveServer, live_server
 
@@ -103,7 +103,7 @@ def test_no_server_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 def test_another_server_is_one_line(
     capsys: pytest.CaptureFixture[str], stub: Stub, code: int, kind: str, body: bytes, said: str
 ) -> None:
-    stub.status, stub.content_type, stub.body = code, kind, body
+    stub.answer = Answer(code, kind, body)
     stub.hang_up.set()
     done, out, err = top(capsys, "--url", stub.url)
     assert (done, out) == (EXIT_USAGE, "")
@@ -202,11 +202,10 @@ def read_until(child: subprocess.Popen[str], said: str) -> str:
 def test_server_that_comes_back_is_watched_again(stub: Stub) -> None:
     with watching(stub) as child:
         read_until(child, "  chat")
-        stub.status, stub.body = 503, refused("not_ready", "The server is shutting down.")
+        stub.answer = refused(503, "not_ready", "The server is shutting down.")
         stub.hang_up.set()
         read_until(child, "The server is shutting down.; trying again")
         stub.hang_up.clear()
-        stub.status = 200
         stub.says(snapshot(card("another")), status())
         read_until(child, "another")
         child.send_signal(signal.SIGINT)
@@ -228,14 +227,15 @@ def test_server_that_is_gone_is_waited_for() -> None:
 def test_key_that_is_revoked_meanwhile_ends_it(stub: Stub) -> None:
     with watching(stub) as child:
         read_until(child, "  chat")
-        stub.status, stub.body = 401, refused("invalid_api_key", "This key is revoked.")
+        stub.answer = refused(401, "invalid_api_key", "This key is revoked.")
         stub.hang_up.set()
         _, err = child.communicate(timeout=DEADLINE_S)
         assert (child.returncode, err) == (EXIT_USAGE, "linker top: This key is revoked.\n")
 
 
-def refused(code: str, message: str) -> bytes:
-    return json.dumps({"error": {"code": code, "message": message, "param": None}}).encode()
+def refused(status: int, code: str, message: str) -> Answer:
+    error = {"code": code, "message": message, "param": None}
+    return Answer(status, "application/json", json.dumps({"error": error}).encode())
 
 
 def test_reader_that_has_seen_enough_ends_it(stub: Stub) -> None:
