@@ -7,7 +7,12 @@ import os
 import stat
 from pathlib import Path
 
-from linker_core.errors import BadCheckpointError, UnsupportedFormatError
+from linker_core.errors import (
+    BadCheckpointError,
+    InsufficientCapacityError,
+    LinkerError,
+    UnsupportedFormatError,
+)
 from linker_core.weights import strict_json
 
 # Formats that can hold code or that are not safetensors. They are never opened.
@@ -17,6 +22,7 @@ _FOREIGN_WEIGHTS = (
 )  # fmt: skip
 # What trainers leave beside the weights. Not weights, never opened.
 _TRAINER_FILES = ("training_args.bin", "optimizer.pt", "optimizer.bin", "scheduler.pt", "scaler.pt")
+_NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 
 
 def open_directory(path: Path) -> int:
@@ -24,13 +30,15 @@ def open_directory(path: Path) -> int:
 
     Raises:
         BadCheckpointError: Not there, or not a directory.
+        InsufficientCapacityError: Too many files are open.
     """
     try:
         return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise BadCheckpointError(
+        raise _not_opened(
+            error,
             f"The checkpoint directory cannot be opened: {os.strerror(error.errno or 0)}. "
-            "Give a directory with config.json and safetensors files."
+            "Give a directory with config.json and safetensors files.",
         ) from error
 
 
@@ -39,6 +47,7 @@ def open_regular(directory_fd: int, name: str) -> int:
 
     Raises:
         BadCheckpointError: Missing, a link, a FIFO, a device, or a name that leaves the directory.
+        InsufficientCapacityError: Too many files are open.
     """
     if name != Path(name).name or name in ("", ".", ".."):
         raise BadCheckpointError(f"{name!r:.100} is not a plain file name. Name files, not paths.")
@@ -51,13 +60,23 @@ def open_regular(directory_fd: int, name: str) -> int:
                 f"{name:.100}: is a symbolic link, which is not followed. Copy the files "
                 "themselves (cp -rL, or a download with a local directory)."
             ) from error
-        raise BadCheckpointError(
-            f"{name:.100}: cannot be opened ({os.strerror(error.errno or 0)})."
+        raise _not_opened(
+            error, f"{name:.100}: cannot be opened ({os.strerror(error.errno or 0)})."
         ) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise BadCheckpointError(f"{name:.100}: is not a regular file.")
     return descriptor
+
+
+def _not_opened(error: OSError, message: str) -> LinkerError:
+    """Returns what is said of a file that cannot be opened; no file is to blame for the others."""
+    if error.errno in _NO_DESCRIPTORS:
+        return InsufficientCapacityError(
+            "Too many files are open for a checkpoint to be read. Raise the limit on open files "
+            "(ulimit -n), and retry."
+        )
+    return BadCheckpointError(message)
 
 
 def read_bytes(directory_fd: int, name: str, *, max_bytes: int) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -15,7 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from linker_core.errors import BadCheckpointError, LinkerError, UnsupportedFormatError
+from linker_core.errors import (
+    BadCheckpointError,
+    InsufficientCapacityError,
+    LinkerError,
+    UnsupportedFormatError,
+)
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.fingerprint import fingerprint
 from tests.tiny import make_checkpoint, save_state
@@ -386,3 +392,21 @@ def test_open_strange_key_of_rope_is_refused_and_not_echoed_raw(path: Path, key:
     with pytest.raises(UnsupportedFormatError, match="has no") as caught:
         Checkpoint.open(path)
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_open_without_a_free_descriptor_blames_no_file(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    opened: list[object] = []
+    real = os.open
+
+    def few(*args: Any, **kwargs: Any) -> int:
+        if len(opened) == number:
+            raise OSError(errno.EMFILE, "Too many open files")
+        opened.append(args)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(os, "open", few)
+    with pytest.raises(InsufficientCapacityError, match=r"ulimit -n"):
+        Checkpoint.open(path)
