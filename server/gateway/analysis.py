@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Annotated, Any, Literal
 
 import orjson
 from fastapi import APIRouter, Query
-from fastapi.responses import Response
-from starlette.concurrency import run_in_threadpool
+from fastapi.responses import Response, StreamingResponse
 
 from linker_core.errors import ModelNotFoundError
 from server.gateway.openapi import answers
 from server.gateway.services import Services
-from server.studies.cards import study_card, tensor_rows
+from server.studies.cards import study_card
+
+_JSON = "application/json"
 
 
 def analysis_router(services: Services) -> APIRouter:
@@ -24,13 +25,13 @@ def analysis_router(services: Services) -> APIRouter:
     @router.get(
         "/analysis",
         response_class=Response,
-        responses=answers(200, "The studies of all families' weights."),
+        responses=answers(200, "How the studies of all families' weights stand."),
     )
     async def list_studies() -> Response:
         finished = studies.finished()
         families = studies.families().items()
         cards = [study_card(studies, family, finished.get(label)) for label, family in families]
-        return await _written({"object": "list", "data": cards})
+        return _written({"object": "list", "data": cards})
 
     @router.get(
         "/analysis/{family:path}",
@@ -46,18 +47,36 @@ def analysis_router(services: Services) -> APIRouter:
             raise ModelNotFoundError(_unknown(services, family), param="family")
         finished = studies.finished().get(family)
         card = study_card(studies, found, finished)
-        if include:
-            key = found.key if finished is None else finished.key
-            card["tensors"] = [] if key is None else tensor_rows(dict(await studies.tensors(key)))
-        return await _written(card)
+        card["summary"] = None if finished is None else finished.summary
+        if not include:
+            return _written(card)
+        key = found.key if finished is None else finished.key
+        parts = _with_tensors(card, studies.records(key))
+        first = await anext(parts)  # what keeps the registry from being read is said in time
+        return StreamingResponse(_behind(first, parts), media_type=_JSON)
 
     return router
 
 
-async def _written(answer: Mapping[str, Any]) -> Response:
-    """Returns JSON that may be megabytes: of many families, or of a large one's tensors."""
-    body = await run_in_threadpool(orjson.dumps, answer)
-    return Response(body, media_type="application/json")
+def _written(answer: Mapping[str, Any]) -> Response:
+    return Response(orjson.dumps(answer), media_type=_JSON)
+
+
+async def _with_tensors(
+    card: Mapping[str, Any], records: AsyncIterator[bytes]
+) -> AsyncIterator[bytes]:
+    """Yields a card with its tensors' records, which may be a hundred megabytes."""
+    text = orjson.dumps(card).removesuffix(b"}") + b',"tensors":['
+    async for record in records:
+        yield text + record
+        text = b","
+    yield b"]}" if text == b"," else text + b"]}"
+
+
+async def _behind(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for part in rest:
+        yield part
 
 
 def _unknown(services: Services, name: str) -> str:

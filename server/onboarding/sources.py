@@ -124,12 +124,17 @@ class Sources:
             return await asyncio.to_thread(
                 read_again, Path(source), source=source, identity=identity
             )
-        on_hub = HubSource.parse(source)
-        path = await self.hub.locate(on_hub)
+        path = await self.here(source)
         if path is None:
-            self._download_again(on_hub)
+            self._download_again(HubSource.parse(source))
             raise NotReadyError("The model's files are being downloaded again; try again later.")
         return await asyncio.to_thread(read_again, path, source=str(path), identity=identity)
+
+    async def here(self, source: str) -> Path | None:
+        """Returns the directory of a source as rows have it; None of a download that is gone."""
+        if not is_hub_source(source):
+            return Path(source)
+        return await self.hub.locate(HubSource.parse(source))
 
     async def kept(self, source: str) -> list[str]:
         """Returns what rows may have for a source, as far as that is known without the hub."""

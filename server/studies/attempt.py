@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import replace
 
 from linker_core.pace import Spent
 from server.registry.records import Json, StudyRecord
 from server.registry.store import Registry
-from server.studies.families import Family
-from server.studies.files import Locator
+from server.studies.families import Family, Member
+from server.studies.files import Locator, Stamp
+from server.studies.tensor_records import read_records
 from server.studies.worker import Listener, Order, StudyWorker
 
 
@@ -28,6 +29,7 @@ class Attempt:
         study: Its row, with the number of tensors as soon as that is known.
         done: Tensors whose records there are.
         spent: What the worker has taken so far.
+        stamps: Of the variants' files before any of them was read.
     """
 
     def __init__(self, family: Family, study: StudyRecord, registry: Registry) -> None:
@@ -35,6 +37,7 @@ class Attempt:
         self.study = study
         self.done: set[str] = set()
         self.spent = Spent()
+        self.stamps: Mapping[Member, Stamp] = {}
         self._registry = registry
         self._unsaved: dict[str, Json] = {}
         self._saving: asyncio.Future[None] | None = None  # the last, perhaps in progress
@@ -43,9 +46,11 @@ class Attempt:
         """Returns the summary; goes on where an earlier attempt has ended.
 
         Raises:
+            UnfitError: Some variants are to be left out.
             LinkerError: Why there is none.
         """
         assert self.family.base is not None
+        self.stamps = {one: await files.stamp(one) for one in self.family.variants}
         places = await files.find(self.family)
         await asyncio.to_thread(self._registry.save, self.study)
         self.done, lines = await asyncio.to_thread(self._known)
@@ -74,11 +79,13 @@ class Attempt:
     def _known(self) -> tuple[set[str], deque[bytes]]:
         """Returns the tensors that are stored, and their records as a worker is told them.
 
-        In a thread of its own: of many fine-tunes they are megabytes, a third of what they take
-        once they are parsed.
+        In a thread of its own: of many fine-tunes they are a hundred megabytes.
         """
-        records = self._registry.study_tensors(self.study.key)
-        return set(records), deque(json.dumps(record).encode() for record in records.values())
+        names, lines = set[str](), deque[bytes]()
+        for records in read_records(self._registry, self.study.key):
+            names |= records.keys()
+            lines += records.values()
+        return names, lines
 
     def _note_opened(self, num_tensors: int) -> None:
         self.study = replace(self.study, num_tensors=num_tensors)

@@ -6,8 +6,7 @@ import time
 from enum import StrEnum
 from typing import Any
 
-from linker_core.weights.keys import parse_key
-from server.registry.records import Json, StudyRecord
+from server.registry.records import StudyRecord
 from server.studies.families import Family
 from server.studies.studies import Studies
 
@@ -22,14 +21,14 @@ class StudyState(StrEnum):
 
 
 def study_card(studies: Studies, family: Family, finished: StudyRecord | None) -> dict[str, Any]:
-    """Returns what is known of a family's study.
+    """Returns how a family's study stands; what it has found is `finished.summary`.
 
     Args:
         studies: Knows what runs and what failed.
         family: Which.
         finished: Its newest finished study, if there is one.
     """
-    attempt, failure = studies.attempt(family), studies.failure(family)
+    attempt = studies.attempt(family)
     is_current = finished is not None and finished.key == family.key
     state, reason = _state(studies, family, is_current=is_current)
     shown = attempt.study if attempt is not None else finished if is_current else None
@@ -38,10 +37,13 @@ def study_card(studies: Studies, family: Family, finished: StudyRecord | None) -
         "family": family.label,
         "state": state,
         "reason": reason,
-        "error": None if failure is None or is_current else failure.error.to_record(),
+        "error": None if is_current else _error(studies, family),
         "base": None if family.base is None else family.base.name,
         "variants": [member.name for member in family.variants],
         "same_weights": family.same_weights,
+        "left_out": {
+            str(member.name): error.to_record() for member, error in family.left_out.items()
+        },
         "progress": None
         if attempt is None
         else {"done_tensors": len(attempt.done), "total_tensors": attempt.study.num_tensors},
@@ -49,23 +51,22 @@ def study_card(studies: Studies, family: Family, finished: StudyRecord | None) -
         "started_at": None if shown is None else shown.created_at,
         "finished_at": None if finished is None else finished.finished_at,
         "age_s": None if finished is None else age_s(finished),
-        "summary": None if finished is None else finished.summary,
     }
-
-
-def tensor_rows(found: dict[str, Json]) -> list[Json]:
-    """Returns what a study has found in the order of a model's blocks."""
-
-    def place(name: str) -> tuple[int, str]:
-        key = parse_key(name)
-        return (-1 if key is None or key.layer is None else key.layer), name
-
-    return [found[name] for name in sorted(found, key=place)]
 
 
 def age_s(study: StudyRecord) -> float | None:
     """Returns for how long a study has been finished, in seconds."""
     return None if study.finished_at is None else max(0.0, time.time() - study.finished_at)
+
+
+def _error(studies: Studies, family: Family) -> dict[str, str | None] | None:
+    """Returns why there is no study of a family as it is."""
+    failure = studies.failure(family)
+    if failure is not None:
+        return failure.error.to_record()
+    if family.key is not None:
+        return None
+    return next((error.to_record() for error in family.left_out.values()), None)
 
 
 def _state(studies: Studies, family: Family, *, is_current: bool) -> tuple[StudyState, str | None]:
@@ -75,6 +76,8 @@ def _state(studies: Studies, family: Family, *, is_current: bool) -> tuple[Study
         return StudyState.RUNNING, None
     if is_current:
         return StudyState.DONE, None
+    if family.key is None and family.left_out:
+        return StudyState.FAILED, family.why_not
     if family.key is None:
         return StudyState.WAITING, family.why_not
     if failure is not None:

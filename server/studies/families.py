@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
+from linker_core.errors import LinkerError
 from linker_core.sharing.plan import Policy
 from server.registry.records import SERVABLE, ModelRecord, StudyRecord
 
@@ -23,6 +25,10 @@ class Member:
     fingerprint: str
 
 
+_LEFT_OUT = " that can be read; those left out are tried again when their files have changed"
+_NOBODY: Mapping[Member, LinkerError] = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Family:
     """What a study of one family would read now."""
@@ -31,12 +37,15 @@ class Family:
     base: Member | None  # None: it is not known yet
     variants: tuple[Member, ...] = ()
     same_weights: dict[str, str] = field(default_factory=dict)  # a model -> the variant it equals
+    left_out: Mapping[Member, LinkerError] = field(default_factory=dict)  # and why
     key: str | None = None  # of the study; None: there is none to be made
     why_not: str | None = None  # where there is none
 
     def matches(self, study: StudyRecord) -> bool:
         """Whether a study is about this family, and of weights that its members have."""
-        weights = {member.name: member.fingerprint for member in self.variants}
+        # A study from when it could still be read is as true of what is left out now.
+        known = (*self.variants, *self.left_out)
+        weights = {member.name: member.fingerprint for member in known}
         weights |= {copy: weights[name] for copy, name in self.same_weights.items()}
         return (
             study.family == self.label
@@ -59,27 +68,37 @@ class Family:
         )
 
 
-def families_of(models: Sequence[ModelRecord]) -> dict[str, Family]:
-    """Returns the families of the known models by label, in order of arrival."""
+def families_of(
+    models: Sequence[ModelRecord], unfit: Mapping[Member, LinkerError] = _NOBODY
+) -> dict[str, Family]:
+    """Returns the families of models by label, in order of arrival.
+
+    Args:
+        models: All that are known.
+        unfit: Variants to leave out, and why.
+    """
     members: dict[str, list[ModelRecord]] = {}
     for model in sorted(models, key=lambda model: model.position):
         members.setdefault(model.family or model.name, []).append(model)
-    return {label: _family(label, found) for label, found in members.items()}
+    return {label: _family(label, found, unfit) for label, found in members.items()}
 
 
-def _family(label: str, models: list[ModelRecord]) -> Family:
+def _family(label: str, models: list[ModelRecord], unfit: Mapping[Member, LinkerError]) -> Family:
     base = _base(label, models)
     if base is None:
         return Family(label=label, base=None, why_not="Its base is not onboarded yet.")
     variants: dict[str, Member] = {}  # by fingerprint
     same: dict[str, str] = {}
+    left_out: dict[Member, LinkerError] = {}
     for model in models:
         if model.name == base.name or not _has_weights(model):
             continue
         assert model.fingerprint is not None
-        first = variants.setdefault(
-            model.fingerprint, Member(name=model.name, fingerprint=model.fingerprint)
-        )
+        member = Member(name=model.name, fingerprint=model.fingerprint)
+        if member in unfit:
+            left_out[member] = unfit[member]
+            continue
+        first = variants.setdefault(model.fingerprint, member)
         if first.name != model.name:  # counted once: it says nothing new
             same[model.name] = str(first.name)
     study = tuple(variants.values())
@@ -89,11 +108,18 @@ def _family(label: str, models: list[ModelRecord]) -> Family:
             base=base,
             variants=study,
             same_weights=same,
+            left_out=left_out,
             why_not=f"A study needs {MIN_VARIANTS} variants with checkpoints of their own beside "
-            f"the base; there {'is' if len(study) == 1 else 'are'} {len(study)}.",
+            f"the base; there {'is' if len(study) == 1 else 'are'} {len(study)}"
+            f"{_LEFT_OUT if left_out else ''}.",
         )
     return Family(
-        label=label, base=base, variants=study, same_weights=same, key=_key(label, base, study)
+        label=label,
+        base=base,
+        variants=study,
+        same_weights=same,
+        left_out=left_out,
+        key=_key(label, base, study),
     )
 
 

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
-from linker_core.errors import BadCheckpointError, LinkerError, from_record
+from linker_core.errors import (
+    BadCheckpointError,
+    InvalidRequestError,
+    LinkerError,
+    NotReadyError,
+    UnsupportedFormatError,
+    from_record,
+)
 from linker_core.weights.checkpoint import Identity
 from server.onboarding.adapters import AdapterSide, Source
 from server.onboarding.bases import Bases
@@ -17,6 +26,10 @@ from server.onboarding.sources import Sources
 from server.residency.catalog import Catalog, TextSide
 from server.studies.families import Family, Member
 
+_UNFIT = (BadCheckpointError, InvalidRequestError, UnsupportedFormatError)  # the files' own fault
+# Name, inode, size, mtime and ctime in ns of what a directory holds; empty where there is none.
+Stamp: TypeAlias = tuple[tuple[str, int, int, int, int], ...]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
@@ -24,6 +37,16 @@ class Place:
 
     path: Path
     identity: Identity
+
+    def is_unchanged(self) -> bool:
+        """Whether those are the files that are there now. Blocking."""
+        try:
+            now = [(name, os.lstat(self.path / name)) for name, *_ in self.identity]
+        except OSError:
+            return False
+        return self.identity == tuple(
+            (name, s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in now
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +57,18 @@ class Places:
     variants: Mapping[str, Place]
 
 
+class UnfitError(Exception):
+    """Some variants of a study have checkpoints that cannot be studied; the others may be.
+
+    Args:
+        errors: Why, by the variants' names.
+    """
+
+    def __init__(self, errors: Mapping[str, LinkerError]) -> None:
+        super().__init__(*errors)
+        self.errors = errors
+
+
 class Locator(Protocol):
     """Finds the checkpoints of a study."""
 
@@ -41,8 +76,12 @@ class Locator(Protocol):
         """Returns where they are.
 
         Raises:
-            LinkerError: One of them cannot be read, or is not what it was.
+            UnfitError: Those of some variants cannot be read, or are not what they were.
+            LinkerError: That is so of the base, or nothing can be read at the moment.
         """
+
+    async def stamp(self, member: Member) -> Stamp:
+        """Returns what changes whenever files of a variant's checkpoint do."""
 
 
 class Files:
@@ -75,32 +114,52 @@ class Files:
         """Returns where a family's checkpoints are; what nobody has read yet is hashed.
 
         Raises:
-            BadCheckpointError: One of them cannot be read, or its files were replaced.
-            ModelNotFoundError: One was deleted meanwhile.
-            NotReadyError: A download is gone, or the registry cannot be read.
+            UnfitError: Those of some variants cannot be read, or were replaced.
+            BadCheckpointError: That is so of the base.
+            ModelNotFoundError: A model was deleted meanwhile.
+            NotReadyError: The base's download is gone, or the registry cannot be read.
         """
         assert family.base is not None
-        return Places(
-            base=await self._find(family.base),
-            variants={str(each.name): await self._find(each) for each in family.variants},
-        )
+        base = await self._find(family.base)
+        variants: dict[str, Place] = {}
+        errors: dict[str, LinkerError] = {}
+        for member in family.variants:
+            try:
+                variants[str(member.name)] = await self._find(member)
+            except _UNFIT as error:
+                errors[str(member.name)] = error
+            except NotReadyError as error:
+                if await self._here(member) is not None:
+                    raise  # the server's trouble, not the model's
+                errors[str(member.name)] = error
+        if errors:
+            raise UnfitError(errors)
+        return Places(base=base, variants=variants)
+
+    async def stamp(self, member: Member) -> Stamp:
+        """Returns what changes whenever a file in a model's directory does."""
+        path = await self._here(member)
+        return () if path is None else await asyncio.to_thread(_stamp, path)
+
+    async def _here(self, member: Member) -> Path | None:
+        record = self._roster.find(str(member.name))
+        return None if record is None else await self._sources.here(record.source)
 
     async def _find(self, member: Member) -> Place:
-        text = await self._text_side(member)
-        return Place(path=text.path, identity=text.identity)
-
-    async def _text_side(self, member: Member) -> TextSide:
         if member.name is None:
-            return (await self._bases.find(member.fingerprint)).text
+            return _place((await self._bases.find(member.fingerprint)).text)
         served = self._catalog.get(member.name) or self._catalog.dormant(member.name)
         if served is not None and served.fingerprint == member.fingerprint:
-            return served.text
+            place = _place(served.text)
+            if await asyncio.to_thread(place.is_unchanged):
+                return place
         text = await self._read(member.name)
         if isinstance(text, AdapterSide) or text.delta is not None:
             raise replaced(member.name)
+        # Files that were put back are others to the system; what they hold decides.
         if await self._planner.fingerprint(text, None) != member.fingerprint:
             raise replaced(member.name)
-        return text
+        return _place(text)
 
     async def _read(self, name: str) -> Source:
         """Validates a model's files anew; an error says whose they are."""
@@ -117,4 +176,19 @@ def replaced(name: str) -> BadCheckpointError:
     return BadCheckpointError(
         f"{name}: its files are not the ones that were onboarded. Restore them, or onboard the "
         "model again."
+    )
+
+
+def _place(text: TextSide) -> Place:
+    return Place(path=text.path, identity=text.identity)
+
+
+def _stamp(path: Path) -> Stamp:
+    try:
+        with os.scandir(path) as entries:
+            found = [(entry.name, entry.stat(follow_symlinks=False)) for entry in entries]
+    except OSError:
+        return ()
+    return tuple(
+        sorted((name, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in found)
     )

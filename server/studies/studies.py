@@ -11,7 +11,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,10 @@ from server.registry.store import Registry
 from server.studies.attempt import Attempt
 from server.studies.failures import Failure, Failures, as_told
 from server.studies.families import Family, families_of
-from server.studies.files import Locator
+from server.studies.files import Locator, UnfitError
+from server.studies.left_out import LeftOut
+from server.studies.rows import StudyRows
+from server.studies.tensor_records import read_records
 from server.studies.worker import StudyWorker
 
 logger = logging.getLogger(__name__)
@@ -73,14 +76,14 @@ class Studies:
         self._closing = closing
         self._timing = timing or Timing()
         self._clock = clock
-        self._rows: dict[str, StudyRecord] = {}  # by key
-        self._is_read = False  # whether those there were at the start are among them
+        self._rows = StudyRows(registry, roster)
         self._since: dict[str, float] = {}  # when a family was first seen as it is, by key
         self._failures = Failures(
             backoff_s=self._timing.backoff_s,
             max_backoff_s=self._timing.max_backoff_s,
             clock=clock,
         )
+        self._left_out = LeftOut(settle_s=self._timing.settle_s, clock=clock)
         self._last_job_at = clock()
         self._attempt: Attempt | None = None
         self._spent = Spent()  # by workers that have ended
@@ -89,17 +92,11 @@ class Studies:
 
     def families(self) -> dict[str, Family]:
         """Returns the families of the known models by label."""
-        return families_of(self._roster.models())
+        return families_of(self._roster.models(), self._left_out.errors)
 
     def finished(self) -> dict[str, StudyRecord]:
         """Returns the newest finished study of each family whose models still have its weights."""
-        families = self.families()
-        found: dict[str, StudyRecord] = {}
-        for study in self._rows.values():  # the oldest first
-            family = families.get(study.family)
-            if study.summary and family is not None and family.matches(study):
-                found[study.family] = study
-        return found
+        return self._rows.finished(self.families())
 
     def attempt(self, family: Family) -> Attempt | None:
         """Returns the attempt that runs now at the study of a family as it is, or None."""
@@ -118,7 +115,7 @@ class Studies:
     def waits_for(self, family: Family) -> str:
         """Returns what must be before a study that can be made begins, in words."""
         assert family.key is not None
-        if not self._is_read:
+        if not self._rows.is_read:
             return "It is not read yet what is stored of it."
         if self._roster.live_jobs():
             return f"It begins once no job has run for {self._timing.settle_s:g} s."
@@ -129,13 +126,19 @@ class Studies:
             return f"It begins in {calm_in_s} s, if no job runs and its models stay as they are."
         return "It is about to begin."
 
-    async def tensors(self, key: str) -> Mapping[str, Json]:
-        """Returns what a study has found, tensor by tensor, as far as it is stored.
+    async def records(self, key: str | None) -> AsyncIterator[bytes]:
+        """Yields what a study has found, tensor by tensor in the order of blocks, as lines of JSON.
+
+        Args:
+            key: Which; None: none, which has found nothing.
 
         Raises:
             NotReadyError: The registry cannot be read.
         """
-        return await asyncio.to_thread(self._registry.study_tensors, key)
+        few = iter(()) if key is None else read_records(self._registry, key)
+        while (records := await asyncio.to_thread(next, few, None)) is not None:
+            for record in records.values():
+                yield record
 
     @property
     def spent(self) -> Spent:
@@ -160,63 +163,41 @@ class Studies:
     async def _open(self) -> None:
         while not self._closing.is_set():
             with contextlib.suppress(NotReadyError):  # it has been logged
-                studies = await asyncio.to_thread(self._registry.studies)
-                self._rows = {study.key: study for study in studies}
-                self._is_read = True
+                await self._rows.read()
                 return
             await self._pause()
 
     async def _look(self) -> None:
-        """Notes what has changed, and forgets studies that are of no use any more."""
+        """Notes what has changed, and forgets what is of no use any more."""
+        await self._look_at_files()
         now, families = self._clock(), self.families()
         keys = {family.key for family in families.values() if family.key is not None}
         self._since = {key: self._since.get(key, now) for key in keys}
         self._failures.keep(keys)
         if self._roster.live_jobs():
             self._last_job_at = now
-        stale = {study.key for study in self._rows.values() if self._is_stale(study, families)}
-        if stale:
-            with contextlib.suppress(NotReadyError):  # it has been logged, and is tried again
-                await asyncio.to_thread(self._registry.delete_studies, stale)
-                self._rows = {k: study for k, study in self._rows.items() if k not in stale}
+        under_way = None if self._attempt is None else self._attempt.study.key
+        await self._rows.forget_stale(families, but=under_way)
 
-    def _is_stale(self, study: StudyRecord, families: Mapping[str, Family]) -> bool:
-        if self._attempt is not None and self._attempt.study.key == study.key:
-            return False
-        if not self._models_remain(study):
-            return True
-        key = getattr(families.get(study.family), "key", None)
-        if key in (None, study.key):
-            return False  # its models may be on their way back
-        newer = self._rows.get(key)
-        return study.summary is None or (newer is not None and newer.summary is not None)
-
-    def _models_remain(self, study: StudyRecord) -> bool:
-        """Whether all models of a study are known, and of none it is known that it has changed."""
-        if self._roster.find(study.family) is None:
-            return False
-        models = {name: self._roster.find(name) for name in study.variants}
-        return all(
-            model is not None
-            and (model.family or model.name) == study.family
-            and model.fingerprint in (None, study.variants[name])
-            for name, model in models.items()
-        )
+    async def _look_at_files(self) -> None:
+        """Takes variants in again whose files have changed."""
+        known = {member for family in self.families().values() for member in family.left_out}
+        self._left_out.keep(known)
+        if self._attempt is None:  # else one would begin anew, and perhaps for nothing
+            for member in known:
+                self._left_out.see(member, await self._files.stamp(member))
 
     def _due(self) -> Family | None:
         """Returns a family whose study is to be begun or gone on with now, or None."""
         if not self.is_enabled or self._roster.live_jobs():
             return None
         for family in self.families().values():
-            if family.key is not None and self._is_due(family, family.key):
+            key = family.key
+            if key is None or self._rows.is_finished(family):
+                continue
+            if self._failures.retry_in_s(key) == 0 and self._calm_in_s(key) <= 0:
                 return family
         return None
-
-    def _is_due(self, family: Family, key: str) -> bool:
-        row = self._rows.get(key)
-        if row is not None and row.summary and family.matches(row):  # else it is damaged
-            return False
-        return self._failures.retry_in_s(key) == 0 and self._calm_in_s(key) <= 0
 
     def _calm_in_s(self, key: str) -> float:
         """Returns for how long a family's models and jobs must still be left alone."""
@@ -226,7 +207,7 @@ class Studies:
     async def _study(self, family: Family) -> None:
         """Runs a worker until it has ended, or has to give way; it goes on another time."""
         assert family.key is not None
-        begun = self._rows.get(family.key)
+        begun = self._rows.find(family.key)
         study = family.new_study(at=time.time() if begun is None else begun.created_at)
         attempt = self._attempt = Attempt(family, study, self._registry)
         work = asyncio.ensure_future(attempt.run(self._files, self._worker))
@@ -242,11 +223,15 @@ class Studies:
             with contextlib.suppress(NotReadyError):
                 await attempt.flush()
             self._spent, self._attempt = self.spent, None
-            self._rows[family.key] = attempt.study
+            self._rows.note(attempt.study)
         if work.cancelled():
             logger.info("the study of %s gives way; it goes on another time", family.label)
         elif (error := work.exception()) is None:
             await self._finish(attempt, work.result())
+        elif isinstance(error, UnfitError):
+            for member in family.variants:
+                if (why := error.errors.get(str(member.name))) is not None:
+                    self._left_out.add(member, why, attempt.stamps[member])
         else:
             self._note_failure(family, as_told(error))
 
@@ -263,9 +248,7 @@ class Studies:
         except NotReadyError as error:
             self._note_failure(attempt.family, error)
             return
-        # The newest last, whenever it was begun.
-        self._rows = {k: row for k, row in self._rows.items() if k != study.key}
-        self._rows[study.key] = study
+        self._rows.note(study)
         self._failures.forget(study.key)
         logger.info("the study of %s is done", study.family)
 

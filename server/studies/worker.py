@@ -6,23 +6,26 @@ one is given what there is.
 
 from __future__ import annotations
 
-import json
+import asyncio
+import math
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from linker_core.errors import BadCheckpointError, LinkerError, from_record
 from linker_core.pace import Spent
 from linker_core.weights.checkpoint import Identity
 from server.onboarding.processes import never_busy, run_worker, worker_fault
 from server.registry.records import Json
-from server.studies.files import Places, replaced
+from server.studies.files import Places, UnfitError, replaced
 
 STUDY_COMMAND = (sys.executable, "-P", "-m", "analysis.worker")
 # The matrices are as small as families are: more threads of OpenBLAS would but wait for each other
 # (of 70 fine-tunes eleven times as long on two cores), and heed no pace.
 ENVIRONMENT = {"OPENBLAS_NUM_THREADS": "1"}
+_BASE = "the base"  # where it is no model
 SEED = 0  # of the null model's draws, the bootstrap's and the chain's
 
 
@@ -79,19 +82,23 @@ class StudyWorker:
         """Returns the summary of a study. Cancelling the wait kills the worker.
 
         Raises:
-            BadCheckpointError: A file is not the one that was validated, or see `run_worker`.
-            LinkerError: What the worker says, or why it died.
+            UnfitError: The files of some variants are not those that were validated, or the worker
+                says what is wrong with them.
+            LinkerError: What else the worker says, or why it died.
         """
         hearing = _Hearing(order.places, listener)
-        summary = await run_worker(
-            self._command,
-            request=order.to_json(),
-            more=order.told(),
-            busy=self._busy,
-            on_progress=_ignore_progress,
-            on_said=hearing.hear,
-            environment=ENVIRONMENT,
-        )
+        try:
+            summary = await run_worker(
+                self._command,
+                request=order.to_json(),
+                more=order.told(),
+                busy=self._busy,
+                on_progress=_ignore_progress,
+                on_said=hearing.hear,
+                environment=ENVIRONMENT,
+            )
+        except LinkerError as error:
+            raise await _whose(error, order.places) from error
         return hearing.checked_summary(summary)
 
 
@@ -127,10 +134,10 @@ class _Hearing:
         if read.keys() != meant.keys():
             raise ValueError("other variants than were asked for")
         if _identity(opened["base"]) != self._places.base.identity:
-            raise replaced("the base")
-        for name, place in meant.items():
-            if _identity(read[name]) != place.identity:
-                raise replaced(name)
+            raise replaced(_BASE)
+        others = [name for name in meant if _identity(read[name]) != meant[name].identity]
+        if others:
+            raise UnfitError({name: replaced(name) for name in others})
         num_tensors = opened["num_tensors"]
         if type(num_tensors) is not int or num_tensors < 1:
             raise ValueError(f"{num_tensors!r:.50} tensors")
@@ -146,17 +153,39 @@ class _Hearing:
         self._listener.on_spent(spent)
 
 
+async def _whose(error: LinkerError, places: Places) -> LinkerError | UnfitError:
+    """Returns what a worker has failed of as an error of the variants that it is about, if any."""
+    if error.param is None:
+        # A worker that dies of a file that was cut short says nothing.
+        is_files = isinstance(error, BadCheckpointError)
+        return await asyncio.to_thread(_traced, error, places) if is_files else error
+    said = from_record(error.to_record() | {"param": None})  # nobody else has asked for anything
+    for name in places.variants:
+        if error.param == f"variants.{name}":
+            return UnfitError({name: said})
+    return said
+
+
+def _traced(error: LinkerError, places: Places) -> LinkerError | UnfitError:
+    if not places.base.is_unchanged():
+        return replaced(_BASE)
+    changed = [name for name, place in places.variants.items() if not place.is_unchanged()]
+    return UnfitError({name: replaced(name) for name in changed}) if changed else error
+
+
 def _identity(record: Sequence[Sequence[Any]]) -> Identity:
     return tuple((n, d, i, s, m, c) for n, d, i, s, m, c in record)
 
 
-def _is_storable(record: Any) -> bool:
-    """Whether a record has finite numbers alone, which is all that every database takes."""
-    try:
-        json.dumps(record, allow_nan=False)
-    except ValueError:
-        return False
-    return True
+def _is_storable(value: Any) -> bool:
+    """Whether JSON has finite numbers alone, which is all that every database takes."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list):
+        return True
+    return all(map(_is_storable, value))
 
 
 def _ignore_progress(_stage: str, _done: int, _total: int) -> None:

@@ -147,6 +147,7 @@ def test_error_names_the_model_and_no_directory(tmp_path: Path) -> None:
     assert status == 1
     assert said[-1]["error"]["code"] == "bad_checkpoint"
     assert said[-1]["error"]["message"].startswith("two: ")
+    assert said[-1]["error"]["param"] == "variants.two"
     assert str(tmp_path) not in said[-1]["error"]["message"]
 
 
@@ -162,6 +163,7 @@ def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
     assert status == 1
     message = said[-1]["error"]["message"]
     assert message.startswith("three: ")
+    assert said[-1]["error"]["param"] == "variants.three"
     assert "model.layers.1.mlp.up_proj.weight has NaN" in message
     assert 0 < len(records(said)) < len(family.grams_NN)  # what came before it is known
 
@@ -184,6 +186,7 @@ def test_weights_that_change_meanwhile_give_no_record(
     assert len(records(said)) == 2
     assert said[-1]["error"]["code"] == "bad_checkpoint"
     assert said[-1]["error"]["message"].startswith("two: a weight file changed")
+    assert said[-1]["error"]["param"] == "variants.two"
 
 
 def test_another_family_is_refused(small_family: Planted, tmp_path: Path) -> None:
@@ -192,6 +195,14 @@ def test_another_family_is_refused(small_family: Planted, tmp_path: Path) -> Non
     status, said = run(request_of(small_family, variants=variants))
     assert status == 1
     assert said[-1]["error"]["message"].startswith("other: ")
+    assert said[-1]["error"]["param"] == "variants.other"
+
+
+def test_error_of_the_base_is_the_bases(tmp_path: Path) -> None:
+    family = plant_family(tmp_path, Structure(num_variants=2))
+    (family.base / "config.json").unlink()
+    _, said = run(request_of(family))
+    assert said[-1]["error"]["param"] == "base"
 
 
 def test_nobody_listening_is_no_fault(small_family: Planted, tmp_path: Path) -> None:

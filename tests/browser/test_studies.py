@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, ViewportSize, expect
 
 from tests.browser.parts import go_to, open_tables
 from tests.browser.stage import CHARTS, Stage, staged
-from tests.browser.studies import study_card
+from tests.browser.studies import answer_studies, study_card
 from tests.browser.visitor import NARROW, WIDE, Visitor
 from tests.server.live import LiveServer
 from tests.server.summaries import COMPONENTS, summary_of
@@ -222,6 +222,40 @@ def test_study_that_failed_says_why(stage: Stage) -> None:
     expect(stage.page.get_by_text("a.safetensors is cut off.")).to_be_visible()
 
 
+def test_fine_tunes_that_are_left_out_are_named_with_their_reasons(stage: Stage) -> None:
+    error = {"code": "bad_checkpoint", "message": "d: its file is cut off.", "param": None}
+    play(stage, study_card("base", *THREE, left_out={"d": error}), sections=("study",))
+    expect(stage.page.get_by_text("Left out: d: its file is cut off.")).to_be_visible()
+    expect(stage.page.locator("#study .chip")).to_have_text("done")
+
+
+def test_family_whose_fine_tunes_are_all_left_out_says_why_once(stage: Stage) -> None:
+    error, other = (
+        {"code": "bad_checkpoint", "message": f"{name}: it is cut off.", "param": None}
+        for name in ("a", "b")
+    )
+    left_out = {"a": error, "b": other}
+    play(stage, study_card("base", state="failed", error=error, left_out=left_out, summary=None))
+    said = stage.page.locator("#study .under.bad")
+    expect(said).to_have_text("Left out: a: it is cut off. Left out: b: it is cut off.")
+
+
+def test_only_the_study_that_is_shown_is_fetched(showroom: LiveServer, visitor: Visitor) -> None:
+    page = visitor.open(showroom).page
+    first, second = "acme/first #1", "acme/second"
+    asked = answer_studies(page, study_card(first, *THREE), study_card(second, "x", "y", "z"))
+    go_to(page, "Analysis")
+    table = page.get_by_role("table", name="What each fine-tune added")
+    expect(table.get_by_role("rowheader", name="a", exact=True)).to_be_visible()
+    assert asked == [first]
+    select = page.locator("#study select")
+    select.select_option(second)
+    expect(table.get_by_role("rowheader", name="x", exact=True)).to_be_visible()
+    select.select_option(first)
+    expect(table.get_by_role("rowheader", name="a", exact=True)).to_be_visible()
+    assert asked == [first, second]  # what was fetched is kept
+
+
 def test_without_families_there_is_one_sentence(stage: Stage) -> None:
     play(stage)
     expect(stage.page.get_by_text("Two fine-tunes of a model are studied once")).to_be_visible()
@@ -258,7 +292,7 @@ def test_analysis_is_usable_by_everybody(
     names = [f"organisation/a-rather-long-name-of-model-{place}" for place in range(12)]
     cards = [study_card("base", *names), study_card("other", *THREE)]
     page = visitor.open(showroom, size=size, scheme=scheme).page
-    page.route("**/analysis", lambda route: route.fulfill(json={"object": "list", "data": cards}))
+    answer_studies(page, *cards)
     go_to(page, "Analysis")
     expect(page.get_by_role("img", name="Cosines between 12 fine-tunes")).to_be_visible()
     open_tables(page)

@@ -5,16 +5,20 @@ import { changed, store, subscribe } from "./store.js";
 const WORKING_MS = 2000; // from look to look while one is at work
 const RESTING_MS = 20_000;
 
-/** @typedef {import("./types.js").Study} Study */
+/**
+ * @typedef {import("./types.js").Study} Study
+ * @typedef {import("./types.js").StudySummary} StudySummary
+ */
 
 /** @type {string|null} */
 let chosen = null;
 
 /** @returns {string[]} families that can be shown, those with a study first */
 export function families() {
-  const studies = [...store.studies.values()].filter((study) => study.variants.length > 0);
-  const found = studies.filter((study) => study.summary !== null);
-  return [...found, ...studies.filter((study) => study.summary === null)]
+  const studies = [...store.studies.values()].filter(
+    (study) => study.variants.length > 0 || Object.keys(study.left_out).length > 0);
+  const found = studies.filter((study) => study.finished_at !== null);
+  return [...found, ...studies.filter((study) => study.finished_at === null)]
     .map((study) => study.family);
 }
 
@@ -28,6 +32,7 @@ export function shownStudy() {
 export function chooseFamily(family) {
   chosen = family;
   changed("studies");
+  void ask(fetchShown);
 }
 
 /**
@@ -44,7 +49,7 @@ export function followStudies(element) {
     clearTimeout(timer);
     if (!isSeen || isAsking || store.connection === "off") return;
     isAsking = true;
-    if (!document.hidden) await fetchStudies();
+    if (!document.hidden) await ask(fetchStudies);
     isAsking = false;
     const isWorking = [...store.studies.values()].some((study) => study.state === "running");
     timer = setTimeout(() => void look(), isWorking ? WORKING_MS : RESTING_MS);
@@ -60,14 +65,43 @@ export function followStudies(element) {
   document.addEventListener("visibilitychange", () => void look());
 }
 
-async function fetchStudies() {
+/**
+ * Tells of what was fetched, or why nothing was.
+ *
+ * @param {() => Promise<void>} fetchSome
+ */
+async function ask(fetchSome) {
   try {
-    const found = await request("GET", "/analysis");
-    store.studies = new Map(found.data.map((/** @type {Study} */ one) => [one.family, one]));
+    await fetchSome();
     store.studiesFault = null;
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     store.studiesFault = error.message;
   }
   changed("studies");
+}
+
+async function fetchStudies() {
+  const { data } = await request("GET", "/analysis");
+  store.studies = new Map(data.map((/** @type {Study} */ one) =>
+    [one.family, { ...one, summary: known(one) }]));
+  await fetchShown();
+}
+
+/** Of the family that is shown alone: what was found of many fine-tunes is long. */
+async function fetchShown() {
+  const shown = shownStudy();
+  if (shown === null || shown.finished_at === null || shown.summary !== null) return;
+  const path = shown.family.split("/").map(encodeURIComponent).join("/");
+  const study = await request("GET", `/analysis/${path}`);
+  store.studies.set(study.family, study);
+}
+
+/**
+ * @param {Study} study
+ * @returns {StudySummary|null} what was found, where that very study was fetched before
+ */
+function known({ family, finished_at: finishedAt }) {
+  const before = store.studies.get(family);
+  return before !== undefined && before.finished_at === finishedAt ? before.summary : null;
 }

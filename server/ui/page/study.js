@@ -43,7 +43,7 @@ export function mount(section, store) {
     say(chip, study.state);
     say(about, words(study));
     drawProgress(bar, study);
-    say(trouble, study.error?.message ?? "");
+    say(trouble, troubles(study));
     say(notes, copies(study));
     drawTiles(tiles, study);
   }, "studies");
@@ -103,6 +103,16 @@ function drawProgress(bar, { state, progress }) {
 function copies({ same_weights: same }) {
   return Object.entries(same)
     .map(([name, of]) => `${name} has the weights of ${of} and is counted once.`).join(" ");
+}
+
+/**
+ * @param {Study} study
+ * @returns {string}
+ */
+function troubles({ error, left_out: leftOut }) {
+  const reasons = Object.values(leftOut).map((why) => why.message); // each names its fine-tune
+  const said = error === null || reasons.includes(error.message) ? [] : [error.message];
+  return [...said, ...reasons.map((reason) => `Left out: ${reason}`)].join(" ");
 }
 
 /**

@@ -82,10 +82,11 @@
  * @property {string|null} base
  * @property {string[]} variants that a study of now has
  * @property {Record<string, string>} same_weights by name, the variant it is a copy of
+ * @property {Record<string, ApiFault>} left_out by name, why its checkpoint cannot be studied
  * @property {{done_tensors: number, total_tensors: number|null}|null} progress
  * @property {boolean} is_current whether the summary is of just these variants
  * @property {number|null} finished_at seconds since the epoch
- * @property {StudySummary|null} summary of the last that ended
+ * @property {StudySummary|null} summary of the last that ended; null also until it is fetched
  *
  * @typedef {object} StudySummary numbers are means over tensors; null: too few fine-tunes for it
  * @property {string} base

@@ -56,7 +56,7 @@ def test_registry_from_before_the_studies_keeps_its_rows_and_takes_a_study(url: 
     registry.save(study)
     registry.save_study_tensors("k", {"t": {"name": "t", "pc1": 0.5}})
     assert registry.studies() == [study]
-    assert registry.study_tensors("k") == {"t": {"name": "t", "pc1": 0.5}}
+    assert registry.study_records("k", ["t"]) == {"t": b'{"name":"t","pc1":0.5}'}
     registry.close()
     with connected(url) as connection:
         found = connection.execute(text(f"SELECT version_num FROM {migration.VERSION_TABLE}"))

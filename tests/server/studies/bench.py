@@ -21,7 +21,7 @@ from server.registry.store import Registry
 from server.studies.attempt import Attempt
 from server.studies.failures import Failure
 from server.studies.families import Family, Member
-from server.studies.files import Place, Places
+from server.studies.files import Place, Places, Stamp, UnfitError
 from server.studies.studies import Studies, Timing
 from server.studies.worker import StudyWorker
 from tests.server.studies.fake_worker import FAKE_STUDY, Behaviour, requests
@@ -37,15 +37,23 @@ class Folders:
     def __init__(self, root: Path) -> None:
         self._root = root
         self.error: Exception | None = None
+        self.unfit: dict[str, LinkerError] = {}  # by variant
+        self.stamps: dict[str, int] = {}
 
     async def find(self, family: Family) -> Places:
         if self.error is not None:
             raise self.error
+        names = {str(member.name) for member in family.variants}
+        if errors := {name: error for name, error in self.unfit.items() if name in names}:
+            raise UnfitError(errors)
         assert family.base is not None
         return Places(
             base=self._place(family.base),
             variants={str(member.name): self._place(member) for member in family.variants},
         )
+
+    async def stamp(self, member: Member) -> Stamp:
+        return ((str(member.name), self.stamps.get(str(member.name), 0), 0, 0, 0),)
 
     def _place(self, member: Member) -> Place:
         path = self._root / str(member.name)

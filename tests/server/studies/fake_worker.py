@@ -31,6 +31,7 @@ class Behaviour:
     records: int = len(TENSORS)  # of tensors that were not done, before it ends
     end: End = "result"
     error: str = "bad_checkpoint"  # code, of the end of that name
+    variant: str | None = None  # that the error is about, and without which there is none
 
     def tell(self, base: Path) -> None:
         """Has the workers of a base behave so from now on."""
@@ -70,6 +71,8 @@ def main() -> None:
             }
         }
     )
+    if behaviour.variant not in (None, *request["variants"]):
+        behaviour = Behaviour()
     done = {record["name"] for record in request["done"]}
     for name in [name for name in TENSORS if name not in done][: behaviour.records]:
         say({"record": record_of(name), "spent": [0.25, 0.125, 1.0, 0.5]})
@@ -94,7 +97,8 @@ def finish(behaviour: Behaviour, request: Mapping[str, Any]) -> None:
             say({"record": 3})
             time.sleep(600)
         case "error":
-            say({"error": {"code": behaviour.error, "message": "That is why.", "param": None}})
+            param = behaviour.variant and f"variants.{behaviour.variant}"
+            say({"error": {"code": behaviour.error, "message": "That is why.", "param": param}})
             sys.exit(1)
 
 

@@ -48,7 +48,7 @@ def test_deleted_variant_takes_the_study_with_it(play: Play) -> None:
             await bench.roster.replace(delete=["third"])
             assert finished(studies) is None  # at once: nothing speaks of who is gone
             await bench.until(lambda: old.key not in bench.rows())
-            assert bench.registry.study_tensors(old.key) == {}
+            assert bench.registry.study_tensors(old.key) == []
             bench.tell(Behaviour())
 
     play(scenario)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from linker_core.errors import BadCheckpointError, LinkerError
 from server.registry.records import ModelRecord, ModelState
 from server.studies.families import MIN_VARIANTS, Family, Member, families_of
 
@@ -32,6 +33,13 @@ ONE, TWO, THREE = model("one", 2, "1"), model("two", 3, "2"), model("three", 4, 
 
 def family(*models: ModelRecord, label: str = "base") -> Family:
     return families_of(models)[label]
+
+
+def unfit(*models: ModelRecord) -> dict[Member, LinkerError]:
+    return {
+        Member(name=model.name, fingerprint=str(model.fingerprint)): BadCheckpointError("Cut off.")
+        for model in models
+    }
 
 
 def names(found: Family) -> list[str | None]:
@@ -84,6 +92,39 @@ def test_copies_count_once() -> None:
 
 def test_copy_of_the_base_is_a_variant_that_has_not_moved() -> None:
     assert names(family(BASE, ONE, model("copy", 5, "b"))) == ["one", "copy"]
+
+
+def test_unfit_variant_is_left_out_and_makes_another_study() -> None:
+    found = families_of([BASE, ONE, TWO, THREE], unfit(TWO))["base"]
+    assert names(found) == ["one", "three"]
+    assert [member.name for member in found.left_out] == ["two"]
+    assert found.key == family(BASE, ONE, THREE).key
+    assert found.why_not is None
+
+
+def test_unfit_variants_place_is_taken_by_a_copy_of_it() -> None:
+    found = families_of([BASE, ONE, TWO, model("copy", 5, "1")], unfit(ONE))["base"]
+    assert names(found) == ["two", "copy"]
+    assert found.same_weights == {}
+
+
+def test_variant_that_was_unfit_with_other_weights_is_not_left_out() -> None:
+    found = families_of([BASE, ONE, replace(TWO, fingerprint="22")], unfit(TWO))["base"]
+    assert (names(found), found.left_out) == (["one", "two"], {})
+
+
+def test_too_few_that_can_be_read_are_no_study_and_it_says_so() -> None:
+    found = families_of([BASE, ONE, TWO], unfit(TWO))["base"]
+    assert found.key is None
+    assert found.why_not is not None
+    assert "there is 1 that can be read; those left out are tried again" in found.why_not
+
+
+def test_study_holds_though_one_of_its_models_is_left_out_by_now() -> None:
+    study = family(BASE, ONE, TWO).new_study(at=1.0)
+    now = families_of([BASE, ONE, TWO, THREE], unfit(TWO))["base"]
+    assert now.matches(study)
+    assert not now.matches(replace(study, variants={"one": "1", "two": "22"}))
 
 
 def test_families_are_apart() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,47 @@ def test_families_are_listed_with_why_they_wait(live: LiveServer, root: Path) ->
     assert listed["object"] == "list"
     base, other = listed["data"]
     assert base["family"] == "base"
-    assert other == card(live, "acme/other")
-    assert (other["family"], other["state"], other["summary"]) == ("acme/other", "waiting", None)
+    assert (other["family"], other["state"], other["left_out"]) == ("acme/other", "waiting", {})
     assert "needs 2 variants" in other["reason"]
-    assert card(live, "acme/other", include="tensors")["tensors"] == []
+    assert card(live, "acme/other") == other | {"summary": None}
+    assert card(live, "acme/other", include="tensors") == other | {"summary": None, "tensors": []}
+
+
+def test_list_has_all_of_a_study_but_what_it_found(done: LiveServer) -> None:
+    [listed] = done.client.get("/analysis").json()["data"]
+    whole = card(done)
+    assert listed["finished_at"] == whole["finished_at"]  # tells of another study
+    assert whole.keys() - listed.keys() == {"summary"}
+
+
+def test_variant_whose_files_are_gone_is_left_out_and_named(live: LiveServer, root: Path) -> None:
+    live.until(lambda: card(live)["state"] == "done")
+    shutil.rmtree(root / "far")
+    make_variant(root / "third", root / "base", scale=0.1, seed=5)
+    assert live.onboard("third", root / "third").status_code == 201
+    live.until(lambda: card(live)["is_current"] and card(live)["variants"] == ["near", "third"])
+    found = card(live)
+    assert (found["state"], found["error"], found["reason"]) == ("done", None, None)
+    assert list(found["summary"]["variants"]) == ["near", "third"]
+    [(name, error)] = found["left_out"].items()
+    assert (name, error["code"], error["param"]) == ("far", "bad_checkpoint", None)
+    assert error["message"].startswith("far: ")
+    assert str(root) not in error["message"]
+    [listed] = live.client.get("/analysis").json()["data"]
+    assert listed["left_out"] == found["left_out"]
+
+
+def test_family_with_too_few_that_can_be_read_has_failed(live: LiveServer, root: Path) -> None:
+    live.until(lambda: card(live)["state"] == "done")
+    shutil.rmtree(root / "far")
+    assert live.client.delete("/models/near").status_code == 200
+    make_variant(root / "third", root / "base", scale=0.1, seed=5)
+    assert live.onboard("third", root / "third").status_code == 201
+    live.until(lambda: card(live)["state"] == "failed")
+    found = card(live)
+    assert found["error"] == found["left_out"]["far"]
+    assert "there is 1 that can be read; those left out are tried again" in found["reason"]
+    assert (found["variants"], found["summary"]) == (["third"], None)
 
 
 def test_progress_is_shown_while_a_worker_works(live: LiveServer, root: Path) -> None:
@@ -160,6 +198,8 @@ def test_real_study_of_three_variants_is_made_and_shown(tmp_path: Path) -> None:
         found = card(live, include="tensors")
         assert found["state"] == "done", found
         assert len(found["tensors"]) == found["summary"]["num_tensors"] == 14
+        layers = [record["layer"] for record in found["tensors"]]
+        assert layers == sorted(layers)
         components = found["summary"]["components"]
         # Noise of unlike sizes: the largest carries PC1, and the null knows it.
         assert components["all"]["pc1_centred"] > 0.5

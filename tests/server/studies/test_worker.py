@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from collections import deque
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 
 from linker_core.errors import BadCheckpointError, EngineFailureError, UnsupportedFormatError
 from linker_core.pace import Spent
+from linker_core.weights.checkpoint import Checkpoint
 from server.registry.records import Json
-from server.studies.files import Place, Places
+from server.studies.files import Place, Places, UnfitError
 from server.studies.worker import Listener, Order, StudyWorker
+from tests.tiny import make_checkpoint
 
 BASE = Place(path=Path("/models/base"), identity=(("model.safetensors", 1, 2, 3, 4, 5),))
 ONE = Place(path=Path("/models/one"), identity=(("model.safetensors", 1, 3, 3, 4, 5),))
@@ -140,18 +143,63 @@ def test_worker_that_is_not_understood_is_ended(messages: tuple[object, ...]) ->
         run(*messages)
 
 
-@pytest.mark.parametrize(
-    ("changed", "whose"),
-    [({"base": ONE.identity}, "the base"), ({"variants": {"one": BASE.identity}}, "one")],
-)
-def test_other_files_than_were_validated_are_not_studied(
-    changed: dict[str, Any], whose: str
-) -> None:
-    with pytest.raises(BadCheckpointError, match=f"{whose}: its files are not the ones"):
-        run(opened(**changed), RECORD)
+def test_base_of_other_files_than_were_validated_is_not_studied() -> None:
+    with pytest.raises(BadCheckpointError, match="the base: its files are not the ones"):
+        run(opened(base=ONE.identity), RECORD)
 
 
-def test_error_of_the_worker_is_raised_as_it_was() -> None:
-    error = {"code": "unsupported_format", "message": "one: a pickle", "param": None}
-    with pytest.raises(UnsupportedFormatError, match="one: a pickle"):
+def test_variant_of_other_files_than_were_validated_is_named() -> None:
+    with pytest.raises(UnfitError) as caught:
+        run(opened(variants={"one": BASE.identity}), RECORD)
+    assert caught.value.errors["one"].message.startswith("one: its files are not the ones")
+
+
+@pytest.mark.parametrize("param", [None, "base", "variants.two", "tensors"])
+def test_error_of_no_variant_is_raised_as_it_was(param: str | None) -> None:
+    error = {"code": "unsupported_format", "message": "the base: a pickle", "param": param}
+    with pytest.raises(UnsupportedFormatError, match="the base: a pickle") as caught:
         run({"error": error})
+    assert caught.value.param is None
+
+
+def test_error_of_a_variant_says_whose_it_is() -> None:
+    error = {"code": "bad_checkpoint", "message": "one: cut off", "param": "variants.one"}
+    with pytest.raises(UnfitError) as caught:
+        run(OPENED, RECORD, {"error": error})
+    assert caught.value.errors["one"].to_record() == error | {"param": None}
+
+
+def ended_by_a_file_that_was_cut_short(tmp_path: Path, *changed: str) -> None:
+    """Runs a worker that dies of such a file, and says nothing."""
+    places = {name: placed(tmp_path / name) for name in ("base", "one", "two")}
+    for name in changed:
+        os.truncate(tmp_path / name / "model.safetensors", 8)
+    variants = {name: places[name] for name in ("one", "two")}
+    order = Order(
+        base_name="base", places=Places(base=places["base"], variants=variants), done=deque()
+    )
+    code = "import os, sys; sys.stdin.readline(); os.kill(os.getpid(), 7)"
+    asyncio.run(StudyWorker((sys.executable, "-c", code)).run(order, Heard().listener))
+
+
+def placed(path: Path) -> Place:
+    with Checkpoint.open(make_checkpoint(path)) as checkpoint:
+        return Place(path=path, identity=checkpoint.identity)
+
+
+def test_file_that_was_cut_short_is_traced_to_its_variant(tmp_path: Path) -> None:
+    with pytest.raises(UnfitError) as caught:
+        ended_by_a_file_that_was_cut_short(tmp_path, "two")
+    [(name, error)] = caught.value.errors.items()
+    assert name == "two"
+    assert error.message.startswith("two: its files are not the ones")
+
+
+def test_file_of_the_base_that_was_cut_short_is_nobody_elses_fault(tmp_path: Path) -> None:
+    with pytest.raises(BadCheckpointError, match="the base: its files are not the ones"):
+        ended_by_a_file_that_was_cut_short(tmp_path, "base", "two")
+
+
+def test_file_that_could_not_be_read_and_has_not_changed_is_nobodys(tmp_path: Path) -> None:
+    with pytest.raises(BadCheckpointError, match="could not be read to its end"):
+        ended_by_a_file_that_was_cut_short(tmp_path)
