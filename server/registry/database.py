@@ -18,7 +18,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from linker_core.errors import InvalidRequestError
 from server.registry.migration import is_current, is_made, migrate
-from server.registry.refusal import REGISTRY_PARAM, reason_of, unusable
+from server.registry.refusal import REGISTRY_PARAM, refused, unusable
 from server.registry.tenure import TakenError, Tenure
 
 _DRIVER = "postgresql+psycopg"  # the one of the extra `postgres`
@@ -82,7 +82,7 @@ def open_database(url: str | URL, *, beside: bool = False) -> Database:
         ) from error
     except SQLAlchemyError as error:
         engine.dispose()
-        raise unusable(parsed, reason_of(error)) from error
+        raise refused(parsed, error) from error
     except BaseException:
         engine.dispose()
         raise

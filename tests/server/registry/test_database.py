@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import resource
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,19 @@ def test_full_registry_is_not_ready_until_there_is_room(sqlite: URL) -> None:
     registry.save(big)
     assert registry.models() == [MODEL, big]
     registry.close()
+
+
+def test_registry_on_a_full_disk_is_refused_with_what_helps(sqlite: URL) -> None:
+    Registry.open(sqlite).close()
+    room, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, most))  # less than is shared
+    try:
+        with pytest.raises(InvalidRequestError) as caught:
+            Registry.open(sqlite)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, most))
+    assert "disk is full. Free space" in caught.value.message
+    Registry.open(sqlite).close()
 
 
 def test_postgresql_that_crashed_is_used_again_once_it_is_back(cluster: Cluster) -> None:
