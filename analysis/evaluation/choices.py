@@ -99,6 +99,11 @@ class Questions:
         for index, choice in enumerate(self._choices):
             self._asking.setdefault(tuple(choice.token_ids[:-1]), []).append(index)
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that is read; 0 without a question."""
+        return max(map(len, self._asking), default=0)
+
     @torch.no_grad()
     def ask(self, model: StudyModel) -> dict[str, ChoiceScore]:
         """Returns each task's score."""

@@ -26,6 +26,7 @@ from linker_core.errors import InvalidRequestError
 from linker_core.text.tokenizer import Tokenizer
 from linker_core.tuning.tasks import Task, load_tasks
 from linker_core.weights.architecture import ModelConfig
+from linker_core.weights.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,7 +128,7 @@ class Suite:
 
 
 class EncodedSuite:
-    """A suite in the tokens of one tokenizer; serves every model that has it and the same context.
+    """A suite in the tokens of one tokenizer; serves every model that has it and the context.
 
     Raises:
         InvalidRequestError: The tokenizer fails on a text, makes ids beyond the model's, or finds
@@ -179,8 +180,38 @@ class EncodedSuite:
             )
         return notes
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sequence that is read."""
+        spans = (
+            span.stop - span.start
+            for reading in self.readings.values()
+            for span in reading.spans(len(self._ids))
+        )
+        records = (len(record.token_ids) for record in self._records)
+        return max((*spans, *records, self._mmlu.longest, self._tasks.longest))
+
+    def check_context(self, checkpoint: Checkpoint) -> None:
+        """Refuses a model that was made for shorter sequences than are read; costs nothing.
+
+        Raises:
+            InvalidRequestError: See above.
+        """
+        context = checkpoint.config.max_position_embeddings
+        if self.longest > context:
+            raise InvalidRequestError(
+                f"{checkpoint.path}: its context is {context} tokens, and {self.longest} are read "
+                f"at a time. Give --window and --full-length of at most {context}, or leave the "
+                "model out."
+            )
+
     def measure(self, model: StudyModel) -> Scores:
-        """Returns the scores of a model with the weights that it has now."""
+        """Returns the scores of a model with the weights that it has now.
+
+        Raises:
+            InvalidRequestError: As `check_context`.
+        """
+        self.check_context(model.checkpoint)
         return Scores(
             text={
                 protocol: text_loss(model, self._ids, reading)

@@ -124,7 +124,14 @@ def measure_models(
     dtype: torch.dtype,
     told: Told = unheard,
 ) -> Iterator[Condition]:
-    """Yields the scores of the fine-tunes as they are, all on the suite's tokens, one in memory."""
+    """Yields the scores of the fine-tunes as they are, all on the suite's tokens, one in memory.
+
+    Raises:
+        InvalidRequestError: A fine-tune's context is too short, before any is measured.
+        LinkerError: As `StudyModel.open`.
+    """
+    for checkpoint in family.variants.values():
+        suite.check_context(checkpoint)
     for name, checkpoint in family.variants.items():
         told(name)
         scores = suite.measure(StudyModel.open(checkpoint, device=device, dtype=dtype))

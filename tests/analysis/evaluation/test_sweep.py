@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -149,6 +150,50 @@ def test_fine_tunes_are_measured_as_they_are(family: StudiedFamily, suite: Suite
     assert [row.label for row in rows] == list(family.names)
     for row, checkpoint in zip(rows, family.variants.values(), strict=True):
         assert row.scores == encoded.measure(StudyModel.open(checkpoint))
+
+
+def test_a_fine_tune_of_a_shorter_context_is_refused_before_any_is_measured(
+    family: StudiedFamily, suite: Suite, tmp_path: Path
+) -> None:
+    """Beyond its context a model computes numbers, too, that say nothing of it."""
+    _, encoded = _encoded(suite, family)
+    short = tmp_path / "short"
+    shutil.copytree(family.base.path, short)
+    config = json.loads((short / "config.json").read_text())
+    heard: list[str] = []
+    for context, refused in ((encoded.longest, False), (encoded.longest - 1, True)):
+        (short / "config.json").write_text(
+            json.dumps(config | {"max_position_embeddings": context})
+        )
+        variants = {"whole": family.base.path, "short": short}
+        with StudiedFamily.open(family.base.path, variants) as shorter:
+            rows = measure_models(
+                shorter, encoded, device="cpu", dtype=torch.float32, told=heard.append
+            )
+            if not refused:
+                assert len(list(rows)) == 2
+                heard.clear()
+                continue
+            with pytest.raises(InvalidRequestError, match=f"short: its context is {context} tok"):
+                list(rows)
+            with pytest.raises(InvalidRequestError, match="--window"):
+                encoded.measure(StudyModel.open(shorter.variants["short"]))
+    assert not heard
+
+
+def test_the_longest_sequence_is_that_of_what_is_read(family: StudiedFamily, suite: Suite) -> None:
+    model, encoded = _encoded(suite, family)
+    seen: list[int] = []
+    hidden = model.hidden
+
+    def counted(ids_BT: torch.Tensor) -> torch.Tensor:
+        seen.append(ids_BT.shape[1])
+        return hidden(ids_BT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "hidden", counted)
+        encoded.measure(model)
+    assert encoded.longest == max(seen)
 
 
 def test_a_suite_says_what_it_measures(family: StudiedFamily, suite: Suite) -> None:
