@@ -33,8 +33,21 @@ class Measured(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the thresholds that divide blocks into shared and rejected."""
-    parser.add_argument("--tau-cos", type=float, default=CONSERVATIVE.tau_cos, help="(0.999)")
-    parser.add_argument("--tau-frob", type=float, default=CONSERVATIVE.tau_frob, help="(0.05)")
+    cos, frob = CONSERVATIVE.tau_cos, CONSERVATIVE.tau_frob
+    parser.add_argument(
+        "--tau-cos",
+        type=float,
+        default=cos,
+        metavar="COS",
+        help=f"least cosine of a block that is shared, BS Eq. 3 (default {cos})",
+    )
+    parser.add_argument(
+        "--tau-frob",
+        type=float,
+        default=frob,
+        metavar="EPSILON",
+        help=f"largest epsilon of a block that is shared, BS Eq. 3 (default {frob})",
+    )
 
 
 def run(family: StudiedFamily, args: argparse.Namespace) -> ProbeResult:

@@ -120,7 +120,7 @@ def add_blocks_argument(parser: argparse.ArgumentParser, *, default: str = MIDDL
         "--blocks",
         metavar="I,J…",
         default=default,
-        help=f"layers to look at, from 0, or {ALL}, or {MIDDLE} ({default})",
+        help=f"layers to look at, counted from 0, or {ALL}, or {MIDDLE} (default {default})",
     )
 
 

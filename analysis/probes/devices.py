@@ -21,7 +21,11 @@ _TRIAL_TOKENS: Final = 8
 
 def add_device_argument(parser: argparse.ArgumentParser) -> None:
     """Declares `--device`."""
-    parser.add_argument("--device", default=CPU, help=f"{CPU}, cuda, cuda:1, … ({CPU})")
+    parser.add_argument(
+        "--device",
+        default=CPU,
+        help=f"where models are computed: {CPU}, cuda, cuda:1, … (default {CPU})",
+    )
 
 
 def open_model(checkpoint: Checkpoint, device: str) -> StudyModel:

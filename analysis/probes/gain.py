@@ -37,10 +37,17 @@ class Gain(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares where gains come from: measured on questions, or stated."""
     add_other_argument(parser)
-    parser.add_argument("--mmlu", type=Path, metavar="DIR", help="with SUBJECT_test.csv files")
-    parser.add_argument("--tasks", type=Path, metavar="DIR", help="with *.jsonl multiple choice")
     parser.add_argument(
-        "--questions", type=int, default=LIMIT, help=f"of each subject and task ({LIMIT})"
+        "--mmlu", type=Path, metavar="DIR", help="a folder of SUBJECT_test.csv files"
+    )
+    parser.add_argument(
+        "--tasks", type=Path, metavar="DIR", help="a folder of *.jsonl files with multiple choice"
+    )
+    parser.add_argument(
+        "--questions",
+        type=int,
+        default=LIMIT,
+        help=f"the first so many of each subject and task (default {LIMIT})",
     )
     parser.add_argument(
         "--gain",

@@ -51,13 +51,20 @@ COLUMNS = ("variant", "prompts", *Overlap._fields)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares prompts and answers."""
     parser.add_argument(
-        "--prompts", type=Path, metavar="FILE", help="JSON lines of texts (shipped dialogues)"
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help='JSON lines, "text" or {"prompt": "text"} each (default dialogues that ship with '
+        "the tuner)",
     )
     parser.add_argument(
-        "--num-prompts", type=int, default=NUM_PROMPTS, help=f"at most ({NUM_PROMPTS})"
+        "--num-prompts",
+        type=int,
+        default=NUM_PROMPTS,
+        help=f"how many are asked, at most (default {NUM_PROMPTS})",
     )
     parser.add_argument(
-        "--max-tokens", type=int, default=NUM_TOKENS, help=f"of an answer ({NUM_TOKENS})"
+        "--max-tokens", type=int, default=NUM_TOKENS, help=f"of an answer (default {NUM_TOKENS})"
     )
     add_device_argument(parser)
 

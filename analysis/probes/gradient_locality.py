@@ -43,10 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text",
         type=Path,
         metavar="FILE",
-        help="one string a paragraph (default: dialogues that ship with the tuner)",
+        help="a text, one string a paragraph (default dialogues that ship with the tuner)",
     )
     parser.add_argument(
-        "--strings", type=int, default=NUM_STRINGS, help=f"how many of them ({NUM_STRINGS})"
+        "--strings",
+        type=int,
+        default=NUM_STRINGS,
+        help=f"how many strings are read (default {NUM_STRINGS})",
     )
     add_device_argument(parser)
 

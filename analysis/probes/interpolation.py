@@ -62,7 +62,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the text, the points and the blocks."""
     add_sequence_arguments(parser, num_sequences=NUM_SEQUENCES, num_tokens=NUM_TOKENS)
     parser.add_argument(
-        "--steps", type=int, default=NUM_STEPS, help=f"from alpha = 0 to 1 ({NUM_STEPS})"
+        "--steps",
+        type=int,
+        default=NUM_STEPS,
+        help=f"from alpha = 0, the variant, to 1, the base (default {NUM_STEPS})",
     )
     add_blocks_argument(parser, default=ALL)
 

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tolerance",
         type=float,
         default=TOLERANCE,
-        help=f"largest |Δ - Δ_r| / |Δ|, Frobenius ({TOLERANCE})",
+        help=f"largest |Δ - Δ_r| / |Δ|, Frobenius (default {TOLERANCE})",
     )
 
 

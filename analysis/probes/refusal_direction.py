@@ -54,18 +54,31 @@ _NOTES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the two sets of prompts."""
     parser.add_argument(
-        "--refused", type=Path, required=True, metavar="FILE", help="JSON lines of prompts"
+        "--refused",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help='prompts of one kind, JSON lines of "text" or {"prompt": "text"}',
     )
     parser.add_argument(
-        "--answered", type=Path, required=True, metavar="FILE", help="JSON lines of prompts"
+        "--answered",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="prompts of the other kind, JSON lines as well",
     )
     parser.add_argument(
-        "--num-prompts", type=int, default=NUM_PROMPTS, help=f"of each, at most ({NUM_PROMPTS})"
+        "--num-prompts",
+        type=int,
+        default=NUM_PROMPTS,
+        help=f"of each kind, at most (default {NUM_PROMPTS})",
     )
     parser.add_argument(
-        "--layer", type=int, help="whose output is looked at (where the sets are farthest apart)"
+        "--layer",
+        type=int,
+        help="whose output is looked at, from 0 (default where the two kinds are farthest apart)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the random directions (0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random directions (default 0)")
     add_device_argument(parser)
 
 

@@ -31,13 +31,13 @@ def add_sequence_arguments(
         "--sequences",
         type=int,
         default=num_sequences,
-        help=f"how many are read from its beginning ({num_sequences})",
+        help=f"how many are read, from the text's beginning (default {num_sequences})",
     )
     parser.add_argument(
         "--tokens",
         type=int,
         default=num_tokens,
-        help=f"of each, at most the model's context ({num_tokens})",
+        help=f"of each sequence, at most the model's context (default {num_tokens})",
     )
     add_device_argument(parser)
 

@@ -47,7 +47,7 @@ _NOTES = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares what every control takes."""
     add_blocks_argument(parser)
-    parser.add_argument("--seed", type=int, default=0, help="of the random symmetry (0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the random symmetry (default 0)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """`linker analyze STUDY BASE VARIANT …`: what fine-tuning did to a family's weights.
 
-Each study is a module of this package with `add_arguments(parser)` and `run(args)`. Only the one
-that is asked for is imported: some bring torch along, or plotly.
+Each study is a module of this package with `EXAMPLE`, `add_arguments(parser)` and `run(args)`. Only
+the one that is asked for is imported: some bring torch along, or plotly.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import textwrap
 from functools import partial
 from typing import Any
 
@@ -49,7 +50,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _declare(study: str, parser: argparse.ArgumentParser) -> None:
-    _module(study).add_arguments(parser)
+    module = _module(study)
+    module.add_arguments(parser)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter  # keeps the example's lines
+    parser.epilog = f"example:\n{textwrap.indent(module.EXAMPLE, '  ')}"
 
 
 def _module(study: str) -> Any:

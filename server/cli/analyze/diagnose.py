@@ -28,6 +28,9 @@ from server.cli.analyze.studying import (
 
 _TEXT_TOKENS = 512
 _MAX_TEXT_TOKENS = 8192  # a base's logits of them are kept: 4 GiB with 128 Ki tokens of vocabulary
+EXAMPLE = """\
+linker analyze diagnose models/base models/chat models/math --text text.txt
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,13 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text",
         type=Path,
         metavar="FILE",
-        help="measure each fine-tune's KL to its base on this text, too (loads the models)",
+        help="a text on which each fine-tune's KL to its base is measured as well, in nats per "
+        "token (loads the models)",
     )
     parser.add_argument(
         "--text-tokens",
         type=int,
         default=_TEXT_TOKENS,
-        help=f"of the text, from its beginning ({_TEXT_TOKENS})",
+        metavar="N",
+        help=f"tokens of the text that are read, from its beginning (default {_TEXT_TOKENS}, at "
+        f"most {_MAX_TEXT_TOKENS})",
     )
 
 

@@ -57,6 +57,10 @@ from server.cli.analyze.suite_arguments import (
 )
 
 _LOG = logging.getLogger(__name__)
+EXAMPLE = """\
+linker analyze eval models/base models/chat models/math \\
+    --wikitext text.txt --instruct alpaca.json --scales 0.5 1
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,27 +72,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--of",
         choices=("kernel", "models", "both"),
         default="both",
-        help="the base with the kernel at every scale, the fine-tunes as they are, or both (both)",
+        help="the base with the kernel at every scale, the fine-tunes as they are, or both "
+        "(default both)",
     )
     add_tensor_arguments(parser)
-    group.add_argument("--scales", nargs="+", type=float, default=SCALES, help="alpha of FM Eq. 5")
+    group.add_argument(
+        "--scales",
+        nargs="+",
+        type=float,
+        default=SCALES,
+        metavar="ALPHA",
+        help=f"of the kernel, alpha of FM Eq. 5 (default {_listed(SCALES)})",
+    )
     group.add_argument(
         "--weightings",
         nargs="+",
         type=Weighting,
         choices=tuple(Weighting),
         default=tuple(Weighting),
-        help="the sampled kernel, uniform weights of its norm, the raw mean (all)",
+        help="the sampled kernel, uniform weights of its norm, the raw mean (default all)",
     )
-    group.add_argument("--temperature", type=float, default=TEMPERATURE, help="of the sampling")
-    group.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
-    group = parser.add_argument_group("greedy answers")
-    group.add_argument("--outputs", action="store_true", help="also write answers along the kernel")
     group.add_argument(
-        "--prompts", type=Path, metavar="FILE", help="JSON lines, in the five's place"
+        "--temperature",
+        type=float,
+        default=TEMPERATURE,
+        metavar="T",
+        help=f"T of exp(score / T); colder tells tensors apart more (default {TEMPERATURE:g})",
     )
-    group.add_argument("--output-scales", nargs="+", type=float, default=OUTPUT_SCALES)
-    group.add_argument("--max-tokens", type=int, default=MAX_TOKENS, help=f"({MAX_TOKENS})")
+    group.add_argument("--seed", type=int, default=0, help="of the sampling (default 0)")
+    group = parser.add_argument_group("greedy answers")
+    group.add_argument(
+        "--outputs", action="store_true", help="write answers along the kernel as well"
+    )
+    group.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help='JSON lines, "text" or {"prompt": "text"} each (default five that are built in)',
+    )
+    group.add_argument(
+        "--output-scales",
+        nargs="+",
+        type=float,
+        default=OUTPUT_SCALES,
+        metavar="ALPHA",
+        help=f"of the kernel while it answers (default {_listed(OUTPUT_SCALES)})",
+    )
+    group.add_argument(
+        "--max-tokens",
+        type=int,
+        default=MAX_TOKENS,
+        metavar="N",
+        help=f"of an answer (default {MAX_TOKENS})",
+    )
     group.add_argument("--alpaca", action="store_true", help="put prompts into Alpaca's format")
     add_device_arguments(parser)
     add_output_arguments(parser)
@@ -135,6 +171,10 @@ def run(args: argparse.Namespace) -> int:
     drawings = eval_drawings(document["conditions"])
     show(args, document, tables, notes, members=members, drawings=drawings)
     return 0
+
+
+def _listed(scales: Sequence[float]) -> str:
+    return " ".join(f"{scale:g}" for scale in scales)
 
 
 def _kernel(args: argparse.Namespace, family: StudiedFamily, names: Sequence[str]) -> Kernel:

@@ -39,6 +39,10 @@ from server.cli.analyze.studying import unchanged_notes
 from server.cli.progress import byte_progress
 
 Measuring = Callable[[Kernel, Composition | None], Iterable[Part]]
+EXAMPLE = """\
+linker analyze kernel models/base models/chat models/math \\
+    --export models/base-kernel --alpha 1
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -152,23 +156,25 @@ def add_kernel_arguments(parser: argparse.ArgumentParser) -> None:
         "--strategy",
         choices=STRATEGIES,
         default=Mean.name,
-        help="which consensus of the deltas (mean, FM Eq. 4)",
+        help="how the consensus of the deltas is found (default mean, FM Eq. 4)",
     )
     parser.add_argument(
         "--whole-model",
         action="store_true",
-        help="weigh a fine-tune alike in all tensors, by all of them together",
+        help="give a fine-tune one coefficient in all tensors, found from all of them together",
     )
     parser.add_argument(
         "--temperature",
         type=float,
         default=TEMPERATURE,
-        help=f"T of exp(score / T); colder tells tensors apart more ({TEMPERATURE:g})",
+        help=f"T of exp(score / T); colder tells tensors apart more (default {TEMPERATURE:g})",
     )
     parser.add_argument(
-        "--uncentred", action="store_true", help="score by PC1 without taking the mean off"
+        "--uncentred",
+        action="store_true",
+        help="score by PC1 of the deltas as they are, without taking their mean off",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (0)")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default 0)")
 
 
 def check_kernel_arguments(args: argparse.Namespace) -> None:

@@ -21,29 +21,37 @@ def add_text_arguments(parser: argparse._ActionsContainer) -> None:
         nargs="+",
         default=(),
         metavar="LABEL=FILE",
-        help='JSON lines to measure on, {"messages": […]} or {"text": …} each',
+        help="JSON lines on which the base with the kernel is measured, "
+        '{"messages": […]} or {"text": …} a line',
     )
     parser.add_argument(
-        "--tokens", type=int, default=_TOKENS, help=f"to measure, of each text ({_TOKENS})"
+        "--tokens",
+        type=int,
+        default=_TOKENS,
+        metavar="N",
+        help=f"how many of each text are measured (default {_TOKENS})",
     )
     parser.add_argument(
         "--compose",
         nargs="+",
         default=(),
         metavar="LABEL=VARIANT,…",
-        help="specialists: how their kernels meet, and what their sum does to --texts",
+        help="specialists, each the kernel of the fine-tunes named: the cosines between them, and "
+        "with --texts what their sum does",
     )
     parser.add_argument(
         "--capability",
         type=int,
         metavar="STEPS",
-        help="sample weights by the mean loss on --texts, so many steps after a fifth more",
+        help="sample the weights by the mean loss on --texts, for so many steps after a fifth "
+        "more that do not count",
     )
     parser.add_argument(
         "--capability-temperature",
         type=float,
         default=_TEMPERATURE,
-        help=f"T of exp(-loss / T), in nats per token ({_TEMPERATURE:g})",
+        metavar="T",
+        help=f"T of exp(-loss / T), in nats per token (default {_TEMPERATURE:g})",
     )
 
 

@@ -33,7 +33,11 @@ class Shown(NamedTuple):
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares --json."""
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON document, which `linker analyze report --include` takes",
+    )
 
 
 def show(

@@ -26,13 +26,16 @@ _WHY = (
     "`linker analyze diagnose` says what one alone can"
 )
 _CORRELATED = ("pc1_centred", "pc1_normalised_centred")
+EXAMPLE = """\
+linker analyze pca models/base models/chat models/math models/code
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the study's arguments."""
     add_study_arguments(parser, least=_FEWEST)
     add_second_family(parser, "--other", purpose="correlate its PC1 by layer with the first's")
-    parser.add_argument("--list", action="store_true", help="list every tensor, too")
+    parser.add_argument("--list", action="store_true", help="list every tensor as well")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,6 +10,10 @@ from server.cli.analyze.deferred import DeferredParser
 from server.cli.analyze.members import add_member_arguments, find_members
 from server.cli.analyze.output import Shown, add_output_arguments, show
 
+EXAMPLE = """\
+linker analyze probe low-rank models/base models/chat
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the probes; what they take is declared by the one that is asked for."""

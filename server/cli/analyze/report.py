@@ -21,6 +21,13 @@ from server.cli.analyze.members import find_members
 from server.cli.analyze.output import show
 from server.cli.analyze.studying import Studied, add_study_arguments, check_draws, study_family
 
+EXAMPLE = """\
+linker analyze eval models/base models/chat models/math models/code \\
+    --wikitext text.txt --json > eval.json
+linker analyze report models/base models/chat models/math models/code \\
+    -o report.html --include eval.json
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""

@@ -21,6 +21,9 @@ from server.cli.analyze.studying import (
 
 _WHY = "leaving one of three out is the least that says anything"
 _TITLES = {"centred": "centred (FM's)", "uncentred": "uncentred"}
+EXAMPLE = """\
+linker analyze stability models/base models/chat models/math models/code
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

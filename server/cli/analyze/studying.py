@@ -59,12 +59,14 @@ def add_study_arguments(parser: argparse.ArgumentParser, *, least: int = 1) -> N
     """Declares the models, the tensors, the seed, the number of draws, and --json."""
     add_member_arguments(parser, least=least)
     add_tensor_arguments(parser)
-    parser.add_argument("--seed", type=int, default=0, help="of the null and the bootstrap (0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the null's and the bootstrap's draws (default 0)"
+    )
     parser.add_argument(
         "--draws",
         type=int,
         default=NUM_DRAWS,
-        help=f"random draws of each, per tensor ({NUM_DRAWS})",
+        help=f"of null and bootstrap, for each tensor (default {NUM_DRAWS}, at least {MIN_DRAWS})",
     )
     add_output_arguments(parser)
 

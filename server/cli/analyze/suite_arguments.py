@@ -28,37 +28,61 @@ def add_suite_arguments(parser: argparse.ArgumentParser, *, protocol: str = "sli
         protocol: The default of --protocol.
     """
     group = parser.add_argument_group("what is measured")
-    group.add_argument("--wikitext", type=Path, metavar="FILE", help="a text, for perplexity")
+    group.add_argument("--wikitext", type=Path, metavar="FILE", help="a text, for its perplexity")
     group.add_argument(
         "--protocol",
         choices=_PROTOCOLS,
         default=protocol,
-        help=f"how the text is read; the two give different numbers ({protocol})",
+        help="how the text is read: in windows that overlap, in sequences one after the other, or "
+        f"both, which give different numbers (default {protocol})",
     )
     group.add_argument(
-        "--tokens", type=int, default=NUM_TOKENS, help=f"of the text, at most ({NUM_TOKENS})"
+        "--tokens",
+        type=int,
+        default=NUM_TOKENS,
+        help=f"of the text, at most (default {NUM_TOKENS})",
     )
     group.add_argument(
-        "--window", type=int, default=WINDOW, help=f"tokens of a sliding window ({WINDOW})"
+        "--window",
+        type=int,
+        default=WINDOW,
+        help=f"tokens of a sliding window, at most the context (default {WINDOW})",
     )
-    group.add_argument("--stride", type=int, help="of the windows (half a window)")
     group.add_argument(
-        "--full-length", type=int, help="tokens of a full sequence (the model's context)"
+        "--stride", type=int, help="tokens from one window to the next (default half a window)"
     )
     group.add_argument(
-        "--instruct", type=Path, metavar="FILE", help="instructions in Alpaca's JSON"
+        "--full-length",
+        type=int,
+        metavar="N",
+        help="tokens of a full sequence (default the model's context)",
+    )
+    group.add_argument(
+        "--instruct",
+        type=Path,
+        metavar="FILE",
+        help="a JSON array in Alpaca's format, for instruction perplexity",
     )
     group.add_argument(
         "--records",
         type=int,
         default=DEFAULT_LIMIT,
-        help=f"the last so many instructions of the file ({DEFAULT_LIMIT})",
+        help=f"the last so many records of --instruct (default {DEFAULT_LIMIT})",
     )
-    group.add_argument("--mmlu", type=Path, metavar="DIR", help="with SUBJECT_test.csv files")
-    group.add_argument("--subjects", nargs="+", default=SUBJECTS, help="of MMLU (FM's four)")
-    group.add_argument("--tasks", type=Path, metavar="DIR", help="with *.jsonl multiple choice")
     group.add_argument(
-        "--questions", type=int, default=LIMIT, help=f"of each subject and task ({LIMIT})"
+        "--mmlu", type=Path, metavar="DIR", help="a folder of SUBJECT_test.csv files, for MMLU"
+    )
+    group.add_argument(
+        "--subjects", nargs="+", default=SUBJECTS, help="of MMLU (default FM's four)"
+    )
+    group.add_argument(
+        "--tasks", type=Path, metavar="DIR", help="a folder of *.jsonl files with multiple choice"
+    )
+    group.add_argument(
+        "--questions",
+        type=int,
+        default=LIMIT,
+        help=f"the first so many of each subject and task (default {LIMIT})",
     )
 
 

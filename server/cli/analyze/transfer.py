@@ -55,6 +55,10 @@ _NOTES = (
     "Perplexities of C0-C5 are in the target's tokens, those of C6 and C7 in the source's: where "
     "the tokenizers differ, the two cannot be compared with each other.",
 )
+EXAMPLE = """\
+linker analyze transfer qwen/base qwen/chat qwen/math \\
+    --source llama/base llama/chat llama/math --wikitext text.txt
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,11 +67,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_second_family(
         parser, "--source", purpose="its kernel is brought to the first's base", required=True
     )
-    parser.add_argument("--names", nargs=2, metavar=("TARGET", "SOURCE"), help="in the tables")
+    parser.add_argument(
+        "--names",
+        nargs=2,
+        metavar=("TARGET", "SOURCE"),
+        help="what the tables call the two families",
+    )
     add_tensor_arguments(parser)
     add_kernel_arguments(parser)
-    parser.add_argument("--alpha", type=float, default=1.0, help="scale of all kernels (1)")
-    parser.add_argument("--fm-only", action="store_true", help="C0 to C7 alone")
+    parser.add_argument("--alpha", type=float, default=1.0, help="scale of all kernels (default 1)")
+    parser.add_argument(
+        "--fm-only",
+        action="store_true",
+        help="FM's conditions C0 to C7 alone, without the controls",
+    )
     add_suite_arguments(parser, protocol="full")
     add_device_arguments(parser)
     add_output_arguments(parser)

@@ -48,6 +48,10 @@ _MAX_SEEDS = 100
 _MAX_TOKENS = 1 << 20
 _HELD_OUT_TOKENS = 4_000
 _DEFAULTS = Recipe()
+EXAMPLE = """\
+linker analyze warm-start models/base models/chat models/math \\
+    --train train.jsonl --held-out held-out.jsonl
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,25 +59,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_member_arguments(parser, least=2)
     add_tensor_arguments(parser)
     rows = '{"messages": […]} or {"text": …} a line'
-    parser.add_argument("--train", type=Path, required=True, help=f"JSON lines, {rows}")
     parser.add_argument(
-        "--held-out", type=Path, required=True, help="the same, of what is not trained on"
+        "--train",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=f"JSON lines to train on, {rows}",
+    )
+    parser.add_argument(
+        "--held-out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="JSON lines of the same kind to measure on, which nothing was trained on",
     )
     add_second_family(parser, "--source", purpose="start from its kernel, too, raw and aligned")
     add_kernel_arguments(parser)
-    parser.add_argument("--alpha", type=float, default=1.0, help="scale of the kernel (1)")
-    parser.add_argument("--seeds", type=int, default=3, help="runs of each start (3)")
-    parser.add_argument("--steps", type=int, default=_DEFAULTS.steps, help="of a run (60)")
-    parser.add_argument("--batch", type=int, default=_DEFAULTS.batch, help="rows of a step (8)")
-    parser.add_argument("--rate", type=float, default=_DEFAULTS.rate, help="of AdamW (3e-4)")
-    parser.add_argument("--every", type=int, default=5, help="steps between measurements (5)")
+    parser.add_argument("--alpha", type=float, default=1.0, help="scale of the kernel (default 1)")
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="runs of each start, from --seed on (default 3)"
+    )
+    parser.add_argument(
+        "--steps", type=int, default=_DEFAULTS.steps, help="optimiser steps of a run (default 60)"
+    )
+    parser.add_argument(
+        "--batch", type=int, default=_DEFAULTS.batch, help="rows of a step (default 8)"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=_DEFAULTS.rate, help="learning rate of AdamW (default 3e-4)"
+    )
+    parser.add_argument(
+        "--every",
+        type=int,
+        default=5,
+        help="steps between two measurements of the held-out loss (default 5)",
+    )
     parser.add_argument(
         "--held-out-tokens",
         type=int,
         default=_HELD_OUT_TOKENS,
-        help=f"learnt tokens to measure on ({_HELD_OUT_TOKENS})",
+        metavar="N",
+        help=f"learnt tokens of --held-out to measure on (default {_HELD_OUT_TOKENS})",
     )
-    parser.add_argument("--max-tokens", type=int, default=512, help="of a row (512)")
+    parser.add_argument(
+        "--max-tokens", type=int, default=512, help="of a row; longer ones are cut (default 512)"
+    )
     add_device_arguments(parser)
     add_output_arguments(parser)
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import os
+import shlex
 import subprocess
 import sys
 
 import pytest
 
-from server.cli.analyze import STUDIES
+from server.cli.analyze import STUDIES, add_arguments
 from server.cli.main import main
 
 
@@ -18,6 +20,22 @@ def test_every_study_declares_its_arguments(study: str, capsys: pytest.CaptureFi
         main(["analyze", study, "--help"])
     assert ended.value.code == 0
     assert f"linker analyze {study}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_the_example_of_a_study_is_one_that_it_takes(
+    study: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["analyze", study, "--help"])
+    _, example = capsys.readouterr().out.split("\nexample:\n")
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    for line in example.replace("\\\n", " ").strip().splitlines():
+        program, command, *words = shlex.split(line.partition(">")[0])
+        assert (program, command) == ("linker", "analyze")
+        taken = parser.parse_args(words)
+    assert taken.study == study
 
 
 def test_an_unknown_study_is_refused_with_those_there_are(
