@@ -174,7 +174,9 @@ def _are_names(x: Sequence[Any]) -> bool:
 def _reach_of(
     name: str, values: Numbers, intervals: Mapping[str, Intervals] | None
 ) -> dict[str, Any] | None:
-    return None if intervals is None or name not in intervals else _reach(values, intervals[name])
+    """Returns error bars, or None for a series without any: no interval is not one of length 0."""
+    found = (intervals or {}).get(name, ())
+    return _reach(values, found) if any(ends is not None for ends in found) else None
 
 
 def _reach(values: Numbers, intervals: Intervals) -> dict[str, Any]:

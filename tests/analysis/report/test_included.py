@@ -80,6 +80,13 @@ def test_a_long_table_is_folded(tmp_path: Path) -> None:
     assert included(tmp_path, record).tables[0].folded
 
 
+def test_values_without_an_interval_have_no_error_bars(tmp_path: Path) -> None:
+    record = document()
+    record["figures"][0]["intervals"]["kernel"] = [None, None]
+    (figure,) = included(tmp_path, record).figures
+    assert not any(trace.get("error_y") for trace in figure.spec["data"])
+
+
 def test_a_series_called_like_a_date_is_no_date(tmp_path: Path) -> None:
     record = document()
     record["figures"][0] |= {"x": ["2024-01-01", "1e5"], "shape": "bars"}
