@@ -95,10 +95,6 @@ class Kernel(Combination):
         }
         return replace(self, strategy=Mean.name, tensors=tensors)._weighted(Weighting.RAW_MEAN, 1.0)
 
-    def restricted(self, names: Iterable[str]) -> Self:
-        """Returns the kernel of these tensors alone."""
-        return replace(self, tensors={name: self.tensors[name] for name in names})
-
     def weights_per_layer(self) -> dict[int, float]:
         """Returns the mean w_t of each layer's tensors (FM appendix C)."""
         layers: dict[int, list[float]] = {}

@@ -121,13 +121,6 @@ def test_weights_per_layer_are_means_of_the_layers_tensors(kernel: Kernel) -> No
     assert found[0] == pytest.approx(np.mean(first))
 
 
-def test_restricted_keeps_the_tensors_it_is_given(kernel: Kernel) -> None:
-    chosen = [name for name in kernel.tensors if ".mlp." in name]
-    part = kernel.restricted(chosen)
-    assert list(part.tensors) == chosen
-    assert part.norm < kernel.norm
-
-
 def test_snr_is_of_all_tensors_together(small_family: Planted, kernel: Kernel) -> None:
     joined = np.sum(list(small_family.grams_NN.values()), axis=0)
     signal = joined.mean()
