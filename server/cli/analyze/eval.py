@@ -144,6 +144,8 @@ def run(args: argparse.Namespace) -> int:
     with members.open() as family:
         names = selected(args, family)
         encoded = EncodedSuite(suite, Tokenizer.load(family.base.path), family.base.config)
+        for checkpoint in family.variants.values() if args.of != "kernel" else ():
+            encoded.check_context(checkpoint)  # after the kernel, hours would be lost
         model = StudyModel.open(family.base, device=device, dtype=dtype)
         for prompt in prompts if args.outputs else ():
             encode_prompt(model, prompt, alpaca=args.alpaca)  # refuses it before hours of work

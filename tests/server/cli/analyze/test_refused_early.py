@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -116,3 +117,17 @@ def test_one_fine_tune_is_refused_before_a_weight_is_read(
     places = {"text": text, "family": " ".join(one)}
     assert main(["analyze", study, *one, *options.format(**places).split()]) == EXIT_USAGE
     assert "at least two fine-tunes" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("unread")
+def test_a_fine_tune_of_a_short_context_is_refused_before_a_weight_is_read(
+    small_family: Planted, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, short = tmp_path / "text.txt", tmp_path / "short"
+    text.write_text("The sun rose over the hills. " * 40)
+    shutil.copytree(small_family.variants["one"], short)
+    config = json.loads((short / "config.json").read_text())
+    (short / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
+    models = [str(small_family.base), str(small_family.variants["two"]), str(short)]
+    assert main(["analyze", "eval", *models, f"--wikitext={text}"]) == EXIT_USAGE
+    assert f"{short}: its context is 64 tokens" in capsys.readouterr().err
