@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from typing import NamedTuple
 from weakref import WeakValueDictionary
 
-from linker_core.errors import ConflictError
+from linker_core.errors import ConflictError, NotReadyError
 from server.registry.records import ReplayRecord
 from server.registry.store import Registry
 
@@ -42,6 +42,9 @@ class Replays:
         self._registry = registry
         self._clock = clock
         self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        # A registry that is locked keeps a thread for seconds. One at a time, and no more once it
+        # is known: prompts are tokenised by the same threads.
+        self._asking = asyncio.Lock()
 
     @asynccontextmanager
     async def turn(self, once: Once | None) -> AsyncIterator[str | None]:
@@ -60,7 +63,12 @@ class Replays:
         if lock is None:
             lock = self._turns[once.key] = asyncio.Lock()
         async with lock:
-            yield await asyncio.to_thread(self._find, once)
+            async with self._asking:
+                if self._registry.is_failing:
+                    msg = "The registry cannot be used at the moment; try again later."
+                    raise NotReadyError(msg)
+                known = await asyncio.to_thread(self._find, once)
+            yield known
 
     def _find(self, once: Once) -> str | None:
         oldest = self._clock() - KEPT_S

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from linker_core.errors import NotReadyError
 from server.onboarding.replays import KEPT_S, Once, Replays
 from server.registry.records import ReplayRecord
 from server.registry.store import Registry
@@ -114,4 +117,36 @@ def test_key_is_forgotten_after_a_day(tmp_path: Path) -> None:
     assert asyncio.run(job_of(Once("k", "d"), 1000.0 + KEPT_S - 1)) == "job-1"
     assert asyncio.run(job_of(Once("k", "other"), 1000.0 + KEPT_S + 1)) is None
     assert registry.replay("k") is None
+    registry.close()
+
+
+def test_locked_registry_keeps_one_thread_however_many_keys_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "r.sqlite3"
+    registry, num_asked = Registry.open(f"sqlite:///{file}"), 0
+    forget = registry.forget_replays
+
+    def counted(oldest: float) -> None:
+        nonlocal num_asked
+        num_asked += 1
+        forget(oldest)
+
+    async def ask(number: int) -> str | None:
+        async with replays.turn(Once(key=f"key-{number}", digest="d")) as job:
+            return job
+
+    async def ask_all() -> list[str | BaseException | None]:
+        return await asyncio.gather(*map(ask, range(20)), return_exceptions=True)
+
+    monkeypatch.setattr(registry, "forget_replays", counted)
+    replays = Replays(registry)
+    with closing(sqlite3.connect(file)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        refused = asyncio.run(ask_all())
+        other.rollback()
+    assert {type(error) for error in refused} == {NotReadyError}
+    assert num_asked == 1
+    registry.probe()
+    assert asyncio.run(ask(0)) is None
     registry.close()
