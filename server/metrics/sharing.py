@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 _DENSE = [Residual(bits=bits, group=GROUPS[0]).kind for bits in CODE_BITS]
 _LOW_RANK = Residual(rank=1, factor_bits=8).kind
 # What a model's unique bytes are in; an alias has none.
-_KINDS = (
+KINDS = (
     *(Rung.ROWS.value, _LOW_RANK, *_DENSE),
     *(f"{_LOW_RANK}+{dense}" for dense in _DENSE),
     Rung.OWN.value,
@@ -146,7 +146,7 @@ def _planned(plan: Json, config: ModelConfig | None) -> list[_Sample]:
 def _samples(plan: Json, config: ModelConfig | None) -> Iterator[_Sample]:
     for rung in COARSE:
         yield _Sample("linker_model_blocks", {"rung": rung}, plan["blocks"][rung])
-    for kind in _KINDS:
+    for kind in KINDS:
         held = plan["rung_bytes"].get(kind, 0)
         yield _Sample("linker_model_rung_bytes", {"rung": kind}, held)
     yield _Sample("linker_model_bits_per_weight", {}, plan["bits_per_weight"])

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from playwright.sync_api import Browser, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.programs import absent
 
@@ -31,6 +32,14 @@ def chromium() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+def until(page: Page, condition: Callable[[], bool]) -> None:
+    """Waits until a condition holds; what the page does meanwhile is taken in."""
+    give_up_at = time.monotonic() + DEADLINE_MS / 1000
+    while not condition():
+        assert time.monotonic() < give_up_at, "the condition did not come true"
+        page.wait_for_timeout(20)
 
 
 def _program() -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -10,7 +9,7 @@ from typing import Any, Final
 from playwright.sync_api import Browser, Page, Route
 
 from server.ui.assets import asset_files, read_asset
-from tests.browser.chromium import DEADLINE_MS
+from tests.browser.chromium import DEADLINE_MS, until
 from tests.browser.watch import Watch
 
 ORIGIN: Final = "http://page.test"
@@ -23,8 +22,9 @@ _STAGE = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>S
 </head><body>{_SECTIONS}</body></html>"""
 _PLAY = """async ({models, details, studies, section}) => {
   const {store} = await import("/ui/store.js");
+  if (models !== null) for (const topic of ["models", "details", "jobs"]) store.told.add(topic);
   for (const study of studies) store.studies.set(study.family, study);
-  for (const model of models) store.models.set(model.id, model);
+  for (const model of models ?? []) store.models.set(model.id, model);
   for (const [id, detail] of Object.entries(details)) store.details.set(id, detail);
   (await import(`/ui/${section}.js`)).mount(document.getElementById(section), store);
 }"""
@@ -53,10 +53,7 @@ class Stage:
 
     def until(self, module: str, expression: str) -> None:
         """Waits until an expression over a module `m` is true."""
-        give_up_at = time.monotonic() + DEADLINE_MS / 1000
-        while not self.call(module, expression):
-            assert time.monotonic() < give_up_at, expression
-            self.page.wait_for_timeout(20)
+        until(self.page, lambda: bool(self.call(module, expression)))
 
     def mend(self) -> None:
         """Lets the files that were missing be there."""
@@ -65,11 +62,11 @@ class Stage:
     def play(
         self,
         section: str,
-        models: list[dict[str, Any]],
+        models: list[dict[str, Any]] | None,
         details: dict[str, dict[str, Any]] | None = None,
         studies: Sequence[dict[str, Any]] = (),
     ) -> None:
-        """Mounts a section over these records."""
+        """Mounts a section over these records; without models, nothing has been told of yet."""
         given = {
             "models": models,
             "details": details or {},

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser
 
+from server.metrics.sharing import KINDS
 from tests.browser.stage import Stage, card, staged
 
 KIB = 1024
@@ -83,6 +84,13 @@ def test_kinds_come_cheapest_first_and_never_empty(stage: Stage) -> None:
     assert found == ["rows", "int4", "lowrank+signs", "own"]
     names = stage.call("stacks", "kinds.map(m.kindName)", kinds=found)
     assert names == ["own rows", "4-bit residual", "low-rank + sign residual", "own tensors"]
+
+
+def test_kinds_are_told_apart(stage: Stage) -> None:
+    looks = "kinds.map((kind) => [p.kindToken(kind), m.kindPattern(kind)].join())"
+    given = f"import('/ui/palette.js').then((p) => {looks})"
+    found = stage.call("stacks", f"await {given}", kinds=KINDS)
+    assert len(set(found)) == len(KINDS)
 
 
 def test_efficient_plans_are_those_that_no_other_beats(stage: Stage) -> None:

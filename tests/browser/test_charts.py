@@ -18,6 +18,11 @@ _FAIL_ONCE = """() => {
   Plotly.react = () => { Plotly.react = react; return Promise.reject(new Error("no")); };
 }"""
 _CHANGE = """async () => (await import("/ui/store.js")).changed("models")"""
+_TELL = """async () => {
+  const {store, changed} = await import("/ui/store.js");
+  for (const topic of ["models", "details"]) store.told.add(topic);
+  changed("models", "details");
+}"""
 NAMES_OF_SCALES = {"epsilon": "ε", "cos": "1 \u2212 cos", "rung": "rung", "bytes": "bytes"}
 
 
@@ -85,6 +90,15 @@ def test_map_without_models_says_so(stage: Stage) -> None:
     stage.play("map", [])
     expect(stage.page.get_by_text("No model is resident yet")).to_be_visible()
     expect(stage.page.locator("#map figure >> visible=true")).to_have_count(0)
+
+
+@pytest.mark.parametrize("section", ["map", "heatmap", "frontier", "diagnostics"])
+def test_nothing_is_said_of_a_server_that_has_told_of_nothing(stage: Stage, section: str) -> None:
+    stage.play(section, None)
+    stage.page.evaluate("new Promise((drawn) => requestAnimationFrame(() => setTimeout(drawn)))")
+    expect(stage.page.locator(f"#{section}")).to_have_text("", use_inner_text=True)
+    stage.page.evaluate(_TELL)
+    expect(stage.page.locator(f"#{section} .nothing")).to_be_visible()
 
 
 def test_names_are_text_in_every_chart(stage: Stage) -> None:
@@ -169,6 +183,7 @@ def test_a_table_that_is_cut_off_is_scrolled_with_the_keyboard(stage: Stage) -> 
     stage.play("map", models)
     stage.page.locator("#map summary").nth(1).click()
     table = stage.page.get_by_role("region", name="What each variant holds to itself: table")
+    expect(table.get_by_role("row")).to_have_count(2)
     assert table.evaluate("box => box.scrollWidth > box.clientWidth")
     table.focus()
     stage.page.keyboard.press("ArrowRight")
@@ -238,6 +253,17 @@ def test_library_is_asked_for_again_once_it_can_be_had(browser: Browser) -> None
         stage.page.locator("#heatmap select").select_option("cos")
         expect(stage.page.locator("#heatmap .plot svg").first).to_be_attached()
         expect(failure).to_have_text("")
+
+
+def test_place_that_was_gone_to_before_the_chart_was_drawn_has_its_label(browser: Browser) -> None:
+    with staged(browser, missing=frozenset({CHARTS})) as stage:
+        stage.play("heatmap", *two_variants())
+        failure = stage.page.locator("#heatmap figure > [role=status]")
+        expect(failure).to_contain_text("could not be loaded")
+        stage.mend()
+        stage.page.get_by_role("group", name="Variants by blocks. Arrow keys").focus()
+        stage.page.keyboard.press("ArrowDown")
+        expect(stage.page.locator("#heatmap .hoverlayer")).to_contain_text("b, block 0")
 
 
 def test_nobody_is_read_what_the_library_measures_with(stage: Stage) -> None:

@@ -57,6 +57,8 @@ export class Chart {
   #width = 0;
   #asked = false;
   #drawn = false;
+  /** @type {object|null} */
+  #at = null; // whose label is shown
   #wanted = ""; // what was last begun to be drawn, as text
   #shown = ""; // what is drawn; "" while that is not sure
 
@@ -86,16 +88,20 @@ export class Chart {
   }
 
   /**
-   * Shows the label of what lies at a place, as the mouse would.
+   * Shows the label of what lies at a place, as the mouse would, once the chart is drawn.
    *
    * @param {{xval: number, yval: number}|{curveNumber: number, pointNumber: number}|null} at null
    *   hides it
    */
   async point(at) {
-    if (!this.#drawn) return; // nor is the library there, perhaps
-    const library = await plotly();
-    if (at === null) library.Fx.unhover(this.host);
-    else library.Fx.hover(this.host, [at]);
+    this.#at = at;
+    if (this.#drawn) this.#label(await plotly());
+  }
+
+  /** @param {any} library */
+  #label(library) {
+    if (this.#at === null) library.Fx.unhover(this.host);
+    else library.Fx.hover(this.host, [this.#at]);
   }
 
   #ask() {
@@ -120,7 +126,10 @@ export class Chart {
     this.host.style.height = `${layout.height}px`;
     await library.react(this.host, traces, whole, CONFIG);
     if (this.#wanted === text) this.#shown = text;
-    if (!this.#drawn) this.#listen();
+    if (!this.#drawn) {
+      this.#listen();
+      if (this.#at !== null) this.#label(library);
+    }
     this.#drawn = true;
     // Where plotly measures texts, far outside of the page; nobody is to read it.
     document.getElementById("js-plotly-tester")?.setAttribute("aria-hidden", "true");

@@ -32,7 +32,7 @@ export class Chooser {
   /** @param {string} name what is chosen */
   constructor(name) {
     this.select = h("select", { on: { change: () => choose(this.select.value) } });
-    this.element = h("label", { class: "chooser" }, name, this.select);
+    this.element = h("label", { class: "chooser", hidden: true }, name, this.select);
   }
 
   /**

@@ -26,14 +26,14 @@ export function mount(section, store) {
   const empty = nothing("No variant has been compared with a donor yet.");
   const rows = h("tbody");
   const overview = h("div", { class: "table-scroll", tabindex: "0", role: "region",
-    "aria-label": TITLE }, distanceTable(rows));
+    "aria-label": TITLE, hidden: true }, distanceTable(rows));
   section.append(empty, overview);
   const tensors = new Tensors(section);
 
   const ask = redraw(section, () => {
     const variants = [...store.models.values()].sort(byFamily)
       .filter((model) => model.donor !== null && model.plan !== null);
-    empty.hidden = variants.length > 0;
+    empty.hidden = variants.length > 0 || !store.told.has("models");
     overview.hidden = variants.length === 0;
     keep(rows, variants.map((model) => [model.id, model]), distanceRow,
       (row, model) => fillDistances(row, model, store));
@@ -68,6 +68,7 @@ class Tensors {
     });
     this.marks = markNote();
     this.figure.walked.after(this.marks);
+    this.figure.walked.hidden = this.figure.details.hidden = true;
     section.append(this.figure.element, this.trouble);
     walkable(this.figure.walked, this.figure.readout, {
       size: () => ({ rows: this.#rows.length, columns: this.#columns() }),

@@ -41,6 +41,7 @@ function snapshot(event, signal) {
   store.models.clear();
   for (const one of event.models) store.models.set(one.id, withUse(one, before.get(one.id)));
   for (const id of [...store.details.keys()]) if (!store.models.has(id)) store.details.delete(id);
+  store.told.add("models");
   changed("models", "details");
   void allJobs(signal);
   void allDetails(signal);
@@ -134,6 +135,7 @@ async function allJobs(signal) {
     if (known === undefined || known.finished_at === null) store.jobs.set(one.id, one);
   }
   newestFirst();
+  store.told.add("jobs");
   changed("jobs");
 }
 
@@ -142,6 +144,7 @@ async function allDetails(signal) {
   const found = await unlessRefused(request("GET", `/models?${INCLUDE}`, undefined, signal));
   if (found === null) return;
   for (const one of found.data) remember(one);
+  store.told.add("details");
   changed("details");
 }
 

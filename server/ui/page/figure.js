@@ -10,7 +10,7 @@ import { fill, h, say } from "./dom.js";
 
 const FAILED = "The charts could not be loaded. The table has the same numbers.";
 
-/** A chart with everything that belongs to it. */
+/** A chart with everything that belongs to it; hidden until there is something to show. */
 export class Figure {
   /** @type {(() => Table)|null} */
   #table = null;
@@ -41,7 +41,7 @@ export class Figure {
     this.details = h("details", { class: "as-table", on: { toggle: () => this.#fillTable() } },
       h("summary", {}, "Show as table"), this.body);
     this.heading = h("h3", { class: "figure-title" }, title);
-    this.element = h("figure", { class: "figure" },
+    this.element = h("figure", { class: "figure", hidden: true },
       h("figcaption", {}, this.heading, this.note),
       tools, this.legend, this.walked, this.readout, this.failure, this.details);
     this.chart = new Chart(this.image, {
@@ -62,6 +62,7 @@ export class Figure {
    * @param {Key[]} [content.legend]
    */
   show({ label, make, table, legend = [] }) {
+    this.element.hidden = false;
     this.image.setAttribute("aria-label", label);
     this.#table = table;
     this.legend.hidden = legend.length === 0;
@@ -100,8 +101,8 @@ function legendItem({ token, name, pattern }) {
 
 /**
  * @param {string} text
- * @returns {HTMLElement} what a section says while it has nothing to show
+ * @returns {HTMLElement} what a section says while it has nothing to show; hidden until it is known
  */
 export function nothing(text) {
-  return h("p", { class: "nothing" }, text);
+  return h("p", { class: "nothing", hidden: true }, text);
 }

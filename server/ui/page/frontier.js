@@ -28,7 +28,7 @@ export function mount(section, store) {
   /** @type {PricedPlan[]} */
   let plans = [];
   const chooser = new Chooser("Variant");
-  const facts = h("dl", { class: "priced" });
+  const facts = h("dl", { class: "priced", hidden: true });
   const chart = new Figure({
     title: "What every priced plan holds, and what it costs",
     about: ABOUT,
@@ -53,7 +53,7 @@ export function mount(section, store) {
     const models = tuned(store);
     const id = chooser.offer(models.map((model) => model.id));
     const model = models.find((one) => one.id === id);
-    empty.hidden = model !== undefined;
+    empty.hidden = model !== undefined || !store.told.has("details");
     for (const part of [chart.element, facts]) part.hidden = model === undefined;
     if (model === undefined) return;
     plans = plansOf(model, store);

@@ -78,7 +78,7 @@ export function cells(grid) {
 
 /** @returns {HTMLElement} what the marks of cells mean; hidden where there is no room for them */
 export function markNote() {
-  return h("p", { class: "figure-note" }, "■ own, ○ residual, unmarked: alias");
+  return h("p", { class: "figure-note", hidden: true }, "■ own, ○ residual, unmarked: alias");
 }
 
 /**

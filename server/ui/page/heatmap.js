@@ -56,7 +56,7 @@ export function mount(section, store) {
   function draw() {
     const by = /** @type {import("./measures.js").MeasureName} */ (select.value || "epsilon");
     rows = variantRows(store, by);
-    empty.hidden = rows.length > 0;
+    empty.hidden = rows.length > 0 || !store.told.has("details");
     chart.element.hidden = rows.length === 0;
     if (rows.length === 0) return;
     const shown = measure(by, rows.flatMap((row) => row.blocks));

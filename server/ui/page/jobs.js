@@ -17,7 +17,7 @@ const TICK_MS = 10_000;
  */
 export function mount(section, store) {
   const list = h("ul", { class: "jobs" });
-  const empty = h("p", { class: "empty" }, "Nothing is being onboarded.");
+  const empty = h("p", { class: "empty", hidden: true }, "Nothing is being onboarded.");
   const news = h("p", { class: "unseen", role: "status" });
   section.append(list, empty, news);
   /** @type {Map<string, string>} what was last said of each job */
@@ -25,7 +25,7 @@ export function mount(section, store) {
 
   function draw() {
     const jobs = shown(store.jobs);
-    empty.hidden = jobs.length > 0;
+    empty.hidden = jobs.length > 0 || !store.told.has("jobs");
     keep(list, jobs, make, update);
     tell(jobs.map(([, job]) => job));
   }

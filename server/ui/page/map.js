@@ -16,7 +16,7 @@ const NAMED = 16; // more models than this are named when they are pointed at, a
  * @param {import("./store.js").Store} store
  */
 export function mount(section, store) {
-  const tiles = h("dl", { class: "tiles" });
+  const tiles = h("dl", { class: "tiles", hidden: true });
   const device = h("div", { class: "device" });
   const empty = nothing("No model is resident yet. What models share appears here once they are.");
   const copies = new Figure({
@@ -31,10 +31,11 @@ export function mount(section, store) {
     title: "Memory against the number of models",
     about: "Of the largest family; dotted where it leads with more variants like these.",
   });
-  const pair = h("div", { class: "charts-pair" }, rungs.element, scaling.element);
+  const pair = h("div", { class: "charts-pair", hidden: true }, rungs.element, scaling.element);
   section.append(tiles, device, empty, copies.element, pair);
 
   redraw(section, () => {
+    tiles.hidden = !store.told.has("models");
     const here = residents(store.models.values());
     drawTiles(tiles, here, store);
     drawDevice(device, store.status?.device ?? null, totals(here).unique);
@@ -42,7 +43,7 @@ export function mount(section, store) {
   redraw(section, () => {
     giveColours(store.models.values());
     const here = residents(store.models.values());
-    empty.hidden = here.length > 0;
+    empty.hidden = here.length > 0 || !store.told.has("models");
     copies.element.hidden = here.length === 0;
     const variants = here.filter((model) => model.donor !== null);
     pair.hidden = variants.length === 0;

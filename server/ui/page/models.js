@@ -19,11 +19,11 @@ export function mount(section, store) {
   const body = h("tbody", { role: "rowgroup" });
   const table = h(
     "table",
-    { class: "models", role: "table", "aria-labelledby": "models-title" },
+    { class: "models", role: "table", "aria-labelledby": "models-title", hidden: true },
     h("thead", { role: "rowgroup" }, head),
     body,
   );
-  const empty = h("p", { class: "empty" });
+  const empty = h("p", { class: "empty", hidden: true });
   const summary = h("p", { class: "aside" });
   section.querySelector(".card-head")?.append(summary);
   section.append(table, empty);
@@ -35,7 +35,7 @@ export function mount(section, store) {
       fill(body);
     }
     table.hidden = store.models.size === 0;
-    empty.hidden = store.models.size > 0;
+    empty.hidden = store.models.size > 0 || !store.told.has("models");
     say(empty, isAdmin() ? "No model yet. Onboard one below; the first becomes a donor." : "No model yet.");
     say(summary, store.models.size === 0 ? "" : summed([...store.models.values()]));
     const now = serverNow();

@@ -9,6 +9,15 @@ import { filled, kindToken, modelColour, token } from "./palette.js";
 const ROW = { few: 30, many: 19 }; // pixels
 const MANY = 16;
 const AXIS = 34;
+/** @type {Record<string, string>} of kinds, as plotly calls them; those of one colour all differ */
+const PATTERNS = {
+  int2: "/",
+  int3: ".",
+  "lowrank+signs": "-",
+  "lowrank+int2": "/",
+  "lowrank+int3": ".",
+  "lowrank+int4": "x",
+};
 
 /**
  * Weights with sharing above what separate copies would take, model by model.
@@ -162,8 +171,7 @@ export function kindName(kind) {
  * @returns {string} so that shades of one colour differ in more than their shade
  */
 export function kindPattern(kind) {
-  if (kind === "int2") return "/";
-  return kind === "int3" ? "." : kind.includes("+") ? "x" : "";
+  return PATTERNS[kind] ?? "";
 }
 
 /**

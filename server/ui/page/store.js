@@ -13,6 +13,7 @@
  * @typedef {(topics: ReadonlySet<Topic>) => void} Listener
  *
  * @typedef {object} Store
+ * @property {Set<Topic>} told what the server has told of; before, none may be known or none be there
  * @property {Map<string, Model>} models by id, in the server's order
  * @property {Map<string, Job>} jobs by id, the newest first
  * @property {Map<string, Details>} details by model id; absent until they are fetched
@@ -26,6 +27,7 @@
 
 /** @type {Store} */
 export const store = {
+  told: new Set(),
   models: new Map(),
   jobs: new Map(),
   details: new Map(),
