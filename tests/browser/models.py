@@ -13,7 +13,7 @@ LAYERS = 4
 # A whole chat without headers, so that a message's first token is the prompt's: the fake engine's
 # `Fault` of the same name.
 BARE_TEMPLATE = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-FAULTS = ("die", "wait", "fail", "hang", "flood", "slow", "mute")
+FAULTS = ("die", "wait", "fail", "hang", "flood", "slow", "mute", "pause")
 FIRST_FAULT_ID = 501
 
 

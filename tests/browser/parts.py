@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from playwright.sync_api import Locator, Page, expect
@@ -42,6 +43,18 @@ def onboarding(page: Page, name: str, source: Path | str) -> None:
 
 def server_state(page: Page) -> Locator:
     return page.get_by_role("group", name="State of the server").get_by_role("status")
+
+
+def figure_of(page: Page, name: str) -> Locator:
+    """One of the figures beside the server's state."""
+    figures = page.get_by_role("group", name="State of the server").locator("dl > div")
+    term = page.get_by_role("term").filter(has_text=re.compile(f"^{re.escape(name)}$"))
+    return figures.filter(has=term).get_by_role("definition")
+
+
+def views(page: Page) -> Locator:
+    """The links to views that somebody has."""
+    return page.get_by_role("navigation", name="Views").get_by_role("link")
 
 
 def side(page: Page, name: str) -> Locator:

@@ -19,10 +19,11 @@ from tests.browser.parts import (
     row_of,
     said,
 )
-from tests.browser.visitor import NARROW, WIDE, Visitor
+from tests.browser.visitor import NARROW, WIDE, Visitor, until_drawn
 from tests.server.live import LiveServer
 
 VIEWS = ("Overview", "Sharing", "Analysis", "Chat")
+CHARTS = {"Overview": re.compile("4 models hold"), "Sharing": re.compile("3 variants by 4 blocks")}
 
 
 @pytest.mark.parametrize("size", [WIDE, NARROW], ids=["1280", "390"])
@@ -35,6 +36,8 @@ def test_every_view_is_usable(
     for view in VIEWS:
         go_to(page, view)
         expect(page.get_by_role("heading", level=1, name=view)).to_be_visible()
+        if view in CHARTS:
+            expect(page.get_by_role("img", name=CHARTS[view])).to_be_visible()
         open_tables(page)
         visitor.inspect(page, f"view-{view.lower()}-{size['width']}-{scheme}")
 
@@ -59,7 +62,7 @@ def test_motion_is_left_out_where_it_is_unwanted(showroom: LiveServer, visitor: 
     page = visitor.open(showroom, motion="reduce").page
     expect(row_of(page, "far")).to_contain_text("ready")
     moving = "() => document.getAnimations().filter((each) => each.playState === 'running').length"
-    assert page.evaluate(moving) == 0
+    page.wait_for_function(f"() => ({moving})() === 0")
     longest = """() => Math.max(...[...document.querySelectorAll("*")].flatMap((node) => {
       const {transitionDuration, animationDuration} = getComputedStyle(node);
       return `${transitionDuration},${animationDuration}`.split(",").map(parseFloat);
@@ -104,6 +107,8 @@ def test_whole_page_is_used_by_keyboard_alone(showroom: LiveServer, visitor: Vis
 def test_focus_is_always_to_be_seen(showroom: LiveServer, visitor: Visitor) -> None:
     page = visitor.open(showroom).page
     expect(row_of(page, "far")).to_contain_text("ready")
+    expect(page.get_by_role("img", name=CHARTS["Overview"])).to_be_visible()
+    until_drawn(page)  # else what has the focus is moved away
     marked = """() => {
       const node = document.activeElement;
       const style = getComputedStyle(node);
@@ -121,7 +126,7 @@ def test_focus_is_always_to_be_seen(showroom: LiveServer, visitor: Visitor) -> N
 
 
 def test_page_works_before_its_charts_can_be_had(showroom: LiveServer, visitor: Visitor) -> None:
-    page, watch = visitor.open(showroom, missing="plotly.min.js")
+    page = visitor.open(showroom, missing="plotly.min.js").page
     expect(models(page).get_by_role("row")).to_have_count(5)
     expect(page.get_by_text("could not be loaded").first).to_be_visible()
     expect(page.get_by_role("table", name="Weights, and what separate")).to_contain_text("near")
@@ -129,4 +134,3 @@ def test_page_works_before_its_charts_can_be_had(showroom: LiveServer, visitor: 
     limit_tokens(page, 8)
     ask(page, "Once")
     expect_ended(page)
-    watch.troubles.clear()  # the library that is missing, in the console's words

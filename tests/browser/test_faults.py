@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from playwright.sync_api import Route, expect
 
+from tests.browser.chromium import until
 from tests.browser.conftest import LIMITS
 from tests.browser.parts import ask, choose, go_to, limit_tokens, row_of, server_state, side
 from tests.browser.visitor import Visitor
@@ -52,10 +52,9 @@ def test_engine_that_stands_still_is_shown_and_its_return_too(
     faulty_family: Path, tmp_path: Path, visitor: Visitor
 ) -> None:
     models = {name: faulty_family / name for name in ("base", "near")}
-    limits = replace(LIMITS, stall_s=0.3)
     with ExitStack() as stack:
         live = stack.enter_context(
-            live_server(tmp_path / "state", models=models, root=faulty_family, limits=limits)
+            live_server(tmp_path / "state", models=models, root=faulty_family, limits=LIMITS)
         )
         live.until_ready()
         page, watch = visitor.open(live, path="/ui#talk")
@@ -105,10 +104,11 @@ def test_server_that_goes_in_the_midst_of_an_answer_is_told_of_beside_it(
         page, watch = visitor.open(live, path="/ui#talk")
         watch.forgive(EVERYTHING, None)
         watch.forgive(EVERYTHING, 503)
-        limit_tokens(page, 150)
+        limit_tokens(page, 100)
         choose(page, "Right", "Nobody")
-        ask(page, "<|slow|>one two three")
-        expect(side(page, "Left").get_by_role("log")).to_contain_text(re.compile("one.*one", re.S))
+        ask(page, "<|pause|>one two three")  # an answer that does not end
+        log = side(page, "Left").get_by_role("log")
+        expect(log).to_contain_text(re.compile("(two three.*){3}", re.DOTALL))
     expect(side(page, "Left").get_by_role("alert")).to_be_visible()
     expect(server_state(page)).to_have_text("Reconnecting")
     visitor.inspect(page, "faults-server-gone")
@@ -157,6 +157,7 @@ def test_button_pressed_while_a_request_is_under_way_is_answered(
     row.get_by_role("button", name="Pin near", exact=True).press("Enter")
     expect(row.get_by_role("status")).to_have_text("The last request is still under way.")
     visitor.inspect(page, "faults-busy-row")
+    until(page, lambda: held != [])
     held[0].continue_()
     expect(row).to_contain_text("unloaded")
     expect(row.get_by_role("status")).to_have_text("")

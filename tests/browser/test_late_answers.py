@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect
 
+from tests.browser.chromium import until
 from tests.browser.parts import ask, choose, expect_ended, limit_tokens, said, side
 from tests.browser.stage import ORIGIN, Stage, card, staged
 from tests.browser.visitor import Visitor, Window
 from tests.server.live import LiveServer
 
-SLOW = "<|slow|>one two three"  # which the fake engine says again for 10 s
+PAUSE = "<|pause|>one two three"  # which the fake engine says twice, and then no more
 JOB = {"id": "j", "model": "m", "created_at": 1.0, "finished_at": None, "error": None}
 RUNNING = JOB | {"status": "running"}
 _FOLLOW = """async () => {
@@ -50,9 +51,9 @@ def window(faulty: LiveServer, visitor: Visitor) -> Window:
     expect(page.get_by_label("Left model")).to_have_value("near")
     limit_tokens(page, 100)
     choose(page, "Right", "base")
-    ask(page, SLOW)
+    ask(page, PAUSE)
     for name in ("Left", "Right"):
-        expect(said(page, name)).to_contain_text(re.compile("(two three.*){2}", re.DOTALL))
+        expect(said(page, name)).to_contain_text(re.compile("(two three.*){3}", re.DOTALL))
     return window
 
 
@@ -128,6 +129,7 @@ def test_details_of_an_earlier_plan_that_come_late_are_passed_over(stage: Stage)
     stage.page.route(f"{ORIGIN}/models/events", lambda route: route.fulfill(**events(*changes)))
     stage.page.evaluate(_FOLLOW)
     stage.until("store", "m.store.details.has('v')")
+    until(stage.page, lambda: held != [])
     late = [{"index": 0, "cos": 1, "epsilon": 0, "rung": "alias", "unique_bytes": 0}]
     with stage.page.expect_response(f"{ORIGIN}/models?*"):
         held[0].fulfill(json={"data": [old | {"details": {"blocks": late, "frontier": None}}]})

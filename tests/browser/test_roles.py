@@ -12,12 +12,12 @@ from playwright.sync_api import Page, expect
 from server.registry.keys import MadeKey
 from server.registry.records import Role
 from tests.browser.conftest import LIMITS
-from tests.browser.parts import ask, choose, expect_ended, limit_tokens, said
+from tests.browser.parts import ask, choose, expect_ended, limit_tokens, said, views
 from tests.browser.visitor import Visitor, Window
 from tests.server.keyed import give_key, revoke_key
 from tests.server.live import LiveServer, live_server
 
-VIEWS = ("Overview", "Sharing", "Analysis", "Chat")
+VIEWS = ["Overview", "Sharing", "Analysis", "Chat"]
 
 
 @pytest.fixture
@@ -59,11 +59,6 @@ def sign_in(page: Page, key: str) -> None:
     asking.get_by_role("button", name="Use this key").click()
 
 
-def views(page: Page) -> list[str]:
-    links = page.get_by_role("navigation", name="Views").get_by_role("link")
-    return [link.inner_text() for link in links.all() if link.is_visible()]
-
-
 def opened(visitor: Visitor, live: LiveServer, key: str) -> Window:
     window = visitor.open(live)
     sign_in(window.page, key)
@@ -88,7 +83,7 @@ def test_without_a_key_there_is_nothing_but_the_question_for_one(
 ) -> None:
     page = visitor.open(keyed).page
     expect(page.get_by_role("heading", name="This server asks for a key")).to_be_visible()
-    assert views(page) == []
+    expect(views(page)).to_have_count(0)
     expect(page.get_by_text("near").filter(visible=True)).to_have_count(0)
     visitor.inspect(page, "keys-asked")
 
@@ -103,7 +98,7 @@ def test_wrong_key_is_refused_in_words_and_a_good_one_is_taken_after_it(
     visitor.inspect(page, "keys-refused")
     sign_in(page, admin)
     expect(page.get_by_role("rowheader", name="near")).to_be_visible()
-    assert views(page) == list(VIEWS)
+    expect(views(page)).to_have_text(VIEWS)
 
 
 def test_metrics_key_reads_everything_and_changes_nothing(
@@ -112,7 +107,7 @@ def test_metrics_key_reads_everything_and_changes_nothing(
     page = opened(visitor, keyed, watcher.key).page
     models = page.get_by_role("table", name="Models")
     expect(models.get_by_role("rowheader", name="near")).to_be_visible()
-    assert views(page) == ["Overview", "Sharing", "Analysis"]
+    expect(views(page)).to_have_text(VIEWS[:3])
     expect(page.get_by_role("heading", name="Onboard a model")).to_have_count(0)
     expect(models.get_by_role("columnheader", name="Actions")).to_have_count(0)
     expect(models.get_by_role("button")).to_have_count(0)
@@ -125,7 +120,7 @@ def test_client_key_may_talk_and_sees_no_more_than_models_to_talk_to(
 ) -> None:
     page = opened(visitor, keyed, client).page
     expect(page.get_by_role("heading", name="Chat", exact=True)).to_be_attached()
-    assert views(page) == ["Chat"]
+    expect(views(page)).to_have_text(["Chat"])
     expect(page.get_by_role("table", name="Models")).to_have_count(0)
     expect(page.get_by_role("group", name="State of the server")).to_be_hidden()
     visitor.inspect(page, "keys-client")
@@ -175,8 +170,8 @@ def test_nothing_of_a_conversation_is_left_of_a_key_that_was_forgotten(
     choose(page, "Left", "near")
     choose(page, "Right", "Nobody")
     limit_tokens(page, 100)
-    ask(page, "<|slow|>one two zebras")
-    expect(said(page, "Left")).to_contain_text(re.compile("(two zebras.*){2}", re.DOTALL))
+    ask(page, "<|pause|>one two zebras")
+    expect(said(page, "Left")).to_contain_text(re.compile("(two zebras.*){3}", re.DOTALL))
     page.get_by_role("button", name="Key: Chat only").click()
     page.get_by_role("button", name="Forget the key").click()
     expect(page.get_by_role("heading", name="This server asks for a key")).to_be_visible()
@@ -231,6 +226,6 @@ def test_revoked_key_is_asked_for_again_when_something_happens(
 def test_server_without_keys_asks_for_none(faulty: LiveServer, visitor: Visitor) -> None:
     page = visitor.open(faulty).page
     expect(page.get_by_role("rowheader", name="near")).to_be_visible()
-    assert views(page) == list(VIEWS)
+    expect(views(page)).to_have_text(VIEWS)
     expect(page.get_by_role("button", name="Key")).to_be_hidden()
     assert page.evaluate("sessionStorage.length") == 0

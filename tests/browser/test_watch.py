@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, Page, Route
 
+from tests.browser.chromium import until
 from tests.browser.visitor import NARROW, grave_violations, sideways
 from tests.browser.watch import Watch
 
@@ -65,7 +66,7 @@ def test_page_without_faults_has_no_troubles(page: Page) -> None:
 )
 def test_faults_are_troubles(page: Page, body: str, script: str, said: str) -> None:
     watch = shown(page, body, script=script)
-    assert any(said in trouble for trouble in watch.troubles), watch.troubles
+    until(page, lambda: any(said in trouble for trouble in watch.troubles))
 
 
 def test_what_is_forgiven_is_no_trouble_and_only_that(page: Page) -> None:
@@ -73,11 +74,10 @@ def test_what_is_forgiven_is_no_trouble_and_only_that(page: Page) -> None:
     watch.forgive("/a.*", 404)
     watch.forgive("/broken", None)
     other = shown(page, "", script="fetch('/absent'); fetch('/broken').catch(() => 0)")
+    until(page, lambda: len(other.troubles) == 2)
     assert watch.troubles == []
-    assert len(other.troubles) == 2
     page.evaluate("fetch('/missing')")
-    page.wait_for_load_state("networkidle")
-    assert len(watch.troubles) == 1
+    until(page, lambda: len(watch.troubles) == 1)
 
 
 def test_grave_violations_and_sideways_scrolling_are_found(page: Page) -> None:

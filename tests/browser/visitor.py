@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -76,6 +77,7 @@ class Visitor:
         window = Window(page, Watch(page, live.url))
         self._windows.append(window)
         if missing is not None:
+            window.watch.forgive(f".*/{re.escape(missing)}", None)
             page.route(f"**/{missing}", lambda route: route.abort("connectionreset"))
         page.goto(f"{live.url}{path}")
         expect(page.get_by_role("heading").first).to_be_attached()
@@ -94,7 +96,7 @@ class Visitor:
         height: int = page.evaluate("document.documentElement.scrollHeight")
         page.set_viewport_size({"width": size["width"], "height": max(height, size["height"])})
         page.evaluate("scrollTo(0, 0)")  # else what sticks to the top hides what is below it
-        page.wait_for_function(_DRAWN)
+        until_drawn(page)
         self._pictures.mkdir(parents=True, exist_ok=True)
         if not full:
             page.set_viewport_size(size)
@@ -106,6 +108,11 @@ class Visitor:
         self.picture(page, name)
         assert sideways(page) == []
         assert grave_violations(page) == []
+
+
+def until_drawn(page: Page) -> None:
+    """Waits until there is no chart in sight that has yet to be drawn."""
+    page.wait_for_function(_DRAWN)
 
 
 def sideways(page: Page) -> list[str]:

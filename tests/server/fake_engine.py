@@ -77,6 +77,7 @@ class Fault(IntEnum):
     FLOOD = 505  # ten thousand tokens in one message
     SLOW = 506  # a token every 50 ms, so that there is time to do something meanwhile
     MUTE = 507  # a first token that is text, then nothing
+    PAUSE = 508  # says the prompt twice, then nothing until the abort
 
 
 @dataclass
@@ -258,6 +259,8 @@ class FakeEngine:
             if fault == Fault.DIE and sequence.num_done == 2:
                 os._exit(1)
             if fault in (Fault.WAIT, Fault.MUTE) and sequence.num_done:
+                continue
+            if fault == Fault.PAUSE and sequence.num_done == 2 * len(sequence.submit.prompt_ids):
                 continue
             if fault == Fault.SLOW:
                 time.sleep(0.05)
