@@ -102,10 +102,14 @@ class Prometheus:
             return [Sample({}, (float(data["result"][1]),))]
         return [Sample(row["metric"], (float(row["value"][1]),)) for row in data["result"]]
 
-    def query_range(self, expression: str, *, last_s: float) -> list[Sample]:
-        """Returns what an expression gave, second by second."""
-        now = float(self._get("query", query="time()")["result"][1])
-        data = self._get("query_range", query=expression, start=now - last_s, end=now, step=1)
+    def now_s(self) -> float:
+        """Returns its time."""
+        return self.value("time()")
+
+    def query_range(self, expression: str, *, since_s: float) -> list[Sample]:
+        """Returns what an expression gave, second by second, from a time on."""
+        span = {"start": since_s, "end": self.now_s(), "step": 1}
+        data = self._get("query_range", query=expression, **span)
         return [
             Sample(row["metric"], tuple(float(value) for _, value in row["values"]))
             for row in data["result"]

@@ -25,7 +25,7 @@ from tests.tiny import make_checkpoint, make_variant
 _PLACES = 24  # for sequences of one key: enough late ones to be more than a handful
 _ALL_PLACES = 28  # the last eighth is kept for other keys
 _LATE_S = 2.6  # for a first token
-_STALL_S = 10.0  # then no more requests are taken; until then all that a test needs have come
+_STALL_S = 25.0  # then no more requests are taken; until then all that a test needs have come
 _PRICE = {"kl": 0.01, "kl_upper": 0.02, "top1": 0.99, "ppl_ratio": 1.01, "tokens": 4096,
           "calibration": "", "matmul_precision": None, "encoding": None}  # fmt: skip
 

@@ -11,6 +11,7 @@ import re
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import httpx
 import pytest
@@ -44,7 +45,6 @@ RECORDS = [rule for rule in rules() if rule.record]
 EXPRESSIONS = [rule.expr for rule in rules()] + [target.expr for target in TARGETS]
 WANTED = sorted({wanted for expression in EXPRESSIONS for wanted in values_in(expression)})
 pytestmark = pytest.mark.timeout(900)  # five models are onboarded first, one of them tuned
-LAST_S = 60.0  # what a range query looks back on
 # Panels that have nothing to show until something happened that mostly does not.
 RARE = {
     ("LinkerLLM / Savings", "Alerts"),
@@ -60,17 +60,24 @@ class Watched:
 
     live: LiveServer
     prometheus: Prometheus
+    since_s: float  # when what it shows began, by the time of Prometheus
     chosen: dict[tuple[str, bool], dict[str, str]] = field(default_factory=dict)  # as asked for
 
-    def has_data(self, target: Target, *, singly: bool = False) -> bool:
-        """Returns whether a panel's query gives a number, with everything chosen."""
+    def until_data(self, target: Target, *, singly: bool = False) -> None:
+        """Waits until a panel's query gives a number, with everything chosen.
+
+        It mostly does at once; for the moment after a scrape that came too late nothing does.
+        """
+        self.prometheus.until(lambda: self._has_data(target, singly=singly))
+
+    def _has_data(self, target: Target, *, singly: bool) -> bool:
         board = target.dashboard, singly
         if board not in self.chosen:
             self.chosen[board] = chosen_all(self.prometheus, target.dashboard, singly=singly)
         expression = filled_in(target.expr, self.chosen[board], step=target.step)
         if target.instant:
             return self.prometheus.has_data(expression)
-        samples = self.prometheus.query_range(expression, last_s=LAST_S)
+        samples = self.prometheus.query_range(expression, since_s=self.since_s)
         return any(math.isfinite(value) for sample in samples for value in sample.values)
 
 
@@ -83,12 +90,13 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
         Prometheus.watching(live.url.removeprefix("http://"), key, directory / "own") as prometheus,
     ):
         prometheus.until_scraped()
+        since_s = prometheus.now_s()
         onboard_everything(live, root)
         study_everything(live)
         prometheus.until_scraped()
         ask_everything(live)
         prometheus.until_scraped()
-        yield Watched(live=live, prometheus=prometheus)
+        yield Watched(live=live, prometheus=prometheus, since_s=since_s)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +105,7 @@ def troubled(watched: Watched) -> Watched:
     an alert.
     """
     live, prometheus = watched.live, watched.prometheus
+    since_s = prometheus.now_s()
     assert live.client.post("/models/unload", json={"model": "apart"}).status_code == httpx.codes.OK
     assert live.chat("nobody").status_code == httpx.codes.NOT_FOUND
     body = {"model": "base", "prompt": "Once", "max_tokens": 200, "ignore_eos": True}
@@ -116,12 +125,12 @@ def troubled(watched: Watched) -> Watched:
     ask_everything(live)
     lower_budget(live, "far")
     prometheus.until_scraped()
-    return Watched(live=live, prometheus=prometheus)
+    return Watched(live=live, prometheus=prometheus, since_s=since_s)
 
 
 def test_scrapes_succeed_and_rules_are_evaluated(watched: Watched) -> None:
     prometheus = watched.prometheus
-    assert prometheus.value('up{job="linker"}') == 1
+    prometheus.until(lambda: prometheus.value('up{job="linker"}') == 1)
     for counter in (
         "prometheus_rule_evaluation_failures_total",
         "prometheus_target_scrapes_sample_duplicate_timestamp_total",
@@ -193,8 +202,8 @@ def test_gauges_of_a_family_are_those_of_its_study(watched: Watched) -> None:
 @pytest.mark.parametrize("rule", RECORDS, ids=lambda rule: str(rule.record))
 def test_recorded_series_has_data_and_its_expression_too(watched: Watched, rule: Rule) -> None:
     assert rule.record is not None
-    assert watched.prometheus.has_data(rule.record)
-    assert watched.prometheus.has_data(rule.expr)
+    for expression in (rule.record, rule.expr):
+        watched.prometheus.until(partial(watched.prometheus.has_data, expression))
 
 
 def test_server_that_is_well_raises_no_alert_of_trouble(watched: Watched) -> None:
@@ -224,7 +233,7 @@ def test_variable_of_a_dashboard_has_values(watched: Watched, variable: Variable
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_query_of_a_panel_has_data(watched: Watched, target: Target) -> None:
     if (target.dashboard, target.panel) not in RARE:
-        assert watched.has_data(target), target.expr
+        watched.until_data(target)
 
 
 @pytest.mark.parametrize("wanted", WANTED, ids="-".join)
@@ -234,8 +243,8 @@ def test_label_value_that_is_asked_for_exists(troubled: Watched, wanted: Wanted)
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_query_of_a_panel_has_data_after_trouble(troubled: Watched, target: Target) -> None:
-    assert troubled.has_data(target), target.expr
-    assert troubled.has_data(target, singly=True), target.expr
+    troubled.until_data(target)
+    troubled.until_data(target, singly=True)
 
 
 @pytest.mark.parametrize(
