@@ -20,6 +20,9 @@ STRUCTURED_OUTPUTS: Final = "structured_outputs"
 ANSWER_LINE: Final = 2  # where a grammar of calls has the schema of other answers
 _RESPONSE_FORMAT: Final = "response_format"
 _MAX_CHOICES = 1024
+# Between two tokens of JSON: a blank, or a line's end with the next one's indent, as people print
+# it. llguidance would take blanks without end, and models have spent whole answers on them.
+_SPACING: Final = {"whitespace_pattern": r" |\n {0,16}|\n\t{1,8}"}
 
 _Text = Annotated[str, Field(min_length=1, max_length=MAX_SCHEMA_CHARS)]
 
@@ -111,6 +114,11 @@ def format_schema(asked: ResponseFormat | None) -> Mapping[str, Any] | None:
     return {"type": "object"} if asked.type == "json_object" else None
 
 
+def spaced(schema: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Returns a schema whose JSON has bounded white space; its own `x-guidance` stands instead."""
+    return {"x-guidance": _SPACING, **schema}
+
+
 def _of_format(asked: ResponseFormat) -> Constraint | None:
     schema = format_schema(asked)
     is_named = asked.json_schema is not None
@@ -158,19 +166,21 @@ def _of_text(kind: Literal["regex", "choice", "grammar"], text: str) -> Constrai
 
 
 def _of_schema(schema: Mapping[str, Any], param: str) -> Constraint:
-    text = _check_schema(schema, param)
-    return Constraint(llguidance.grammar_from("json_schema", text), param)
+    _check_schema(schema, param)
+    return Constraint(llguidance.grammar_from("json_schema", _text_of(spaced(schema))), param)
 
 
-def _check_schema(schema: Mapping[str, Any], param: str) -> str:
-    """Returns a schema that is neither too deep nor too long as text."""
+def _check_schema(schema: Mapping[str, Any], param: str) -> None:
+    """Refuses a schema that is too deep or too long as text."""
     if is_deeper(schema, MAX_SCHEMA_DEPTH):
         raise InvalidRequestError(
             f"{param} is nested deeper than {MAX_SCHEMA_DEPTH} levels. Flatten it.", param=param
         )
-    text = json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
-    _check_length(text, param)
-    return text
+    _check_length(_text_of(schema), param)
+
+
+def _text_of(schema: Mapping[str, Any]) -> str:
+    return json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
 
 
 def _parsed(text: str, param: str) -> Mapping[str, Any]:

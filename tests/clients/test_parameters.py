@@ -184,6 +184,30 @@ def test_response_format_binds_the_answer_to_its_schema(
     assert json.loads(text_of(choice)) in ("one", "two")
 
 
+def test_model_that_loves_white_space_still_ends_its_json(
+    answering: LiveServer, route: str
+) -> None:
+    tokenizer = answering.served(VARIANT).text.tokenizer
+    blanks = {
+        token
+        for text in (" ", "\n", "\t", "\r")
+        for token in tokenizer.encode(text, add_special_tokens=False)
+    }
+    schema = {
+        "type": "object",
+        "properties": {"ok": {"type": "boolean"}},
+        "required": ["ok"],
+        "additionalProperties": False,
+    }
+    asked = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    bias = {str(token): 100 for token in blanks}
+    choice = choice_of(
+        answering, route, temperature=0, max_tokens=100, logit_bias=bias, response_format=asked
+    )
+    assert choice["finish_reason"] == "stop"
+    assert json.loads(text_of(choice)).keys() == {"ok"}
+
+
 def test_add_special_tokens_is_true_of_completions_and_false_of_chats(marked: LiveServer) -> None:
     def num_prompt(ask: Any, **more: Any) -> int:
         return int(ask(DONOR, "abc", max_tokens=1, **more).json()["usage"]["prompt_tokens"])

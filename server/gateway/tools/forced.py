@@ -14,7 +14,7 @@ from server.gateway.tools.calls import JsonSpan, Progress
 from server.gateway.tools.pieces import Arguments, CallBegun, Content, Piece
 from server.gateway.tools.wire import WireFormat
 
-# As models write JSON, since they have read it so.
+# As models write JSON, since they have read it so; it leaves no room for more blanks.
 _SPACING: Final = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 import llguidance
 
 from linker_core.errors import InvalidRequestError
-from server.gateway.formats import ANSWER_LINE, Constraint, format_schema
+from server.gateway.formats import ANSWER_LINE, Constraint, format_schema, spaced
 from server.gateway.generation import SequenceSpec
 from server.gateway.schemas.chat import ChatRequest
 from server.gateway.schemas.tools import AllowedChoice, Function, NamedTool, ToolChoice
@@ -86,7 +86,8 @@ class ToolUse:
         assert marker is not None
         between = "" if self.only_one else f" ({json.dumps(wire.separator)} call)*"
         if self.answer is not None:
-            start = [f"start: answer | call{between}", f"answer: %json {json.dumps(self.answer)}"]
+            answer = json.dumps(spaced(self.answer))
+            start = [f"start: answer | call{between}", f"answer: %json {answer}"]
             assert len(start) == ANSWER_LINE
             return "\n".join([*start, *call_rules(wire, self.functions)])
         if wire.is_bare:

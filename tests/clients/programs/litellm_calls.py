@@ -78,8 +78,7 @@ def structured(servers: Servers) -> object:
     answer = litellm.completion(
         **common(servers),
         messages=MESSAGES,
-        temperature=1,  # greedy, a random model may write white space for ever
-        seed=1,
+        temperature=0,
         max_tokens=400,
         response_format={
             "type": "json_schema",

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from server.gateway.formats import spaced
 from server.gateway.generation import SequenceSpec
 from server.gateway.prompts import Lengths, Reports, completion_prompts, sequences, truncated
 from server.gateway.schemas.generation import COMPLETION_NEUTRAL, CompletionRequest
@@ -95,12 +96,13 @@ def test_bad_word_that_is_a_space_is_banned(server: LiveServer) -> None:
     ],
 )  # fmt: skip
 def test_schemas_become_grammars_that_know_their_field(
-    server: LiveServer, body: dict[str, Any], param: str, schema: object
+    server: LiveServer, body: dict[str, Any], param: str, schema: dict[str, Any]
 ) -> None:
     (spec,) = specs_of(server, **body)
     assert spec.grammar_param == param
     assert spec.sampling.grammar is not None
-    assert json.loads(spec.sampling.grammar)["grammars"][0]["json_schema"] == schema
+    compiled = json.loads(spec.sampling.grammar)["grammars"][0]["json_schema"]
+    assert compiled == spaced(schema)
 
 
 def test_blank_lines_of_a_grammar_go_before_anything_looks_for_its_kind(

@@ -134,6 +134,7 @@ def test_answer_calls_or_follows_the_response_format() -> None:
     assert accepts(grammar, written(HERMES, ("put", "{}"), ("put", "{}")))
     assert not accepts(grammar, "hello")
     assert not accepts(grammar, '{"ok": 3}')
+    assert not accepts(grammar, '{  "ok": true}')
     # Where the answer has to be calls, there is nothing that could follow the format.
     assert not accepts(grammar_of(use(response_format=FORMAT, tool_choice="required")), "{}")
     assert use(response_format={"type": "text"}).constraint() is None
