@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from linker_core.pace import Spent
@@ -52,7 +52,7 @@ class Attempt:
         assert self.family.base is not None
         self.stamps = {one: await files.stamp(one) for one in self.family.variants}
         places = await files.find(self.family)
-        await asyncio.to_thread(self._registry.save, self.study)
+        await self._save(self._registry.save, self.study)
         self.done, lines = await asyncio.to_thread(self._known)
         order = Order(base_name=self.family.base.name, places=places, done=lines)
         listener = Listener(
@@ -70,11 +70,14 @@ class Attempt:
             await asyncio.wait({self._saving})
         records = dict(self._unsaved)
         if records:
-            save = asyncio.to_thread(self._registry.save_study_tensors, self.study.key, records)
-            self._saving = asyncio.ensure_future(save)
-            await asyncio.shield(self._saving)
+            await self._save(self._registry.save_study_tensors, self.study.key, records)
         for name in records:
             del self._unsaved[name]
+
+    async def _save(self, verb: Callable[..., None], *arguments: object) -> None:
+        """Changes the registry; goes on behind a call that is cancelled, see `flush`."""
+        self._saving = asyncio.ensure_future(asyncio.to_thread(verb, *arguments))
+        await asyncio.shield(self._saving)
 
     def _known(self) -> tuple[set[str], deque[bytes]]:
         """Returns the tensors that are stored, and their records as a worker is told them.

@@ -87,7 +87,19 @@ class StudyRows:
         if key in (None, study.key):
             return False  # its models may be on their way back
         newer = self._rows.get(key)
-        return study.summary is None or (newer is not None and newer.summary is not None)
+        if newer is not None and newer.summary is not None:
+            return True
+        # A start has forgotten who was left out: the last one begun may be what remains again.
+        return study.summary is None and study is not self._last_begun(study.family, but=key)
+
+    def _last_begun(self, family: str, *, but: str) -> StudyRecord | None:
+        """Returns the study of a family that was last at work on, and has not ended."""
+        begun = (
+            study
+            for study in reversed(self._rows.values())
+            if study.family == family and study.key != but and study.summary is None
+        )
+        return next(begun, None)
 
     def _models_remain(self, study: StudyRecord) -> bool:
         """Whether all models of a study are known, and of none it is known that it has changed."""

@@ -14,6 +14,7 @@ from tests.server.studies.bench import (
     Bench,
     Play,
     attempt,
+    done_of,
     error_of,
     failure,
     finished,
@@ -211,6 +212,40 @@ def test_server_that_starts_anew_finds_the_study_without_it(play: Play) -> None:
             await bench.looks()
         assert len(bench.requests()) == 1
         assert len(bench.registry.study_tensors(next(iter(bench.rows())))) == len(TENSORS)
+
+    play(scenario)
+
+
+def test_server_that_starts_anew_goes_on_without_it_where_the_last_was(play: Play) -> None:
+    async def scenario(bench: Bench) -> None:
+        await bench.add("third")
+        bench.folders.unfit = {"third": CUT}
+        bench.tell(Behaviour(records=2, end="wait"))
+        async with bench.running() as studies:
+            await bench.until(lambda: (a := attempt(studies)) and len(a.done) == 2)
+        bench.tell(Behaviour())
+        async with bench.running() as studies:
+            await bench.until(lambda: finished(studies))
+            assert studied(studies) == ["near", "far"]
+            await bench.until(lambda: len(bench.rows()) == 1)
+        assert done_of(bench.requests()[1]) == sorted(TENSORS[:2])
+
+    play(scenario)
+
+
+def test_of_studies_that_were_begun_and_left_only_the_last_is_kept(play: Play) -> None:
+    async def scenario(bench: Bench) -> None:
+        bench.tell(Behaviour(records=1, end="wait"))
+        async with bench.running() as studies:
+            for name in ("third", "fourth", "fifth"):
+                await bench.until(lambda: (a := attempt(studies)) and a.done)
+                before = attempt(studies)
+                await bench.add(name)
+                await bench.until(lambda: (a := attempt(studies)) and a is not before)  # noqa: B023
+            await bench.until(lambda: (a := attempt(studies)) and a.done)
+            await bench.until(lambda: len(bench.rows()) == 2)
+            kept = [list(study.variants) for study in bench.rows().values()]
+        assert sorted(map(len, kept)) == [4, 5]
 
     play(scenario)
 
