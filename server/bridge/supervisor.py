@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -172,6 +173,7 @@ class EngineSupervisor:
     async def _run_once(self) -> int | None:
         """Starts one engine and returns its exit status when it is gone; None: it never came."""
         self.state = EngineState.STARTING
+        is_ordered = False
         try:
             process = self._process = await EngineProcess.spawn(self._command, self._config)
         except (OSError, RuntimeError) as error:  # the latter where no thread can be started
@@ -189,6 +191,9 @@ class EngineSupervisor:
                 running.add_done_callback(_log_failure)
                 await self._watch(process, client)
             self._crashes.append(time.monotonic())
+        except asyncio.CancelledError:  # the server stops
+            is_ordered = not client.closed.is_set()
+            raise
         finally:
             # One that has hung up is leaving; its status says why. The others obey if they can.
             leaves = client.closed.is_set() or self.state is EngineState.RUNNING
@@ -200,9 +205,10 @@ class EngineSupervisor:
             if running is not None:
                 running.cancel()
                 await asyncio.gather(running, return_exceptions=True)
-            await process.close(grace_s=self._limits.stop_s if leaves else 0.0)
+            grace_s = self._limits.stop_s if leaves else 0.0
+            await process.close(grace_s=grace_s)
             status = await process.wait()
-            logger.info("engine %d ended with status %d", process.pid, status)
+            _say_end(process.pid, status, is_ordered=is_ordered, grace_s=grace_s)
             self._client = self._process = None
         return status
 
@@ -241,6 +247,16 @@ class EngineSupervisor:
             elif still_s > self._limits.stall_s and self.state is EngineState.RUNNING:
                 logger.warning("the engine stands still")
                 self.state = EngineState.STALLED
+
+
+def _say_end(pid: int, status: int, *, is_ordered: bool, grace_s: float) -> None:
+    """Logs how an engine ended; one that only starts obeys no order, and is killed at once."""
+    if not is_ordered:
+        logger.warning("engine %d ended with status %d", pid, status)
+    elif grace_s and status == -signal.SIGKILL:
+        logger.warning("engine %d did not leave within %.0f s and was killed", pid, grace_s)
+    else:
+        logger.info("engine %d stopped", pid)
 
 
 def _log_failure(task: asyncio.Task[None]) -> None:

@@ -164,16 +164,16 @@ async def _serve(
         gc.collect()
         gc.freeze()
         status = await _until_end(services, listening, stopping)
+        why = _why_failed(services)
         config.is_winding_down = True
-        if status == 0:
-            status = await _drain(services)
-        else:
-            await _break_off(services)
+        status = await _finish(services, status)
         await _close_the_door(server, listener)
     finally:
         server.should_exit = True
         await asyncio.gather(listening, return_exceptions=True)
         await services.stop()
+    if why is not None and not stopping.is_set():
+        logger.error("--strict: %s", why)  # the last words, where they are looked for
     return status
 
 
@@ -264,16 +264,37 @@ async def _strict_failure(services: Services) -> None:
     """Returns when a start-up model has failed; waits for ever if none does."""
     while (failed := services.onboarder.startup_failures()) is None:
         await asyncio.sleep(_POLL_S)
-    if failed:
-        logger.error("start-up models failed: %s", ", ".join(failed))
-        return
-    await asyncio.Event().wait()
+    if not failed:
+        await asyncio.Event().wait()
+    logger.error("start-up models failed: %s; leaving", ", ".join(failed))
+
+
+def _why_failed(services: Services) -> str | None:
+    """Returns which start-up models failed and why, for a server that leaves for that."""
+    if not services.settings.http.strict:
+        return None
+    failed = services.onboarder.startup_failures() or ()
+    errors = ((name, services.roster.model(name).error) for name in failed)
+    causes = [name if error is None else f"{name}: {error['message']}" for name, error in errors]
+    return f"start-up models failed: {'; '.join(causes)}" if causes else None
+
+
+async def _finish(services: Services, status: int) -> int:
+    """Ends what still runs, as it becomes the reason to end; returns the exit status."""
+    if status == 0:
+        return await _drain(services)
+    await _break_off(services)
+    return status
 
 
 async def _drain(services: Services) -> int:
     """Lets running requests finish; those that do not in time get a terminal error."""
     deadline_s = services.settings.http.drain_s
-    logger.info("draining for at most %.0f s", deadline_s)
+    logger.info(
+        "draining for at most %.0f s (answers still running: %d); a second signal, such as Ctrl-C "
+        "again, ends at once",
+        *(deadline_s, services.gate.num_running),
+    )
     if await services.gate.drain(deadline_s):
         return 0
     await _break_off(services)

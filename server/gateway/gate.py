@@ -123,6 +123,11 @@ class Gate:
         """Whether the server takes no more work."""
         return self.closing.is_set()
 
+    @property
+    def num_running(self) -> int:
+        """Sequences waiting or running."""
+        return self._inflight.taken
+
     @contextmanager
     def admit(
         self,

@@ -22,6 +22,7 @@ from server.registry.tables import Base
 logger = logging.getLogger(__name__)
 
 VERSION_TABLE = "registry_version"  # a database may hold other programs' alembic_version
+_FIRST_TABLE = "models"  # there since before there were versions
 _SCRIPTS = Path(__file__).parent / "migrations"
 _ALEMBIC = threading.Lock()  # its `context` and `op` belong to the process
 
@@ -43,8 +44,12 @@ def migrate(engine: Engine) -> None:
             remedy="Install that version again, or restore the copy from before its first start.",
         )
     if found != head:
+        is_new = found is None and not inspect(engine).has_table(_FIRST_TABLE)
         _run_steps(engine)
-        logger.info("migrated the registry from %s to %s", found or "nothing", head)
+        if is_new:
+            logger.info("created the registry, version %s", head)
+        else:
+            logger.info("migrated the registry from %s to %s", found or "before the versions", head)
     _check_columns(engine)
 
 

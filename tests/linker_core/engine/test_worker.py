@@ -184,3 +184,26 @@ def test_worker_leaves_on_shutdown_and_reports_a_bad_load(worker: Worker, tmp_pa
     assert worker.wait_for(LoadFailed).error["code"] == "model_not_found"
     worker.connection.send(Shutdown())
     assert worker.process.wait(TIMEOUT_S) == 0
+
+
+def test_worker_ends_without_walking_what_it_has_imported() -> None:
+    ours, theirs = socket.socketpair()
+    ours.close()  # so that it leaves at once
+    heartbeat_fd = os.memfd_create("heartbeat")
+    os.ftruncate(heartbeat_fd, 8)
+    program = (
+        "import atexit, gc, runpy\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 50_000))\n"
+        "runpy.run_module('linker_core.engine.worker', run_name='__main__')"
+    )
+    arguments = ("--socket-fd", str(theirs.fileno()), "--heartbeat-fd", str(heartbeat_fd))
+    ended = subprocess.run(
+        [sys.executable, "-c", program, *arguments, "--config", SMALL.to_json()],
+        pass_fds=(theirs.fileno(), heartbeat_fd),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    theirs.close()
+    os.close(heartbeat_fd)
+    assert (ended.returncode, ended.stdout) == (0, "True\n"), ended.stderr

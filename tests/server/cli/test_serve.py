@@ -132,6 +132,10 @@ def test_sigterm_lets_streams_finish_and_exits_0(tmp_path: Path, family: Path) -
         assert last["choices"][0]["finish_reason"] == "length"
         assert served.ends() == 0
         assert not engine.is_running()
+    [drains] = [line for line in served.log if "draining" in line]
+    assert "answers still running: 1" in drains
+    assert "a second signal, such as Ctrl-C again, ends at once" in drains
+    assert f"engine {engine.pid} stopped\n" in served.log[-1]
 
 
 def test_sigterm_to_the_whole_group_drains_as_well(tmp_path: Path, family: Path) -> None:
@@ -257,7 +261,9 @@ def test_strict_exits_when_a_start_up_model_fails(tmp_path: Path, family: Path) 
     models = (f"base={family / 'base'}", f"broken={family / 'nowhere'}")
     with serving(tmp_path, "--strict", "--model", *models) as served:
         assert served.ends() == 1
-        assert any("broken" in line for line in served.log)
+    last = served.log[-1]
+    assert "ERROR --strict: start-up models failed: broken: " in last
+    assert "No such file or directory" in last
 
 
 def test_port_in_use_is_one_line_and_status_2(tmp_path: Path) -> None:

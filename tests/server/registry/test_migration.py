@@ -27,9 +27,24 @@ def test_migrated_tables_are_those_the_code_describes(url: URL) -> None:
         assert compare_metadata(context, Base.metadata) == []
 
 
-def test_registry_from_before_the_migrations_keeps_its_rows(url: URL) -> None:
+def test_first_start_says_that_it_made_the_registry(
+    url: URL, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO", logger=migration.__name__):
+        Registry.open(url).close()
+        Registry.open(url).close()
+    assert [record.getMessage().split(",")[0] for record in caplog.records] == [
+        "created the registry"
+    ]
+
+
+def test_registry_from_before_the_migrations_keeps_its_rows(
+    url: URL, caplog: pytest.LogCaptureFixture
+) -> None:
     make_first_tables(url)
-    registry = Registry.open(url)
+    with caplog.at_level("INFO", logger=migration.__name__):
+        registry = Registry.open(url)
+    assert "migrated the registry from before the versions to" in caplog.text
     near = replace(MODEL, name="near", donor="acme/chat", position=2, plan=None)
     assert registry.models() == [MODEL, near]
     assert registry.job("job-1") == JOB
