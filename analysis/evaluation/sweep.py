@@ -149,7 +149,7 @@ def companion(kernel: Kernel, weighting: Weighting) -> Kernel:
             return kernel.raw_mean()
 
 
-def check_scales(scales: Sequence[float]) -> None:
+def check_scales(scales: Sequence[float], *, option: str = "scales") -> None:
     """Refuses scales that are no numbers of a sensible size.
 
     Raises:
@@ -158,6 +158,6 @@ def check_scales(scales: Sequence[float]) -> None:
     for scale in scales:
         if not math.isfinite(scale) or abs(scale) > MAX_SCALE:
             raise InvalidRequestError(
-                f"--scales holds {scale}, expected numbers from -{MAX_SCALE:g} to {MAX_SCALE:g}.",
-                param="scales",
+                f"--{option} holds {scale}, expected numbers from -{MAX_SCALE:g} to {MAX_SCALE:g}.",
+                param=option,
             )

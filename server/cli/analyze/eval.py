@@ -132,7 +132,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints; stdout holds one JSON document under --json."""
-    check_scales((*args.scales, *args.output_scales))
+    check_scales(args.scales)
+    check_scales(args.output_scales, option="output-scales")
     check_kernel_arguments(args)
     check_max_tokens(args.max_tokens)
     device, dtype = chosen_device(args)

@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures all conditions and prints them; stdout holds one JSON document under --json."""
-    check_scales([args.alpha])
+    check_scales([args.alpha], option="alpha")
     check_kernel_arguments(args)
     chosen_device(args)
     members, source_members = find_families(args, [args.models, args.source], least=2)

@@ -159,7 +159,7 @@ def _recipe(args: argparse.Namespace) -> Recipe:
     Raises:
         InvalidRequestError: A number is out of its range.
     """
-    check_scales([args.alpha])
+    check_scales([args.alpha], option="alpha")
     if args.dtype != "float32":
         raise InvalidRequestError(
             f"--dtype is {args.dtype}, whose rounding is larger than a step of training; train in "
