@@ -10,6 +10,7 @@ from linker_core.sharing.plan import Policy
 from server.gateway.schemas.operators import FOR_EVER_S
 from server.onboarding.fitting import JointPlan
 from server.onboarding.hub.source import is_hub_source
+from server.onboarding.rates import remaining_s
 from server.onboarding.rehearsal import DryRun
 from server.onboarding.scores import plan_digest, shown_scores
 from server.onboarding.twin_rows import is_lossless
@@ -74,9 +75,7 @@ def openai_card(record: ModelRecord, *, name: str) -> dict[str, Any]:
 
 def job_card(job: JobRecord, *, bytes_per_second: float | None) -> dict[str, Any]:
     """Returns a job, with how fast its stage comes on where that is known."""
-    remaining_seconds: float | None = None
-    if bytes_per_second is not None:
-        remaining_seconds = max(job.total_bytes - job.done_bytes, 0) / bytes_per_second
+    rate = bytes_per_second
     return {
         "id": job.id,
         "object": "model.job",
@@ -86,8 +85,8 @@ def job_card(job: JobRecord, *, bytes_per_second: float | None) -> dict[str, Any
         "progress": {
             "done_bytes": job.done_bytes,
             "total_bytes": job.total_bytes,
-            "bytes_per_second": bytes_per_second,
-            "remaining_seconds": remaining_seconds,
+            "bytes_per_second": rate,
+            "remaining_seconds": None if rate is None else remaining_s(job, bytes_per_second=rate),
         },
         "error": job.error,
         "created_at": job.created_at,

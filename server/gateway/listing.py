@@ -36,7 +36,7 @@ def listing_router(services: Services) -> APIRouter:
     def card(name: str) -> dict[str, Any]:
         record = services.shown(services.roster.named(name))
         if record.state not in (ModelState.READY, ModelState.UNLOADED):
-            raise not_servable(record)
+            raise not_servable(record, services.roster.outlook(record.name))
         return openai_card(record, name=name)
 
     return router

@@ -9,6 +9,7 @@ from linker_core.weights.architecture import ModelConfig
 from server.onboarding.adapters import AdapterSide, Source, check_fit, choose_base
 from server.onboarding.comparisons import Comparisons, Likeness
 from server.onboarding.donor_choice import DonorChoice, first_alike, nearest, none_alike
+from server.onboarding.near_names import meant
 from server.onboarding.processes import OnStageProgress
 from server.onboarding.request import AUTO_DONOR, OnboardRequest
 from server.onboarding.timing import Stopwatch
@@ -189,8 +190,9 @@ class Donors:
     def _named(self, name: str) -> ServedModel:
         donor = self._known(name)
         if donor is None:
+            near = meant(name, [head.name for head in self._catalog.donors()])
             raise ModelNotFoundError(
-                f"The donor {name[:200]!r} is not resident; onboard it first.", param="donor"
+                f"The donor {name[:200]!r} is not resident; onboard it first.{near}", param="donor"
             )
         head = donor if donor.donor is None else self._known(donor.donor)
         if head is None or donor.fingerprint not in (head.fingerprint, head.lender.fingerprint):

@@ -45,6 +45,16 @@ class Rates:
         moved, seconds = job.done_bytes - start.done_bytes, self._clock() - start.at
         return moved / seconds if moved > 0 and seconds > 0 else None
 
+    def remaining_s(self, job: JobRecord) -> float | None:
+        """Returns what the stage of a running job still takes at its rate; None without one."""
+        rate = self.bytes_per_second(job)
+        return None if rate is None else remaining_s(job, bytes_per_second=rate)
+
     def forget(self, job_id: str) -> None:
         """Drops a job that has ended."""
         self._starts.pop(job_id, None)
+
+
+def remaining_s(job: JobRecord, *, bytes_per_second: float) -> float:
+    """Returns what a job's stage still takes at this rate, in seconds."""
+    return max(job.total_bytes - job.done_bytes, 0) / bytes_per_second

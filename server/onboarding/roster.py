@@ -6,7 +6,6 @@ Event loop only.
 from __future__ import annotations
 
 import asyncio
-import difflib
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,18 +15,26 @@ from typing import Any
 from linker_core.errors import JobNotFoundError, ModelNotFoundError
 from linker_core.sharing.plan import SharePlan
 from server.metrics.serving import ServingMetrics
+from server.onboarding.near_names import meant
 from server.onboarding.outcomes import without_plan
 from server.onboarding.row_writes import RowWrites
 from server.onboarding.shown import Shown
 from server.onboarding.stored import restored
-from server.registry.records import SERVABLE, JobRecord, Json, ModelRecord, Record
+from server.registry.records import (
+    SERVABLE,
+    JobRecord,
+    JobStatus,
+    Json,
+    ModelRecord,
+    Record,
+)
 from server.registry.store import Registry
+from server.residency.rows import Outlook
 
 logger = logging.getLogger(__name__)
 
 _MAX_LISTED_JOBS = 100
 _MAX_COMPARED = 64  # names that an unknown one is compared with
-_MAX_COMPARED_CHARS = 96  # no name is longer
 
 
 class Roster:
@@ -90,10 +97,8 @@ class Roster:
             return f"{name!r} is an alias of the model {holder!r}; name the model itself."
         listed = (model for model in self.models() if model.state in SERVABLE)
         names = [model.name for model in islice(listed, _MAX_COMPARED)]
-        close = difflib.get_close_matches(name[:_MAX_COMPARED_CHARS], names, n=1)
-        meant = f" Is {close[0]!r} meant?" if close else ""
         said = f"The model {name[:200]!r} does not exist."
-        return f"{said}{meant} GET /v1/models lists those that do."
+        return f"{said}{meant(name, names)} GET /v1/models lists those that do."
 
     def named(self, name: str) -> ModelRecord:
         """Returns the model of a name or an alias.
@@ -163,6 +168,17 @@ class Roster:
     def bytes_per_second(self, job: JobRecord) -> float | None:
         """Returns how fast a job comes on in its stage; None if nobody knows."""
         return self.shown.bytes_per_second(job)
+
+    def outlook(self, name: str) -> Outlook | None:
+        """Returns what becomes of a model whose job waits or runs; None of others."""
+        job = next((job for job in self.live_jobs() if job.model == name), None)
+        if job is None:
+            return None
+        return Outlook(
+            job_id=job.id,
+            stage=job.stage if job.status is JobStatus.RUNNING else None,
+            remaining_s=self.shown.remaining_s(job),
+        )
 
     async def save(self, *records: Record) -> None:
         """Stores records in one transaction, then shows them; see `RowWrites.replace`."""

@@ -53,6 +53,10 @@ class Shown:
         """Returns how fast a job comes on in its stage; None if nobody knows."""
         return self._rates.bytes_per_second(job)
 
+    def remaining_s(self, job: JobRecord) -> float | None:
+        """Returns what a job's stage still takes; None if nobody knows."""
+        return self._rates.remaining_s(job)
+
     def drop(self, names: Iterable[str]) -> None:
         """Shows that models are no more."""
         for name in names:

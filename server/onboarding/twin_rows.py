@@ -18,6 +18,7 @@ from linker_core.sharing.rungs import Rung
 from server.onboarding.roster import Roster
 from server.registry.records import SERVABLE, Json, ModelRecord, ModelState
 from server.residency.catalog import Catalog
+from server.residency.rows import Outlook
 
 _KEPT_S = 60.0  # after its last request: it holds what the model was onboarded to save
 _MAX_CRASHES = 2  # loads that the engine did not survive, until it is left in peace
@@ -145,6 +146,10 @@ class TwinRows:
         """Returns the model of a twin; of a model, itself."""
         twin = self._twins.get(name)
         return name if twin is None else twin.owner
+
+    def outlook(self, name: str) -> Outlook | None:
+        """Returns what becomes of a model whose job waits or runs; a twin has none."""
+        return self._roster.outlook(name)
 
     def amend(self, name: str, **changes: Any) -> None:
         """Changes fields of a row at once; see `Roster.amend`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -23,7 +24,7 @@ from linker_core.errors import (
 from server.registry.records import SERVABLE, ModelRecord, ModelState
 from server.residency.catalog import Catalog, ServedModel
 from server.residency.pace import Pace
-from server.residency.rows import Rows
+from server.residency.rows import Outlook, Rows
 
 logger = logging.getLogger(__name__)
 
@@ -205,7 +206,7 @@ class OnDemand:
         leaving = ready and self._catalog.turn(record.name).wanted
         lost = ready and self._engines.is_restored
         if record.state is not ModelState.UNLOADED and not leaving and not lost:
-            raise not_servable(record)
+            raise not_servable(record, self._rows.outlook(record.name))
 
     @contextmanager
     def _lease(self, name: str) -> Iterator[ServedModel]:
@@ -308,16 +309,34 @@ class OnDemand:
         task.add_done_callback(self._tasks.discard)
 
 
-def not_servable(record: ModelRecord) -> NotReadyError:
-    """Returns what a request for a model is told that is not resident and will not be for it."""
+def not_servable(record: ModelRecord, outlook: Outlook | None) -> NotReadyError:
+    """Returns what a request for a model is told that is not resident and will not be for it.
+
+    Args:
+        record: The model.
+        outlook: What becomes of it, if a job waits or runs for it.
+    """
     if record.state is ModelState.FAILED:
         why = "" if record.error is None else f" {record.error['message']}"
         return NotReadyError(
             f"The model {record.name!r} has failed and will not answer by itself.{why} Onboard it "
             "again with POST /models once that is mended, or delete it."
         )
-    state = "coming back" if record.state is ModelState.READY else record.state.value
-    return NotReadyError(f"The model {record.name!r} is {state}, so it cannot answer now.")
+    if record.state is not ModelState.ONBOARDING or outlook is None:
+        state = "coming back" if record.state is ModelState.READY else record.state.value
+        return NotReadyError(f"The model {record.name!r} is {state}, so it cannot answer now.")
+    remaining_s = outlook.remaining_s
+    if outlook.stage is None:
+        how_far = "waits for its turn"
+    elif remaining_s is None:
+        how_far = f"is {outlook.stage.value}"
+    else:
+        how_far = f"is {outlook.stage.value}, for about {math.ceil(remaining_s)} s more"
+    return NotReadyError(
+        f"The model {record.name!r} is being onboarded, so it cannot answer now: {outlook.job_id} "
+        f"{how_far}.",
+        retry_after_s=remaining_s,
+    )
 
 
 def _for_requests(name: str, error: LinkerError) -> LinkerError:

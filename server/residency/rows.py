@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from server.registry.records import ModelRecord
+from server.registry.records import JobStage, ModelRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """What becomes of a model that is not served yet."""
+
+    job_id: str
+    stage: JobStage | None  # None: it waits for its turn
+    remaining_s: float | None  # of the stage; None: nobody knows
 
 
 class Rows(Protocol):
@@ -22,6 +32,9 @@ class Rows(Protocol):
 
     def model_of(self, name: str) -> str:
         """Returns the model that clients know what is of this name by."""
+
+    def outlook(self, name: str) -> Outlook | None:
+        """Returns what becomes of a model whose job waits or runs; None of others."""
 
     def amend(self, name: str, **changes: Any) -> None:
         """Changes fields of a row at once; it is stored by the next `write_later`."""

@@ -39,9 +39,11 @@ def test_rate_is_what_has_moved_since_the_stage_was_first_heard_of(
 ) -> None:
     rates.note(moved(100))
     assert rates.bytes_per_second(moved(100)) is None
+    assert rates.remaining_s(moved(100)) is None
     clock.now += 4
     rates.note(moved(300))
     assert rates.bytes_per_second(moved(300)) == 50
+    assert rates.remaining_s(moved(300)) == 14
     clock.now += 4  # a stage that stands still slows down
     assert rates.bytes_per_second(moved(300)) == 25
 

@@ -26,6 +26,7 @@ from server.registry.records import ModelRecord, ModelState
 from server.residency.catalog import Catalog, ServedModel, TextSide
 from server.residency.evictions import Evictions
 from server.residency.room import Room
+from server.residency.rows import Outlook
 
 KV_BYTES = 50  # of a family
 _DEADLINE_S = 20.0  # of a test that hangs
@@ -50,6 +51,7 @@ class FakeRows:
 
     def __init__(self) -> None:
         self.records: dict[str, ModelRecord] = {}
+        self.outlooks: dict[str, Outlook] = {}
         self.num_writes = 0
         self.locked = False
 
@@ -64,6 +66,9 @@ class FakeRows:
 
     def model_of(self, name: str) -> str:
         return name
+
+    def outlook(self, name: str) -> Outlook | None:
+        return self.outlooks.get(name)
 
     def amend(self, name: str, **changes: Any) -> None:
         self.records[name] = replace(self.records[name], **changes)

@@ -18,8 +18,9 @@ from linker_core.errors import (
     QueueFullError,
 )
 from server.metrics.evictions import EvictionReason
-from server.registry.records import ModelState
-from server.residency.on_demand import OnDemand
+from server.registry.records import JobStage, ModelRecord, ModelState
+from server.residency.on_demand import OnDemand, not_servable
+from server.residency.rows import Outlook
 from tests.server.residency.fakes import Device, in_loop, settle
 
 SIZE = 100
@@ -532,3 +533,25 @@ async def test_a_lease_entered_in_one_task_may_end_in_another() -> None:
 
 async def _broken(_name: str) -> None:
     raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("stage", "remaining_s", "said"),
+    [
+        (None, None, "job-1 waits for its turn."),
+        (JobStage.SCANNING, None, "job-1 is scanning."),
+        (JobStage.TUNING, 94.2, "job-1 is tuning, for about 95 s more."),
+    ],
+)
+def test_model_that_is_onboarded_says_how_far_its_job_is_and_when_to_ask_again(
+    stage: JobStage | None, remaining_s: float | None, said: str
+) -> None:
+    record = ModelRecord(
+        name="chat", source="", request={}, state=ModelState.ONBOARDING, position=0, created_at=0.0
+    )
+    outlook = Outlook(job_id="job-1", stage=stage, remaining_s=remaining_s)
+    refusal = not_servable(record, outlook)
+    assert refusal.message == (
+        f"The model 'chat' is being onboarded, so it cannot answer now: {said}"
+    )
+    assert refusal.retry_after_s == remaining_s
