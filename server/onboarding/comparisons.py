@@ -64,7 +64,7 @@ class Comparisons:
         watch: Stopwatch,
         on_progress: OnStageProgress,
     ) -> None:
-        """Measures what is not known yet; the caller holds the planner's turn.
+        """Measures what is not known yet; the caller holds the planner's turn, or `aside`.
 
         Args:
             text: A validated checkpoint.

@@ -62,7 +62,8 @@ class Planner:
     """Plans checkpoints.
 
     Scans and tuners use every core and memory of their own: whoever plans holds `turn`, from the
-    choice of the donor until what was planned is loaded or answered.
+    choice of the donor until what was planned is loaded or answered. A dry run that needs no tuner
+    and loads nothing would wait for minutes of work that it has no part in: it holds `aside`.
 
     Args:
         registry: Keeps the scans.
@@ -91,6 +92,7 @@ class Planner:
             registry=registry, scanner=scanner, fingerprints=self._fingerprints
         )
         self.turn = asyncio.Lock()
+        self.aside = asyncio.Lock()
 
     async def plan(
         self,
@@ -102,7 +104,9 @@ class Planner:
         on_stage: OnStage,
         hold_budget: bool = True,
     ) -> Planned:
-        """Decides what of a validated source will be stored. The caller holds `turn`.
+        """Decides what of a validated source will be stored.
+
+        The caller holds `turn`, or `aside` where `may_be_measured` says no.
 
         Args:
             request: What is asked for.
@@ -115,7 +119,7 @@ class Planner:
         Raises:
             LinkerError: Any reason why this model cannot be onboarded.
         """
-        assert self.turn.locked()
+        assert self.turn.locked() or self.aside.locked()
         try:
             if isinstance(source, AdapterSide) or source.delta is not None:
                 planned = await self._adopt(source, donor, watch, as_progress(on_stage))

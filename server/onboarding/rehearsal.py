@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,13 @@ from server.onboarding.admission import Admission
 from server.onboarding.donor_choice import DonorChoice
 from server.onboarding.pairs import make_frontier
 from server.onboarding.planner import OnStage, Planned, Planner
+from server.onboarding.planning import may_be_measured
 from server.onboarding.prediction import Needs, Rungs
 from server.onboarding.prepare import read_shape, read_source
 from server.onboarding.request import OnboardRequest
 from server.onboarding.timing import Stopwatch
 from server.registry.records import JobStage
-from server.residency.catalog import ServedModel
+from server.residency.catalog import ServedModel, TextSide
 
 _MATRIX = 2  # dimensions
 
@@ -92,21 +94,32 @@ class Rehearsal:
             return self._from_shape(request, shape, choice, free_bytes, watch)
         source = await asyncio.to_thread(read_source, path)
         watch.stop()
-        async with self._planner.turn:
-            choice = await self._choose(request, source, watch, ignore_stage)
-            planned = await self._planner.plan(
-                request,
-                source,
-                choice.donor,
-                watch=watch,
-                on_stage=ignore_stage,
-                hold_budget=False,
-            )
+        choice, planned = await self._planned(request, source, watch)
         tuned = planned.tuned
         points = (
             None if tuned is None else await asyncio.to_thread(make_frontier, tuned, planned.text)
         )
         return self._from_plan(planned, choice, points, watch)
+
+    async def _planned(
+        self, request: OnboardRequest, source: Source, watch: Stopwatch
+    ) -> tuple[DonorChoice, Planned]:
+        """Plans when it is its turn; beside whoever has that if no tuner is needed."""
+        if isinstance(source, TextSide) and source.delta is None and not may_be_measured(request):
+            with suppress(NotReadyError):  # a donor is on its way; it has come when the turn does
+                async with self._planner.aside:
+                    return await self._plan(request, source, watch)
+        async with self._planner.turn:
+            return await self._plan(request, source, watch)
+
+    async def _plan(
+        self, request: OnboardRequest, source: Source, watch: Stopwatch
+    ) -> tuple[DonorChoice, Planned]:
+        choice = await self._choose(request, source, watch, ignore_stage)
+        planned = await self._planner.plan(
+            request, source, choice.donor, watch=watch, on_stage=ignore_stage, hold_budget=False
+        )
+        return choice, planned
 
     def _from_plan(
         self,

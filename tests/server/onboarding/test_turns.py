@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from linker_core.config import EngineConfig
 from linker_core.engine.kv_size import kv_cache_bytes
@@ -19,7 +20,7 @@ from tests.server.fake_tuner import BLOCKER, LOG
 from tests.server.live import LiveServer, live_server
 from tests.server.onboarding.conftest import LIMITS
 from tests.server.onboarding.family import held_up_scans, until_job
-from tests.tiny import make_checkpoint
+from tests.tiny import make_checkpoint, make_variant
 
 BUDGET: dict[str, object] = {"policy": "budget"}
 
@@ -115,6 +116,29 @@ def test_no_tuner_takes_room_while_a_job_loads(tmp_path: Path, models: dict[str,
             assert not (models["near"] / LOG).exists()
             server.services.engine.kill()  # the fake engine would load it for ever
             until_job(server, job["id"], "failed")
+
+
+@pytest.mark.parametrize(
+    "options", [{"policy": "exact"}, {"tau_cos": 0.5, "tau_frob": 0.9}, {"budget_kl": 0}]
+)
+def test_dry_run_that_needs_no_tuner_passes_one_that_runs(
+    tmp_path: Path, models: dict[str, Path], options: dict[str, object]
+) -> None:
+    with live_server(
+        tmp_path / "s", models={"base": models["base"]}, root=tmp_path,
+        settings={"sharing": BUDGET},
+    ) as server:  # fmt: skip
+        server.until_ready()
+        far = make_variant(tmp_path / "far", models["base"], scale=0.01, seed=4)
+        (models["near"] / BLOCKER).touch()
+        job = server.onboard("near", models["near"], wait=False).json()
+        server.until(lambda: stage_of(server, job) == "tuning")
+        answer = server.client.post("/models/plan", json={"source": str(far), **options})
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["donor"] == "base"
+        assert stage_of(server, job) == "tuning"
+        (models["near"] / BLOCKER).unlink()
+        until_job(server, job["id"], "succeeded")
 
 
 def test_end_of_a_dry_run_brings_back_what_had_no_room(
