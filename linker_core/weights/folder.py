@@ -20,7 +20,7 @@ class Settings(NamedTuple):
 
     config: ModelConfig
     eos_token_ids: frozenset[int]  # that end an answer, from both files
-    generation: Mapping[str, float | int | bool]  # sampling defaults, within bounds
+    generation: Mapping[str, float | int]  # sampling defaults, within bounds
 
 
 def read_settings(directory_fd: int) -> tuple[list[str], Settings]:

@@ -36,7 +36,7 @@ class TextSide:
     tokenizer: Tokenizer
     template: TemplateSource | None
     eos_token_ids: frozenset[int]
-    generation: Mapping[str, float | int | bool]
+    generation: Mapping[str, float | int]
     checkpoint_bytes: int
     outside_blocks_bytes: int  # embedding, final norm and head; 0 of a delta folder
     delta: SharePlan | None = None  # the plan that a delta folder brings; None: a checkpoint

@@ -54,6 +54,14 @@ def test_nothing_is_constrained_unless_asked(server: LiveServer) -> None:
         assert (sampling.bad_words, spec.priority, spec.cache_salt) == ((), 0, "")
 
 
+def test_model_that_does_not_sample_is_greedy_unless_asked(server: LiveServer) -> None:
+    # The file of `tests.tiny` says `do_sample: false` and no more.
+    assert server.served("base").text.generation == {"temperature": 0.0}
+    (spec,) = specs_of(server)
+    (asked,) = specs_of(server, temperature=0.5)
+    assert (spec.sampling.temperature, asked.sampling.temperature) == (0.0, 0.5)
+
+
 def test_allowed_ids_and_prompt_logprobs_reach_the_engine(server: LiveServer) -> None:
     (spec,) = specs_of(server, allowed_token_ids=[3, 4, 4], prompt_logprobs=2)
     assert spec.sampling.allowed_token_ids == frozenset({3, 4})
