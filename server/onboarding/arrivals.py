@@ -5,7 +5,6 @@ The event loop owns all state here.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import replace
@@ -25,8 +24,6 @@ from server.onboarding.timing import Stopwatch
 from server.onboarding.unbroken import unbroken
 from server.registry.records import JobRecord, JobStage, ModelRecord, ModelState
 from server.residency.catalog import Catalog, ServedModel
-
-logger = logging.getLogger(__name__)
 
 
 class Arrivals:
@@ -164,7 +161,6 @@ class Arrivals:
         watch.stop()
         self._metrics.succeeded(watch.spent)  # at once: the job is seen to have succeeded
         await self._roster.settle(retimed_job(job, watch.to_json()))
-        logger.info("model %s is ready", record.name)
 
     async def _choose_donor(
         self, request: OnboardRequest, source: Source, watch: Stopwatch, on_stage: OnStage

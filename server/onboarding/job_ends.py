@@ -8,6 +8,7 @@ from dataclasses import replace
 from linker_core.errors import ConflictError, EngineFailureError, LinkerError
 from server.metrics.admission import AdmissionMetrics
 from server.onboarding.admission import Admission
+from server.onboarding.job_log import say_cancelled, say_failed, say_succeeded
 from server.onboarding.job_rows import JobRows
 from server.onboarding.live_job import LiveJob
 from server.onboarding.outcomes import failed_job, failed_model
@@ -47,7 +48,8 @@ class JobEnds:
     async def end(self, live: LiveJob, error: BaseException | None) -> None:
         """Ends a job whose work has stopped, unless it has succeeded and said so itself."""
         if not self._roster.is_open(live.id):
-            assert error is None  # it has succeeded
+            assert error is None
+            say_succeeded(live)
         elif live.unwanted:
             await self._withdraw(live)
         elif isinstance(error, LinkerError):
@@ -75,12 +77,11 @@ class JobEnds:
             )
 
     async def _fail(self, live: LiveJob, error: LinkerError) -> None:
+        say_failed(live, error.message)
         job = self._roster.live_job(live.id)
         if live.replans:
-            logger.warning("model %s keeps its plan: %s", job.model, error.message)
             await self._roster.settle(failed_job(job, error))
             return
-        logger.warning("onboarding %s failed: %s", job.model, error.message)
         # It holds nothing, so its donor may go.
         model = replace(failed_model(self._roster.model(job.model), error), donor=None)
         await self._roster.settle(model, failed_job(job, error))
@@ -93,6 +94,6 @@ class JobEnds:
             await self._admission.unload(job.model)  # it may have come just before
         async with self._roster.names:
             await self._rows.withdraw(job)
-        logger.info("job %s of model %s was cancelled", live.id, job.model)
+        say_cancelled(live)
         if not live.replans:
             self._metrics.cancelled()

@@ -9,6 +9,8 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
+from server.onboarding.job_log import say_begun, say_stage
+from server.onboarding.live_job import LiveJob
 from server.onboarding.outcomes import cancelled_job, unwanted_job
 from server.onboarding.planner import OnStage
 from server.onboarding.replays import Once
@@ -67,19 +69,21 @@ class JobRows:
         await self._roster.save(job, *([] if once is None else [once.used_for(job.id)]))
         return job
 
-    async def begin(self, job_id: str) -> JobRecord:
+    async def begin(self, live: LiveJob) -> JobRecord:
         """Stores that a job runs."""
-        job = replace(self._roster.live_job(job_id), status=JobStatus.RUNNING)
+        say_begun(live)
+        job = replace(self._roster.live_job(live.id), status=JobStatus.RUNNING)
         await self._roster.save(job)
         return job
 
-    def on_stage(self, job_id: str) -> OnStage:
+    def on_stage(self, live: LiveJob) -> OnStage:
         """Returns a callback that shows how far a job is."""
 
         def on_stage(stage: JobStage, done_bytes: int, total_bytes: int) -> None:
-            live = self._roster.live_job(job_id)
+            say_stage(live, stage)
+            job = self._roster.live_job(live.id)
             self._roster.shown.note_progress(
-                replace(live, stage=stage, done_bytes=done_bytes, total_bytes=total_bytes)
+                replace(job, stage=stage, done_bytes=done_bytes, total_bytes=total_bytes)
             )
 
         return on_stage

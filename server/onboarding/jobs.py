@@ -25,6 +25,12 @@ from server.onboarding.roster import Roster
 from server.onboarding.sweeping import Sweeping
 from server.registry.records import JobRecord, JobStatus
 
+_ENDED = {
+    JobStatus.SUCCEEDED: "it has succeeded",
+    JobStatus.FAILED: "it has failed",
+    JobStatus.CANCELLED: "it was cancelled",
+}
+
 
 class JobRunner:
     """The jobs that wait and the one that runs.
@@ -135,7 +141,7 @@ class JobRunner:
         if live is not None and self._roster.is_open(job_id):
             raise EngineFailureError("The job could not be ended; see the server's log.")
         if live is None or job.status is not JobStatus.CANCELLED:
-            raise ConflictError(f"The job has ended already: it has {job.status.value}.")
+            raise ConflictError(f"The job has ended already: {_ENDED[job.status]}.")
         return job
 
     async def run(self) -> None:
@@ -172,8 +178,8 @@ class JobRunner:
         await live.ended.wait()
 
     async def _do(self, live: LiveJob) -> None:
-        job = await self._rows.begin(live.id)
-        on_stage = self._rows.on_stage(live.id)
+        job = await self._rows.begin(live)
+        on_stage = self._rows.on_stage(live)
         if live.replans:
             await self._replans.run(live.id, on_stage=on_stage)
         else:

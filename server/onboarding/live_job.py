@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from linker_core.weights.checkpoint import Identity
+from server.registry.records import JobStage
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +29,8 @@ class LiveJob:
     replans: bool = False  # a ready model, which keeps its plan until then
     unwanted: bool = False  # cancelled
     work: asyncio.Task[None] | None = None  # None: it waits
+    begun_s: float | None = None  # monotonic; None: it has not begun
+    stages: set[JobStage] = field(default_factory=set)  # that the log has named
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def until_done(self, work: Coroutine[Any, Any, None]) -> BaseException | None:

@@ -59,7 +59,7 @@ class Preparations:
             self._queue(live)
 
     async def _prepare(self, live: LiveJob, request: OnboardRequest, donor: LiveJob | None) -> None:
-        error = await live.until_done(self._fetch(live.id, request, donor))
+        error = await live.until_done(self._fetch(live, request, donor))
         if self._jobs.get(live.model) is live:
             del self._jobs[live.model]
         if live.unwanted or error is not None:
@@ -68,10 +68,10 @@ class Preparations:
             live.work = None
             self._queue(live)
 
-    async def _fetch(self, job_id: str, request: OnboardRequest, donor: LiveJob | None) -> None:
+    async def _fetch(self, live: LiveJob, request: OnboardRequest, donor: LiveJob | None) -> None:
         if is_hub_source(request.source):
-            await self._rows.begin(job_id)
-            on_stage = self._rows.on_stage(job_id)
+            await self._rows.begin(live)
+            on_stage = self._rows.on_stage(live)
             await self._sources.path(
                 request.source,
                 on_progress=lambda done, total: on_stage(JobStage.VALIDATING, done, total),

@@ -6,7 +6,6 @@ the server, leaves it so.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -29,8 +28,6 @@ from server.onboarding.timing import Stopwatch
 from server.registry.records import SERVABLE, JobStage, ModelRecord, ModelState
 from server.residency.catalog import Catalog
 from server.settings import SharingSettings
-
-logger = logging.getLogger(__name__)
 
 
 class Replans:
@@ -129,7 +126,6 @@ class Replans:
                 on_progress=lambda _, done, total: on_stage(JobStage.LOADING, done, total),
             )
             await self._switch(job_id, request, planned, weights, watch, on_stage)
-        logger.info("model %s has another plan", job.model)
 
     async def _switch(
         self,

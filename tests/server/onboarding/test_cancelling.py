@@ -97,6 +97,8 @@ def test_job_that_waits_is_cancelled_and_never_begins(
             "cancelled", "job_cancelled",
         )  # fmt: skip
         assert cancel(live, first).json()["status"] == "cancelled"
+        again = cancel(live, second).json()["error"]["message"]
+        assert again == "The job has ended already: it was cancelled."
     assert_nothing_is_left(live, "second", tmp_path / "state")
     assert_nothing_is_left(live, "first", tmp_path / "state")
     assert live.onboard("second", models["near"]).status_code == 201
@@ -199,7 +201,8 @@ def test_job_that_has_ended_or_never_was_cannot_be_cancelled(
     until_job(live, job["id"], "succeeded")
     refused = cancel(live, job)
     assert (refused.status_code, refused.headers["x-should-retry"]) == (409, "false")
-    assert "succeeded" in refused.json()["error"]["message"]
+    message = refused.json()["error"]["message"]
+    assert message == "The job has ended already: it has succeeded."
     assert cancel(live, {"id": "job-nothing"}).status_code == 404
     assert live.chat("near").status_code == 200
 
