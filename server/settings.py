@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from linker_core.config import EngineConfig, MatmulPrecision
 from linker_core.errors import InvalidRequestError
+from server.settings_errors import explain
 
 _SIZE = re.compile(r"(\d+)\s*(?:([KMGT])(iB|B)?|B)?", re.IGNORECASE)
 _DURATION = re.compile(r"(-?\d+(?:\.\d+)?)\s*([smhd]?)", re.IGNORECASE)
@@ -259,10 +260,8 @@ def load_settings(path: Path | None, overrides: Mapping[str, Mapping[str, object
         return Settings.model_validate(tree)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        msg = f"{path or 'command line'}: {explain(first, Settings)}"
         key = ".".join(str(part) for part in first["loc"])
-        where = path or "command line"
-        said = first["msg"].removeprefix("Value error, ")  # as pydantic begins what we say
-        msg = f"{where}: {key} = {str(first['input'])[:80]!r}: {said}"
         raise InvalidRequestError(msg, param=key) from None
 
 
