@@ -32,6 +32,7 @@ class RenderProcess(asyncio.SubprocessProtocol):
 
     Attributes:
         num_replies: So far.
+        is_killed: Whether it was ended from here.
         ended: Whether it has.
         gone: Done when nothing of it is left.
     """
@@ -46,6 +47,7 @@ class RenderProcess(asyncio.SubprocessProtocol):
         self._received = bytearray()
         self._asked = False
         self.num_replies = 0
+        self.is_killed = False
         self.ended = False
         self._transport: asyncio.SubprocessTransport | None = None
         self.gone = asyncio.get_running_loop().create_future()
@@ -86,6 +88,7 @@ class RenderProcess(asyncio.SubprocessProtocol):
     def kill(self) -> None:
         """Ends the worker now; it is gone a moment later."""
         if self._transport is not None and self._transport.get_returncode() is None:
+            self.is_killed = True
             self._transport.kill()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -27,6 +27,10 @@ logger = logging.getLogger(__name__)
 
 _RETRY_SPAWN_S: Final = 1.0
 _MAX_INLINE_CHARS: Final = 64 * 1024  # more is encoded in a thread
+_KILLED: Final = (
+    "The process that renders this model's chat template was killed, most likely because the "
+    "machine has no memory left; try again later."
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +114,8 @@ class Templates:
             InvalidRequestError: The template refuses these messages, takes too long or too much
                 memory over them, or makes too much of them.
             QueueFullError: Too many wait for the same template.
-            NotReadyError: No worker came to it in time, or the server is shutting down.
+            NotReadyError: No worker came to it in time, or somebody else kills them, or the server
+                is shutting down.
         """
         if self._turns.num_waiting(template.digest) >= self._limits.max_waiting:
             raise QueueFullError("Too many requests wait for this model's chat template.")
@@ -237,23 +242,31 @@ class Templates:
         if worker in self._idle:
             self._idle.remove(worker)
         if worker in self._busy:
-            self._lost(self._release(worker), status)
+            # What bounds a template's memory makes its allocations fail; it sends no such signal.
+            by_others = status == -signal.SIGKILL and not worker.is_killed
+            self._lost(self._release(worker), status, by_others=by_others)
         if not worker.num_replies and status != -signal.SIGPROF:
             self._retry_later()  # it may be the same with the next
         self.start()
         self._dispatch()
 
-    def _lost(self, rendering: Rendering, status: int) -> None:
+    def _lost(self, rendering: Rendering, status: int, *, by_others: bool) -> None:
         """Decides about a request whose worker has ended."""
         if self._closed:
             rendering.fail(NotReadyError("The server is shutting down."))
         elif rendering.late or status == -signal.SIGPROF:
             self._refuse(rendering, "takes too long over")
-        elif rendering.tried or self._patience.is_struck(rendering.template.digest):
+        elif by_others and rendering.tried:
+            logger.warning("a template worker was killed, and not by the server: out of memory?")
+            rendering.fail(NotReadyError(_KILLED))
+        elif not by_others and self._is_to_blame(rendering):
             self._refuse(rendering, "needs too much memory for")
-        else:  # others may have filled the worker's memory: a new one tells
+        else:  # others may have filled the worker's memory, or the machine's: a new one tells
             rendering.tried, rendering.with_source = True, True
             self._turns.add_first(rendering)
+
+    def _is_to_blame(self, rendering: Rendering) -> bool:
+        return rendering.tried or self._patience.is_struck(rendering.template.digest)
 
     def _refuse(self, rendering: Rendering, what: str) -> None:
         """Ends a request whose template cost a worker, and trusts the template less."""

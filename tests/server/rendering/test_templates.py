@@ -207,6 +207,22 @@ def test_template_that_took_all_memory_costs_one_worker_and_has_less_time_the_ne
     run(test)
 
 
+def test_worker_that_somebody_else_kills_is_not_the_templates_fault(tmp_path: Path) -> None:
+    async def test() -> None:
+        log = tmp_path / "asked"
+        limits = RenderLimits(cpu_s=8.0, wall_s=120.0, wait_s=240.0, forgive_s=1e6)
+        async with pool(command(f"log={log}"), limits) as templates:
+            for _ in range(2):
+                with pytest.raises(NotReadyError, match="killed"):
+                    await templates.render(MINE, wish("killed"))
+            assert (
+                log.read_text().split() == ["8.0"] * 4
+            )  # each is tried twice, and trusted as ever
+            assert await templates.render(MINE, wish("limit")) == "8.0"
+
+    run(test)
+
+
 def test_stopped_templates_are_told_once_each(caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
         limits = RenderLimits(wall_s=120.0, wait_s=240.0, forgive_s=1e6)

@@ -19,6 +19,7 @@ from linker_core.text.template_frames import (
 )
 
 WORKER = Path(__file__)
+SIGNALS = {"out of time": signal.SIGPROF, "killed": signal.SIGKILL}
 
 
 def command(*arguments: str) -> tuple[str, ...]:
@@ -44,8 +45,8 @@ def answer(wish: str, limit_s: float) -> None:
         time.sleep(1000)
     elif wish == "limit":
         os.write(1, reply_frame(Reply(Outcome.RENDERED, str(limit_s))))
-    elif wish == "out of time":
-        os.kill(os.getpid(), signal.SIGPROF)
+    elif wish in SIGNALS:
+        os.kill(os.getpid(), SIGNALS[wish])
     elif wish == "crash":
         os._exit(3)
     elif wish == "spent":
