@@ -8,7 +8,6 @@ import inspect
 import json
 import logging
 import os
-import shlex
 import signal
 import socket
 import subprocess
@@ -26,9 +25,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from linker_core.errors import InvalidRequestError, LinkerError
 from linker_core.sharing import plan, price
 from server.cli.demo.family import default_cache, ensure_family
+from server.cli.demo.hints import hints, program_as_started
 from server.cli.demo.recipes import MODELS
-from server.cli.demo.table import Row, render
-from server.cli.demo.tour import QUESTIONS, Tour
+from server.cli.demo.table import Row, answers, render, verdict
+from server.cli.demo.tour import MAX_ANSWER_TOKENS, Tour
 from server.registry import tables
 from server.registry.database import registry_exists
 from server.registry.lock import make_state
@@ -39,6 +39,7 @@ HOST: Final = "127.0.0.1"
 _REQUEST_TIMEOUT_S: Final = 120
 _STOP_TIMEOUT_S: Final = 40  # the server lets running streams finish for up to 30 s
 _PLAIN_WIDTH: Final = 140  # of the table where there is no terminal to fit
+_NUM_NEWS: Final = 10  # lines of the training's progress where there is no terminal
 _EXIT_FAILED: Final = 1
 _LOG: Final = "server.log"  # in the state directory
 _STOPPING: Final = "stopping; running answers get up to 30 s, Ctrl-C again ends them at once"
@@ -96,7 +97,8 @@ def _check_open(state: Path) -> None:
         if registry.api_keys():
             raise InvalidRequestError(
                 f"the demo's state {state} has API keys, and the demo shows none: serve it with "
-                "linker serve --state, or remove the directory, which the demo makes anew"
+                f"{program_as_started()} serve --state, or remove the directory, which the demo "
+                "makes anew"
             )
 
 
@@ -115,14 +117,15 @@ def _check_port(port: int) -> None:
 def _family(cache: Path, console: Console) -> Path:
     with _progress(console) as bar:
         task = bar.add_task("building the family (once)", total=None, visible=False)
-        announced = set()
+        announced: set[tuple[str, int]] = set()
 
         def on_progress(model: str, done: int, total: int) -> None:
             bar.update(
                 task, description=f"training {model}", completed=done, total=total, visible=True
             )
-            if not console.is_terminal and model not in announced:
-                announced.add(model)
+            news = (model, done * _NUM_NEWS // total)
+            if not console.is_terminal and news not in announced:
+                announced.add(news)
                 console.print(f"training {model}: step {done} of {total}")
 
         return ensure_family(cache, on_progress)
@@ -187,7 +190,9 @@ def _tour(
             if not console.is_terminal:
                 console.print(f"onboarding {name}")
             try:
-                tour.onboard(name, family / name, on_stage)
+                is_as_asked = tour.onboard(name, family / name, on_stage)
+                if not is_as_asked:
+                    console.print(f"{name} is shown as it is: its options have been changed.")
                 bar.update(task, description=f"asking {name}", completed=0, total=None)
                 answer = tour.ask(name)
                 rows.append(Row.from_answers(name, tour.describe(name), answer))
@@ -203,13 +208,13 @@ def _report(rows: Sequence[Row], path: Path | None) -> None:
     if not console.is_terminal:
         console = Console(width=_PLAIN_WIDTH)
     console.print(render(rows))
-    console.print("asked, greedily and for at most 40 tokens:")
-    for name, question in QUESTIONS.items():
-        console.print(f"  {name}: {question.text.strip()!r}", markup=False)
+    console.print(verdict(rows))
+    console.print(f"\nasked, greedily and for at most {MAX_ANSWER_TOKENS} tokens:")
+    console.print(answers(rows))
     console.print(
-        "The models are tiny and learnt for a minute from Python's own documentation: expect its\n"
-        "words, not its sense. Of a fine-tune the server holds what the table says: mostly its\n"
-        "difference from base, compressed as far as its answers stay its own. KL is how far they\n"
+        "\nThe models are tiny and learnt for a minute from Python's own documentation: expect its "
+        "words, not its sense. Of a fine-tune the server holds what the table says: mostly its "
+        "difference from base, compressed as far as its answers stay its own. KL is how far they "
         "moved, in nats per token, measured before anyone is served: within 0.01 by default."
     )
     if path is not None:
@@ -218,42 +223,14 @@ def _report(rows: Sequence[Row], path: Path | None) -> None:
 
 def _keep_serving(process: subprocess.Popen[bytes], family: Path, state: Path, port: int) -> int:
     url = f"http://{HOST}:{port}"
-    print(
-        f"\n{url}/ui is the server's page; in a terminal, `linker top --url {url}` shows the same."
-    )
-    print("It serves until Ctrl-C; try\n")
-    for line in _curl_lines(port):
-        print(f"  {line}")
-    # See `_check_open`.
-    print("\nThe server has no API keys: whoever is on this machine may do everything.")
-    print(
-        f"Its log is {state / _LOG}, its models lie in {family}.\nTo serve them without the demo:\n"
-    )
-    again = ("--models-root", str(family), "--state", str(state), "--port", str(port))
-    print(f"  linker serve {shlex.join(again)}", flush=True)
+    lines = hints(family=family, state=state, log=state / _LOG, url=url, port=port)
+    print("", *lines, sep="\n", flush=True)
     try:
         status = process.wait()
     except KeyboardInterrupt:
         print(_STOPPING, flush=True)
         return 0
     raise LinkerError(f"the server ended by itself with status {status}")
-
-
-def _curl_lines(port: int) -> Sequence[str]:
-    url = f"http://{HOST}:{port}"
-    kind = "-H 'Content-Type: application/json'"
-    chat = {
-        "model": "chat",
-        "messages": [{"role": "user", "content": QUESTIONS["chat"].text}],
-        "max_tokens": 40,
-    }
-    stream = {**chat, "model": "instruct", "stream": True}
-    stream["messages"] = [{"role": "user", "content": QUESTIONS["instruct"].text}]
-    return (
-        f"curl {url}/v1/chat/completions {kind} -d {shlex.quote(json.dumps(chat))}",
-        f"curl -N {url}/v1/chat/completions {kind} -d {shlex.quote(json.dumps(stream))}",
-        f"curl {url}/models",
-    )
 
 
 def _progress(console: Console) -> Progress:

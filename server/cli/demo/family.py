@@ -24,11 +24,11 @@ _MAX_LOG_CHARS: Final = 600  # of a failed build's last words
 
 
 def default_cache() -> Path:
-    """Returns where families are kept: `linker/demo` under the user's data directory."""
+    """Returns where families are kept: `linker-llm/demo` under the user's data directory."""
     data = os.environ.get("XDG_DATA_HOME", "")
     # The XDG rules say that a relative path is to be ignored.
     home = Path(data) if Path(data).is_absolute() else Path.home() / ".local" / "share"
-    return home / "linker" / "demo"
+    return home / "linker-llm" / "demo"
 
 
 def ensure_family(

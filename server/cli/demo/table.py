@@ -1,4 +1,4 @@
-"""What the tour found, as rows for tools and as a table for people."""
+"""What the tour found, as rows for tools, and for people as a table and what was said."""
 
 from __future__ import annotations
 
@@ -6,8 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
+from rich.console import Group, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
+
+from server.cli.demo.tour import QUESTIONS
 
 _MIB = 1 << 20
 _MIX_WIDTH = 24
@@ -50,7 +54,7 @@ class Row:
 
 
 def render(rows: Sequence[Row]) -> Table:
-    """Returns the table, with what separate copies would hold in its last line."""
+    """Returns the table, with the totals in its last line."""
     table = Table(show_footer=True, title="One resident base, three fine-tunes")
     logical = sum(row.bytes["logical"] for row in rows)
     unique = sum(row.bytes["unique"] for row in rows)
@@ -65,14 +69,38 @@ def render(rows: Sequence[Row]) -> Table:
     table.add_column("model", footer="total", no_wrap=True)
     for title, footer in numbers.items():
         table.add_column(title, footer=footer, justify="right")
-    table.add_column("rungs, % of held", overflow="fold", max_width=_MIX_WIDTH)
-    table.add_column("answer", footer=_verdict(logical, unique), ratio=1, overflow="fold")
+    table.add_column("rungs, % of held", max_width=_MIX_WIDTH)
     for row in rows:
         table.add_row(*_cells(row))
     return table
 
 
-def _cells(row: Row) -> list[str | Text]:
+def verdict(rows: Sequence[Row]) -> str:
+    """Returns what separate copies would hold, and what is held, in a sentence."""
+    logical = sum(row.bytes["logical"] for row in rows)
+    unique = sum(row.bytes["unique"] for row in rows)
+    saved = (logical - unique) / logical if logical else 0.0
+    return (
+        f"separate copies would hold {_mib(logical)} MiB; "
+        f"{_mib(unique)} MiB are resident ({saved:.0%} saved)"
+    )
+
+
+def answers(rows: Sequence[Row]) -> Group:
+    """Returns each model's question and answer, wrapped at words."""
+    said: list[RenderableType] = []
+    for row in rows:
+        # As Text: either may hold what looks like markup.
+        asked = Text(f"{row.model}: {QUESTIONS[row.model].text!r}")
+        answer = Text(" ".join(row.answer.split()))
+        said += [
+            Padding(asked, (0, 0, 0, 2), expand=False),
+            Padding(answer, (0, 0, 0, 4), expand=False),
+        ]
+    return Group(*said)
+
+
+def _cells(row: Row) -> list[str]:
     return [
         row.model,
         f"{row.mean_cos:.5f}",
@@ -82,7 +110,6 @@ def _cells(row: Row) -> list[str | Text]:
         f"{row.bits_per_weight:.2f}",
         "" if row.kl is None else f"{row.kl:.4f}",
         _mix(row.rung_bytes),
-        Text(" ".join(row.answer.split())),  # as Text: an answer may hold what looks like markup
     ]
 
 
@@ -92,14 +119,6 @@ def _mix(rung_bytes: Mapping[str, int]) -> str:
     held = sorted(((n, kind) for kind, n in rung_bytes.items() if n), reverse=True)
     shown = [f"{kind} {n / total:.0%}" for n, kind in held[:_NUM_RUNGS_SHOWN]]
     return ", ".join([*shown, "…"] if len(held) > _NUM_RUNGS_SHOWN else shown) or "alias"
-
-
-def _verdict(logical: int, unique: int) -> str:
-    saved = (logical - unique) / logical if logical else 0.0
-    return (
-        f"separate copies would hold {_mib(logical)} MiB; "
-        f"{_mib(unique)} MiB are resident ({saved:.0%} saved)"
-    )
 
 
 def _mib(num_bytes: int) -> str:

@@ -37,6 +37,16 @@ QUESTIONS: Final[Mapping[str, Question]] = {
 }
 
 
+def request_body(name: str) -> dict[str, Any]:
+    """Returns what asks a model its question, for a greedy answer."""
+    question = QUESTIONS[name]
+    if question.is_chat:
+        asked: dict[str, Any] = {"messages": [{"role": "user", "content": question.text}]}
+    else:
+        asked = {"prompt": question.text}
+    return {"model": name, **asked, "temperature": 0, "max_tokens": MAX_ANSWER_TOKENS}
+
+
 class Tour:
     """Speaks to one running server as any client would."""
 
@@ -64,10 +74,13 @@ class Tour:
                 pass  # not listening yet
             self._pause()
 
-    def onboard(self, name: str, source: Path, on_stage: OnStage) -> None:
+    def onboard(self, name: str, source: Path, on_stage: OnStage) -> bool:
         """Brings one model to `ready`, planned as the server plans by default.
 
         One that the server knows from before comes back by itself.
+
+        Returns:
+            Whether it is as this asks for it; false where its options have been changed since.
 
         Raises:
             LinkerError: The model failed, with the server's own reason.
@@ -75,13 +88,16 @@ class Tour:
         body: dict[str, Any] = {"name": name, "source": str(source)}
         if name != DONOR:
             body["donor"] = DONOR
-        self._follow(self._post_model(body), on_stage)
+        job = self._post_model(body)
+        if job is not None:
+            self._follow(job, on_stage)
         while (record := self.describe(name))["state"] == "onboarding":
             on_stage(name, "coming back", 0, 0)
             self._pause()
         if record["state"] != "ready":
             reason = (record.get("error") or {}).get("message", record["state"])
             raise LinkerError(f"{name} cannot be served: {reason}")
+        return job is not None
 
     def ask(self, name: str) -> str:
         """Returns a model's greedy answer to its question.
@@ -89,27 +105,27 @@ class Tour:
         Raises:
             LinkerError: The server refused.
         """
-        question = QUESTIONS[name]
-        body: dict[str, Any] = {"model": name, "temperature": 0, "max_tokens": MAX_ANSWER_TOKENS}
-        if question.is_chat:
-            body["messages"] = [{"role": "user", "content": question.text}]
-            reply = _checked(self._client.post("/v1/chat/completions", json=body))
-            return str(reply.json()["choices"][0]["message"]["content"])
-        body["prompt"] = question.text
-        reply = _checked(self._client.post("/v1/completions", json=body))
-        return str(reply.json()["choices"][0]["text"])
+        body, is_chat = request_body(name), QUESTIONS[name].is_chat
+        path = "/v1/chat/completions" if is_chat else "/v1/completions"
+        choice = _checked(self._client.post(path, json=body)).json()["choices"][0]
+        return str(choice["message"]["content"] if is_chat else choice["text"])
 
     def describe(self, name: str) -> Mapping[str, Any]:
         """Returns what `GET /models/{name}` says."""
         record: Mapping[str, Any] = _checked(self._client.get(f"/models/{name}")).json()
         return record
 
-    def _post_model(self, body: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Returns the job; the same content posted again gives the job of the first time."""
+    def _post_model(self, body: Mapping[str, Any]) -> Mapping[str, Any] | None:
+        """Returns the job; the same content posted again gives the job of the first time.
+
+        None where the model is there with other options.
+        """
         reply = self._client.post("/models", json=body)
         while reply.status_code == httpx.codes.SERVICE_UNAVAILABLE:  # the engine is starting
             self._pause()
             reply = self._client.post("/models", json=body)
+        if reply.status_code == httpx.codes.CONFLICT:
+            return None
         job: Mapping[str, Any] = _checked(reply).json()
         return job
 

@@ -23,12 +23,25 @@ NUM_WORKERS: Final = 2
 END_OF_TEXT: Final = "<|endoftext|>"
 TURN_START: Final = "<|im_start|>"
 TURN_END: Final = "<|im_end|>"
-CHAT_TEMPLATE: Final = (
-    "{% for message in messages %}"
-    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+# ChatML, with tools and calls as Hermes has them. No dialogue here has any: they are for trying the
+# interface, where a grammar writes the calls.
+CHAT_TEMPLATE: Final = """\
+{%- if tools %}<|im_start|>system
+{% for tool in tools %}{{ tool | tojson }}
+{% endfor %}
+To call one, write <tool_call>{"name": ..., "arguments": {...}}</tool_call><|im_end|>
+{% endif %}
+{%- for message in messages %}
+{%- set role = 'user' if message['role'] == 'tool' else message['role'] %}<|im_start|>{{ role }}
+{% if message['role'] == 'tool' %}<tool_response>{{ message['content'] }}</tool_response>
+{%- else %}{{ message['content'] or '' }}{% endif %}
+{%- for call in message['tool_calls'] or [] %}
+<tool_call>
+{{ call['function'] | tojson }}
+</tool_call>{% endfor %}<|im_end|>
+{% endfor %}
+{%- if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
 _IGNORED: Final = -100  # a label that costs nothing
 _NUM_SOURCES_FOR_TOKENIZER: Final = 30
 _BETAS: Final = (0.9, 0.95)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,9 @@ from server.cli.demo import train
 from server.cli.demo.build import FamilyBuilder
 from server.cli.demo.corpus import Message, conversations, instructions, read_corpus
 from server.cli.demo.recipes import FAMILY, MODELS, tiny, version
+from server.gateway.tools.finder import CallFinder
+from server.gateway.tools.pieces import CallBegun
+from server.gateway.tools.wire import HERMES, wire_format
 from tests.templates import compiled_in, rendered
 
 TINY = tiny(FAMILY, steps=3)
@@ -66,6 +70,24 @@ def test_text_side_is_what_transformers_reads(family: Path) -> None:
     ids = ours.encode(prompt, add_special_tokens=False)
     assert ids == theirs.encode(prompt, add_special_tokens=False)
     assert ours.num_tokens <= TINY.shape.vocab_size
+
+
+def test_template_shows_tools_and_calls_that_are_found_again(family: Path) -> None:
+    tool = {"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}
+    call = {"function": {"name": "look", "arguments": {"word": "dedent"}}}
+    messages: list[Any] = [
+        {"role": "user", "content": "Look."},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "found"},
+    ]
+    theirs = AutoTokenizer.from_pretrained(family / "chat")
+    text = str(theirs.apply_chat_template(messages, tools=[tool], tokenize=False))
+    head, _, turns = text.partition("<|im_start|>user\n")
+    assert json.dumps(tool) in head
+    finder = CallFinder(HERMES, {"look"})
+    assert [*finder.push(turns), *finder.finish()].count(CallBegun("look")) == 1
+    assert turns.endswith("user\n<tool_response>found</tool_response><|im_end|>\n")
+    assert wire_format(train.CHAT_TEMPLATE) is HERMES
 
 
 def test_answers_end_at_the_end_of_a_turn_or_text(family: Path) -> None:

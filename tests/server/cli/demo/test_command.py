@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shlex
@@ -14,12 +15,15 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from linker_core.errors import InvalidRequestError
 from linker_core.tuning.request import DEFAULT_BUDGET_KL
 from server.cli import demo
+from server.cli.demo import command
 from server.cli.demo.build import FamilyBuilder
 from server.cli.demo.command import state_of
+from server.cli.demo.family import OnProgress
 from server.cli.demo.recipes import FAMILY, MODELS, tiny, version
 from server.cli.serve_options import add_arguments, settings_from
 from server.registry.records import Role
@@ -109,6 +113,33 @@ def test_once_ends_after_the_table_and_a_second_time_works_on_what_is_there(
         assert is_free(port)
 
 
+def test_changed_model_is_shown_as_it_is(cache: Path, tmp_path: Path) -> None:
+    (tmp_path / version(FAMILY)).symlink_to(cache / version(FAMILY))
+    port, file = free_port(), tmp_path / "rows.json"
+    arguments = ("--port", str(port), "--cache", str(tmp_path), "--json", str(file))
+    with running(*arguments) as process:
+        assert process.stdout is not None
+        while not process.stdout.readline().lstrip().startswith("curl "):
+            assert process.poll() is None
+        change = urllib.request.Request(
+            f"http://127.0.0.1:{port}/models/chat?wait=true",
+            data=json.dumps({"policy": "exact"}).encode(),
+            headers={"Content-Type": "application/json"},
+            method="PATCH",
+        )
+        with urllib.request.urlopen(change) as reply:
+            assert reply.status in (200, 202)
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+    with running(*arguments, environment={"ONCE": "1"}) as process:
+        _, log = process.communicate()
+    assert process.returncode == 0, log
+    assert "chat is shown as it is: its options have been changed." in log
+    rows = {row["model"]: row for row in json.loads(file.read_text())}
+    assert list(rows) == list(MODELS)
+    assert rows["chat"]["bytes"]["unique"] > rows["instruct"]["bytes"]["unique"]
+
+
 @pytest.mark.parametrize("is_revoked", [False, True])
 def test_state_with_keys_is_refused_before_anything_is_served(
     cache: Path, tmp_path: Path, is_revoked: bool
@@ -123,6 +154,30 @@ def test_state_with_keys_is_refused_before_anything_is_served(
     with pytest.raises(InvalidRequestError, match=f"{state} has API keys.*remove the directory"):
         demo.run(parse(*arguments))
     assert [path.name for path in state.iterdir()] == ["registry.sqlite3"]
+
+
+def test_training_without_a_terminal_is_told_ten_times_and_of_each_model(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = {"base": range(1, 241), "instruct": range(241, 301), "chat": range(301, 351)}
+
+    def trained(_cache: Path, on_progress: OnProgress) -> Path:
+        for model, numbers in steps.items():
+            for done in numbers:
+                on_progress(model, done, 350)
+        return cache / version(FAMILY)
+
+    monkeypatch.setattr(command, "ensure_family", trained)
+    console = Console(file=io.StringIO(), width=80)
+    command._family(tmp_path, console)
+    assert isinstance(console.file, io.StringIO)
+    lines = console.file.getvalue().splitlines()
+    assert lines[0] == "training base: step 1 of 350"
+    assert lines[-1] == "training chat: step 350 of 350"
+    told = [int(line.split()[3]) for line in lines]
+    assert told == sorted(told)
+    assert {35 * part for part in range(1, 11)} | {241, 301} <= set(told)
+    assert len(told) < 15
 
 
 def test_ctrl_c_stops_server_and_demo(cache: Path) -> None:
@@ -140,16 +195,17 @@ def test_ctrl_c_stops_server_and_demo(cache: Path) -> None:
         page = f"http://127.0.0.1:{port}/ui"
         [about] = [one for one in lines if page in one]
         assert about.startswith(page)
-        assert f"`linker top --url http://127.0.0.1:{port}`" in about
+        program = shlex.join([sys.executable, "-m", "server.cli.main"])
+        assert f"`{program} top --url http://127.0.0.1:{port}`" in about
         with urllib.request.urlopen(page) as reply:
             assert reply.status == 200
-        while not line.lstrip().startswith("linker serve "):
+        while not line.startswith(f"  {program} serve "):
             line = process.stdout.readline()
             assert line, "the demo does not say how to serve its models"
             lines.append(line)
         said = " ".join("".join(lines).split())
         assert "no API keys: whoever is on this machine" in said
-        again = parse_serve(*shlex.split(line)[2:])
+        again = parse_serve(*shlex.split(line.removeprefix(f"  {program} serve ")))
         assert again.http.port == port
         assert again.models.root == cache / version(FAMILY)
         assert (again.state_directory() / "registry.sqlite3").is_file()

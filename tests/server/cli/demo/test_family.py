@@ -128,8 +128,8 @@ def test_folder_that_cannot_be_written_names_the_remedy(tmp_path: Path, log: Pat
 
 @pytest.mark.parametrize(
     ("data", "expected"),
-    [("/data", "/data/linker/demo"), ("", "/home/me/.local/share/linker/demo"),
-     ("relative", "/home/me/.local/share/linker/demo")],
+    [("/data", "/data/linker-llm/demo"), ("", "/home/me/.local/share/linker-llm/demo"),
+     ("relative", "/home/me/.local/share/linker-llm/demo")],
 )  # fmt: skip
 def test_default_cache_follows_the_data_directory(
     monkeypatch: pytest.MonkeyPatch, data: str, expected: str

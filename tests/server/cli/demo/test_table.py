@@ -3,9 +3,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
-from server.cli.demo.table import Row, render
+from server.cli.demo.table import Row, answers, render, verdict
 
 MIB = 1 << 20
 # What GET /models/{name} gave for a donor and a variant.
@@ -40,11 +40,15 @@ ROWS = [
 ]
 
 
-def shown() -> list[str]:
-    console = Console(width=160, color_system=None)
+def printed(what: RenderableType, *, width: int) -> list[str]:
+    console = Console(width=width, color_system=None)
     with console.capture() as capture:
-        console.print(render(ROWS))
+        console.print(what)
     return capture.get().splitlines()
+
+
+def shown() -> list[str]:
+    return printed(render(ROWS), width=160)
 
 
 def cells(lines: list[str], model: str) -> list[str]:
@@ -52,17 +56,43 @@ def cells(lines: list[str], model: str) -> list[str]:
     return [cell.strip() for cell in line.replace("┃", "│").split("│")[1:-1]]
 
 
-def test_row_of_a_variant_shows_similarity_bytes_price_rungs_and_answer() -> None:
+def test_row_of_a_variant_shows_similarity_bytes_price_and_rungs() -> None:
     assert cells(shown(), "chat") == [
         "chat", "0.99991", "0.0123", "3.00", "0.50", "2.67", "0.0085",
-        "int2 50%, lowrank 38%,", "Sure thing!",
+        "int2 50%, lowrank 38%,",
     ]  # fmt: skip
 
 
-def test_row_of_the_donor_is_like_itself_and_answers_are_no_markup() -> None:
+def test_row_of_the_donor_is_like_itself() -> None:
     assert cells(shown(), "base") == [
-        "base", "1.00000", "0.0000", "3.00", "3.00", "16.00", "", "own 100%", "is [bold] used",
+        "base", "1.00000", "0.0000", "3.00", "3.00", "16.00", "", "own 100%",
     ]  # fmt: skip
+
+
+def test_question_and_answer_are_shown_as_they_are_and_are_no_markup() -> None:
+    rows = [*ROWS, Row.from_answers("code", VARIANT, " str):\n    raise")]
+    lines = printed(answers(rows), width=160)
+    assert [line.rstrip() for line in lines] == [
+        "  base: 'Return a'",
+        "    is [bold] used",
+        "  chat: 'Hi! Tell me about textwrap.dedent.'",
+        "    Sure thing!",
+        "  code: '    if not isinstance('",  # its blanks are of the question
+        "    str): raise",
+    ]
+
+
+def test_answer_is_wrapped_at_words() -> None:
+    answer = "Remove any common leading whitespace from every line in text."
+    lines = printed(answers([Row.from_answers("chat", VARIANT, answer)]), width=30)
+    assert [word for line in lines[2:] for word in line.split()] == answer.split()
+    assert all(len(line) <= 30 for line in lines)
+
+
+def test_table_fits_a_terminal_of_eighty_columns() -> None:
+    lines = printed(render(ROWS), width=80)
+    for whole in ("0.99991", "0.0123", "0.0085", "lowrank", "38%"):
+        assert any(whole in line for line in lines)
 
 
 def test_mix_shows_the_largest_rungs_and_says_that_there_are_more() -> None:
@@ -85,10 +115,10 @@ def test_variant_that_holds_nothing_is_all_alias() -> None:
 
 
 def test_total_sets_separate_copies_against_what_is_resident() -> None:
-    total = cells(shown(), "total")
-    assert total[3:5] == ["6.00", "3.50"]
-    assert "6.00 MiB" in total[8]
-    assert "42% saved" in " ".join(shown())
+    assert cells(shown(), "total")[3:5] == ["6.00", "3.50"]
+    assert verdict(ROWS) == (
+        "separate copies would hold 6.00 MiB; 3.50 MiB are resident (42% saved)"
+    )
 
 
 def test_records_have_the_promised_keys_and_are_json() -> None:

@@ -69,12 +69,22 @@ def test_onboard_follows_the_job_until_the_model_is_ready() -> None:
         }
     )
     stages: list[tuple[str, str, int, int]] = []
-    tour(server).onboard("chat", Path("/m/chat"), lambda *stage: stages.append(stage))
+    assert tour(server).onboard("chat", Path("/m/chat"), lambda *stage: stages.append(stage))
     assert server.bodies()[-1] == {
         "name": "chat", "source": "/m/chat", "donor": "base",
     }  # fmt: skip
     assert stages[:2] == [("chat", "scanning", 1, 2)] * 2
     assert stages[2:] == [("chat", "coming back", 0, 0)]
+
+
+def test_onboard_model_with_other_options_takes_it_as_it_is() -> None:
+    server = Server(
+        {
+            "POST /models": [(409, {"error": {"message": "exists with other options"}})],
+            "GET /models/chat": [(200, {"state": "onboarding"}), (200, {"state": "ready"})],
+        }
+    )
+    assert not tour(server).onboard("chat", Path("/m/chat"), ignore)
 
 
 def test_onboard_leaves_the_plan_to_the_server() -> None:
