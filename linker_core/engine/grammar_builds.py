@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ from linker_core.engine.grammar import Matcher, uncompilable
 from linker_core.engine.grammar_tokenizers import GrammarTokenizer, GrammarTokenizers
 from linker_core.engine.sequence import SequenceState
 from linker_core.errors import EngineFailureError, LinkerError, QueueFullError
+from linker_core.started_threads import started_threads
 
 _log = logging.getLogger(__name__)
 
@@ -33,9 +34,7 @@ class GrammarBuilds:
     """Sequences that wait for their matchers; their models take turns."""
 
     def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(1, thread_name_prefix="grammar")
-        # Its thread is there from now on: where none can be started later, the engine would end.
-        self._executor.submit(_nothing)
+        self._executor = started_threads(1, "grammar")  # else a shortage would end the engine
         # By slot, whose turn comes next first; each with its sequences in their order.
         self._waiting: dict[int, dict[SequenceState, Path]] = {}
         self._building: _Building | None = None
@@ -153,10 +152,6 @@ def compile_grammar(sequence: SequenceState, tokenizer: GrammarTokenizer) -> Mat
         stop_ids=sequence.sampling.stop_token_ids,
         width=sequence.vocab_size,
     )
-
-
-def _nothing() -> None:
-    """Is work for a thread that is to start."""
 
 
 def _outcome(future: Future[Matcher], sequence: SequenceState) -> Matcher | LinkerError:

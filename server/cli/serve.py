@@ -18,13 +18,13 @@ from typing import Any, cast
 import uvicorn
 
 from linker_core.errors import InvalidRequestError
+from linker_core.started_threads import started_threads
 from server.cli.device import check_device
 from server.cli.loop_errors import LoopErrors
 from server.cli.serve_options import add_arguments, settings_from, startup_requests
 from server.gateway.app import create_app
 from server.gateway.connection import server_config
 from server.gateway.services import Services, build_services
-from server.gateway.started_threads import started_threads
 from server.onboarding.request import OnboardRequest
 from server.registry.records import Role
 from server.settings import Settings

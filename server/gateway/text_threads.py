@@ -7,8 +7,8 @@ from collections.abc import Callable
 from typing import Final, TypeVar
 from weakref import WeakKeyDictionary
 
+from linker_core.started_threads import started_threads
 from linker_core.text.tokenizer import Tokenizer
-from server.gateway.started_threads import started_threads
 
 SHORT_CHARS: Final = 64 * 1024  # some 50 ms of tokenising
 # Less than a millisecond of tokenising, where waking a thread for it takes a fifth of one.

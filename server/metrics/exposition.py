@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Final
 
@@ -16,6 +15,7 @@ from prometheus_client import (
     generate_latest,
 )
 
+from linker_core.started_threads import started_threads
 from server.metrics.families import FAMILIES
 from server.metrics.text import header, series
 from server.metrics.view import View
@@ -47,7 +47,7 @@ class Exposition:
         self._registry = registry
         self._parts = parts
         self._built = f"{header(_BUILT)}{series(_BUILT.name, {'version': version})} 1\n"
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="scrape")
+        self._thread = started_threads(1, "scrape")
 
     async def scrape(self, view: View) -> bytes:
         """Returns every series, made where nobody waits for it."""

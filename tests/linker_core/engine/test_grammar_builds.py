@@ -19,6 +19,7 @@ from linker_core.errors import EngineFailureError, LinkerError, QueueFullError
 from tests.linker_core.engine.driving import GREEDY
 from tests.linker_core.engine.sampling.rows import sequence
 from tests.linker_core.engine.serving import PROMPT, Served
+from tests.linker_core.test_started_threads import no_more
 
 GRAMMAR = LLMatcher.grammar_from_regex("a+")
 
@@ -140,10 +141,6 @@ def test_a_machine_without_threads_later_compiles_all_the_same(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     builds = GrammarBuilds()
-
-    def no_more(_thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
     monkeypatch.setattr(threading.Thread, "start", no_more)
     monkeypatch.setattr(grammar_trial, "ends", lambda _grammar: True)
     states = start(builds, served, [0])

@@ -12,6 +12,7 @@ import pytest
 
 from linker_core.text.tokenizer import Tokenizer
 from server.gateway.text_threads import SHORT_CHARS, TextThreads
+from tests.linker_core.test_started_threads import no_more
 from tests.linker_core.text import tokenizers_by_kind as kinds
 from tests.server.live import LiveServer
 
@@ -20,6 +21,19 @@ LONG = SHORT_CHARS + 1
 
 def tokenizer() -> Tokenizer:
     return Tokenizer(kinds.byte_level(), bos_token=None, eos_token=None)
+
+
+def test_long_texts_go_on_where_no_thread_can_be_started_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test() -> None:
+        threads, own = TextThreads(), tokenizer()
+        monkeypatch.setattr(threading.Thread, "start", no_more)
+        for _ in range(2):
+            assert await threads.run(lambda: "long", tokenizer=own, num_chars=LONG)
+        threads.close()
+
+    asyncio.run(test())
 
 
 def test_slow_tokenizer_keeps_no_other_and_no_short_text_waiting() -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from linker_core.engine.messages import Command
+from server.metrics.exposition import Exposition
 from server.metrics.families import FAMILIES
+from server.metrics.view import View
 from server.registry.store import Registry
+from tests.linker_core.test_started_threads import no_more
 from tests.server.live import DEADLINE_S, LiveServer, live_server
 from tests.tiny import make_checkpoint, make_variant
 
@@ -208,6 +213,16 @@ def test_scrapes_that_wait_keep_nothing_else_waiting(
             assert not any(scrape.done() for scrape in scrapes)
             let_go.set()
             assert all('model="near"' in scrape.result().text for scrape in scrapes)
+
+
+def test_scrape_is_answered_where_no_thread_can_be_started_any_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    exposition = Exposition(CollectorRegistry(), (), version="1.2.3")
+    monkeypatch.setattr(threading.Thread, "start", no_more)
+    view = View(models=(), snapshot=None, engine_up=False, engine_restarts=0)
+    assert b'version="1.2.3"' in asyncio.run(exposition.scrape(view))
+    exposition.close()
 
 
 # Which one fine-tune is too few for.

@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-import asyncio
 import threading
 
 import pytest
 
-from server.gateway.started_threads import started_threads
-from server.gateway.text_threads import SHORT_CHARS, TextThreads
-from tests.server.gateway.test_text_threads import tokenizer
+from linker_core.started_threads import started_threads
 
 
 def no_more(_thread: threading.Thread) -> None:
@@ -40,16 +37,3 @@ def test_pool_that_cannot_be_started_leaves_no_thread(monkeypatch: pytest.Monkey
     for thread in begun:
         thread.join(60)
         assert not thread.is_alive()
-
-
-def test_long_texts_go_on_where_no_thread_can_be_started_any_more(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async def test() -> None:
-        threads, own = TextThreads(), tokenizer()
-        monkeypatch.setattr(threading.Thread, "start", no_more)
-        for _ in range(2):
-            assert await threads.run(lambda: "long", tokenizer=own, num_chars=SHORT_CHARS + 1)
-        threads.close()
-
-    asyncio.run(test())
