@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -24,13 +25,18 @@ def print_frontier(
 ) -> None:
     """Prints every priced plan as a row, the choice marked →; `saved` is of the checkpoint.
 
-    Eighty columns take it: names of plans give way, numbers do not.
+    Eighty columns take it: names of plans are wrapped at words, numbers are whole.
     """
-    table = Table(caption=f"chosen: {rung_mix(result.chosen.rung_bytes)} of its bytes")
+    table = Table(
+        caption=f"chosen: {rung_mix(result.chosen.rung_bytes)} of its bytes",
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        padding=0,
+    )
     table.add_column("", no_wrap=True)
-    table.add_column("plan", overflow="fold")
     for title in ("MiB", "saved", "bits", "KL, nats", "at most", "top-1", "ppl"):
         table.add_column(title, justify="right", no_wrap=True)
+    table.add_column(" plan")
     for plan in result.frontier:
         chosen = plan == result.chosen
         mark = ("→" if chosen else "") + ("" if plan.has_residuals else _WITHOUT_RESIDUALS)
@@ -43,7 +49,6 @@ def print_frontier(
 def _cells(plan: PricedPlan, checkpoint_bytes: int, num_weights: int) -> list[str]:
     price = plan.price
     return [
-        plan.origin,
         f"{plan.unique_bytes / _MIB:.2f}",
         f"{1 - plan.unique_bytes / checkpoint_bytes:.0%}",
         f"{8 * plan.unique_bytes / num_weights:.2f}",
@@ -51,6 +56,7 @@ def _cells(plan: PricedPlan, checkpoint_bytes: int, num_weights: int) -> list[st
         f"{price.kl_upper:.5f}",
         f"{price.top1:.1%}",
         f"{price.ppl_ratio:.3f}",
+        f" {plan.origin}",
     ]
 
 

@@ -72,6 +72,19 @@ def test_tune_table_marks_the_choice(
     assert "response tokens" in lines[-1]
 
 
+def test_tune_table_of_eighty_columns_wraps_names_at_words(
+    pair: tuple[str, str], capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [plan["origin"] for plan in answer(capfd, "tune", *pair)["frontier"]]
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main(["tune", *pair]) == 0
+    table, _, _ = capfd.readouterr().out.partition("chosen:")
+    assert max(map(len, table.splitlines())) <= 80
+    words = table.split()
+    assert all(word in words for name in names for word in name.split())
+    assert len(table.splitlines()) <= 3 + 2 * len(names)
+
+
 def test_users_text_is_measured_on_beside_the_shipped(
     pair: tuple[str, str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
