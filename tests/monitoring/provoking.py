@@ -138,7 +138,7 @@ def _requests_are_refused(on: Stage) -> Iterator[None]:
 
 @contextmanager
 def _sequences_fail(on: Stage) -> Iterator[None]:
-    for _ in range(10):
+    for _ in range(30):
         assert on.live.complete("base", [Fault.FAIL, 50]).is_server_error
     yield
 
