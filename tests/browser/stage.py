@@ -22,7 +22,8 @@ _STAGE = f"""<!doctype html><html lang="en"><head><meta charset="utf-8"><title>S
 </head><body>{_SECTIONS}</body></html>"""
 _PLAY = """async ({models, details, studies, section}) => {
   const {store} = await import("/ui/store.js");
-  if (models !== null) for (const topic of ["models", "details", "jobs"]) store.told.add(topic);
+  const topics = ["models", "details", "jobs", "studies"];
+  if (models !== null) for (const topic of topics) store.told.add(topic);
   for (const study of studies) store.studies.set(study.family, study);
   for (const model of models ?? []) store.models.set(model.id, model);
   for (const [id, detail] of Object.entries(details)) store.details.set(id, detail);

@@ -26,6 +26,13 @@ def test_totals_of_a_family_count_what_copies_would_hold(stage: Stage) -> None:
     assert found == {"unique": 1100, "separate": 2000, "saved": 900, "ratio": 0.45}
 
 
+def test_unshared_weights_save_nothing(stage: Stage) -> None:
+    models = [card("base", unique=1000), card("a", donor="base", unique=100)]
+    for weights, saved in ((1100, 900), (1101, 900), (2100, -100)):
+        given = {"models": models, "device": {"weights": weights}}
+        assert stage.call("memory", "m.totals(models, device).saved", **given) == saved
+
+
 def test_totals_without_models_have_no_ratio(stage: Stage) -> None:
     assert stage.call("memory", "m.totals([]).ratio") is None
 

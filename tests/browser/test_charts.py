@@ -20,8 +20,8 @@ _FAIL_ONCE = """() => {
 _CHANGE = """async () => (await import("/ui/store.js")).changed("models")"""
 _TELL = """async () => {
   const {store, changed} = await import("/ui/store.js");
-  for (const topic of ["models", "details"]) store.told.add(topic);
-  changed("models", "details");
+  for (const topic of ["models", "details", "studies"]) store.told.add(topic);
+  changed("models", "details", "studies");
 }"""
 NAMES_OF_SCALES = {"epsilon": "ε", "cos": "1 \u2212 cos", "rung": "rung", "bytes": "bytes"}
 
@@ -92,7 +92,7 @@ def test_map_without_models_says_so(stage: Stage) -> None:
     expect(stage.page.locator("#map figure >> visible=true")).to_have_count(0)
 
 
-@pytest.mark.parametrize("section", ["map", "heatmap", "frontier", "diagnostics"])
+@pytest.mark.parametrize("section", ["map", "heatmap", "frontier", "diagnostics", "study"])
 def test_nothing_is_said_of_a_server_that_has_told_of_nothing(stage: Stage, section: str) -> None:
     stage.play(section, None)
     stage.page.evaluate("new Promise((drawn) => requestAnimationFrame(() => setTimeout(drawn)))")

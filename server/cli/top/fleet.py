@@ -99,12 +99,26 @@ class Fleet:
 
     @property
     def saved_bytes(self) -> int:
-        """What separate copies of the resident models would take more."""
-        sizes = [m.sizes for m in self.models.values() if m.is_resident]
-        return sum(one.logical - one.unique for one in sizes if one is not None)
+        """What separate copies of the resident models would take more; see `_unshared_bytes`."""
+        return self.separate_bytes - self._unique_bytes - self._unshared_bytes
 
     @property
     def separate_bytes(self) -> int:
         """What separate copies of the resident models would take."""
         sizes = [m.sizes for m in self.models.values() if m.is_resident]
         return sum(one.logical for one in sizes if one is not None)
+
+    @property
+    def _unique_bytes(self) -> int:
+        sizes = [m.sizes for m in self.models.values() if m.is_resident]
+        return sum(one.unique for one in sizes if one is not None)
+
+    @property
+    def _unshared_bytes(self) -> int:
+        """What twins to compare with hold, which are in no model's record and save nothing."""
+        unique = self._unique_bytes
+        if self.status is None or self.status.device is None or unique == 0:
+            return 0
+        weights = self.status.device.weights
+        apart = weights - unique
+        return apart if apart * 1000 >= weights else 0  # records may come later than the sum

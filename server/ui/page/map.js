@@ -61,8 +61,8 @@ export function mount(section, store) {
  * @param {import("./store.js").Store} store
  */
 function drawTiles(tiles, here, store) {
-  const { unique, separate, saved, ratio } = totals(here);
   const device = store.status?.device ?? null;
+  const { unique, separate, saved, ratio } = totals(here, device);
   const donors = here.filter((model) => model.donor === null).length;
   const known = store.models.size;
   const shown = [

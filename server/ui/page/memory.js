@@ -36,12 +36,13 @@ export function byFamily(a, b) {
 
 /**
  * @param {Sized[]} models
+ * @param {import("./types.js").Status["device"]} [device] what it holds unshared saves nothing
  * @returns {Totals}
  */
-export function totals(models) {
+export function totals(models, device = null) {
   const unique = sum(models.map((model) => model.bytes.unique));
   const separate = sum(models.map((model) => model.bytes.logical));
-  const saved = separate - unique;
+  const saved = separate - unique - (device === null ? 0 : unshared(device, unique));
   return { unique, separate, saved, ratio: separate === 0 ? null : saved / separate };
 }
 
@@ -115,12 +116,21 @@ export function deviceParts({ weights, kv, other, free }, unique) {
     { token: "--c-other", name: "Other work", size: other },
     { token: "--c-free", name: "Free", size: free },
   ];
-  // Unshared weights are in no model's record, and their records come a moment later than the sum.
-  const unshared = weights - unique;
-  if (unique === 0 || unshared < weights / 1000) return parts;
+  const apart = unshared({ weights }, unique);
+  if (apart === 0) return parts;
   parts[0].size = unique;
-  parts.splice(1, 0, { token: "--c-own", name: "Unshared, to compare with", size: unshared });
+  parts.splice(1, 0, { token: "--c-own", name: "Unshared, to compare with", size: apart });
   return parts;
+}
+
+/**
+ * @param {{weights: number}} device
+ * @param {number} unique what the models hold together, in bytes
+ * @returns {number} bytes of unshared weights, which are in no model's record
+ */
+function unshared({ weights }, unique) {
+  const apart = weights - unique; // a little where records come later than the sum
+  return unique === 0 || apart < weights / 1000 ? 0 : apart;
 }
 
 /**

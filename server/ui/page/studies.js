@@ -83,6 +83,7 @@ async function ask(fetchSome) {
 
 async function fetchStudies() {
   const { data } = await request("GET", "/analysis");
+  store.told.add("studies");
   store.studies = new Map(data.map((/** @type {Study} */ one) =>
     [one.family, { ...one, summary: known(one) }]));
   await fetchShown();

@@ -33,7 +33,7 @@ export function mount(section, store) {
 
   redraw(section, () => {
     const study = shownStudy();
-    empty.hidden = study !== null || store.studiesFault !== null;
+    empty.hidden = study !== null || store.studiesFault !== null || !store.told.has("studies");
     body.hidden = study === null;
     say(fault, store.studiesFault ?? "");
     if (study === null) return;

@@ -109,8 +109,16 @@ def test_savings_are_of_resident_models() -> None:
     assert saved == "saved 75.0M = 38% of the 200M of 2 separate copies"
 
 
+def test_unshared_weights_save_nothing() -> None:
+    device = status()["device"]
+    twin = device | {"weights": 225 * MIB, "free": 665 * MIB}
+    saved = line(shown(snapshot(*FAMILY), status(device=twin)), "saved")
+    assert saved == "saved -25.0M = -12% of the 200M of 2 separate copies"
+
+
 def test_one_model_is_one_copy() -> None:
-    saved = line(shown(snapshot(card("base")), status()), "saved")
+    alone = status()["device"] | {"weights": 100 * MIB, "free": 790 * MIB}
+    saved = line(shown(snapshot(card("base")), status(device=alone)), "saved")
     assert saved == "saved 0B = 0% of the 100M of 1 separate copy"
 
 
@@ -118,10 +126,10 @@ def test_memory_bar_is_in_proportion_and_as_wide_as_the_terminal() -> None:
     lines = shown(snapshot(*FAMILY), status(), width=100)
     bar = lines[2]
     assert len(bar) == 100
-    assert [bar.count(mark) for mark in "█▓▒░"] == [30, 10, 1, 59]
+    assert [bar.count(mark) for mark in "█▓▒░"] == [12, 10, 1, 77]
     assert lines[3].split("  ")[0] == "cpu"
-    assert "weights 300M" in lines[3]
-    assert "free 590M" in lines[3]
+    assert "weights 125M" in lines[3]
+    assert "free 765M" in lines[3]
 
 
 def test_what_is_there_is_seen_however_little_it_is() -> None:
