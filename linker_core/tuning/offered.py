@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
-from linker_core.sharing.rungs import Residual, parse_rung, residual_bytes
+from linker_core.sharing.rungs import AnyRung, Residual, Rung, parse_rung, residual_bytes
+from linker_core.weights.safetensors_header import TensorInfo
 
 # On trained fine-tunes factors in 4 bits beat those in more at equal bytes, codes of 1 to 3 bits
 # lose nothing by groups of 128, and factors of rank 32 below codes halve the error for half a bit;
@@ -23,6 +25,28 @@ def _parsed(texts: tuple[str, ...]) -> tuple[Residual, ...]:
 
 
 OFFERED: Final = _parsed(_TEXTS)
+
+
+def offered_to(own: TensorInfo, lent: TensorInfo | None) -> tuple[AnyRung, ...]:
+    """Returns the rungs below its own that a tensor which differs from the donor's may take.
+
+    Args:
+        own: The variant's.
+        lent: The donor's of the same name, or None if it has none.
+    """
+    if lent is None:
+        return ()
+    alias = (Rung.ALIAS,) if lent.shape == own.shape else ()
+    if not may_lean(own, lent):
+        return alias
+    rows, width = min(own.shape[0], lent.shape[0]), own.shape[1]
+    element_bytes = own.nbytes // math.prod(own.shape)
+    return (*alias, *offered_rungs(rows, width, element_bytes=element_bytes))
+
+
+def may_lean(own: TensorInfo, lent: TensorInfo | None) -> bool:
+    """Whether a matrix has a delta to the donor's; either may have more rows."""
+    return lent is not None and len(own.shape) == 2 and lent.shape[1:] == own.shape[1:]
 
 
 def offered_rungs(rows: int, width: int, *, element_bytes: int) -> tuple[Residual, ...]:

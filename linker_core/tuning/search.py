@@ -6,9 +6,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from linker_core.errors import InvalidRequestError
 from linker_core.sharing.thresholds import Thresholds
 from linker_core.tuning.candidates import ALL_BLOCKS, Candidate, Candidates, harm_for
+from linker_core.tuning.least import beyond_reach
 from linker_core.tuning.memory import MAX_PLANS_AT_ONCE
 from linker_core.tuning.pricing import Pricer
 from linker_core.tuning.result import PricedPlan
@@ -93,11 +93,7 @@ class Search:
             return self._unchanged
         if excess > candidates.chain.most_saved:
             least = self._unchanged.unique_bytes - candidates.chain.most_saved
-            raise InvalidRequestError(
-                f"max_bytes is {max_bytes}, but {least} bytes are the variant's own however much "
-                "is shared.",
-                param="max_bytes",
-            )
+            raise beyond_reach(max_bytes, least)
         ways = {origin: candidates.weighted(weights) for origin, weights in _WAYS.items()}
         self.price(
             [

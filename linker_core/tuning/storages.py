@@ -5,7 +5,6 @@ The one place of the tuner that knows what a rung is made of.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -14,7 +13,7 @@ from linker_core.residency.encoding import DeltaEncoder
 from linker_core.residency.loader import read_tensor
 from linker_core.residency.stored import Stored, StoredTensor
 from linker_core.sharing.rungs import AnyRung, Residual, Rung
-from linker_core.tuning.offered import offered_rungs
+from linker_core.tuning.offered import may_lean, offered_to
 from linker_core.weights.checkpoint import Checkpoint
 from linker_core.weights.keys import EMBED_NAME, LM_HEAD_NAME, parse_key
 
@@ -66,20 +65,13 @@ class SectionReader:
 
     def can_lean(self, name: str) -> bool:
         """Whether a matrix has a delta to the donor's; either may have more rows."""
-        lent, own = self._donor.tensors.get(name), self._variant.tensors[name]
-        return lent is not None and len(own.shape) == 2 and lent.shape[1:] == own.shape[1:]
+        return may_lean(self._variant.tensors[name], self._donor.tensors.get(name))
 
     def offered(self, name: str) -> tuple[AnyRung, ...]:
         """Returns the rungs below its own that a tensor which differs from the donor's may take."""
         if name in self._identical:
             return ()
-        alias = (Rung.ALIAS,) if self.can_alias(name) else ()
-        if not self.can_lean(name):
-            return alias
-        own, lent = self._variant.tensors[name], self._donor.tensors[name]
-        rows, width = min(own.shape[0], lent.shape[0]), own.shape[1]
-        element_bytes = own.nbytes // math.prod(own.shape)
-        return (*alias, *offered_rungs(rows, width, element_bytes=element_bytes))
+        return offered_to(self._variant.tensors[name], self._donor.tensors.get(name))
 
     def effective(self, name: str, rung: AnyRung) -> AnyRung:
         """Returns the rung that computes the same: equal bytes alias, own rows make a whole."""

@@ -15,6 +15,7 @@ from linker_core.sharing.planner import identical_rungs, plan_rungs, plan_varian
 from linker_core.sharing.price import Price
 from linker_core.sharing.report import ScanReport
 from linker_core.sharing.rungs import AnyRung, Rung
+from linker_core.tuning.least import beyond_reach, least_bytes
 from linker_core.tuning.request import TuneGoal
 from linker_core.tuning.result import TuneResult
 from linker_core.weights.checkpoint import Checkpoint
@@ -44,7 +45,8 @@ def draft_plan(request: OnboardRequest, pair: OpenPair) -> SharePlan:
     That is the cheapest plan that changes no bit.
 
     Raises:
-        InvalidRequestError: Thresholds that contradict each other.
+        InvalidRequestError: Thresholds that contradict each other, or fewer bytes than any plan of
+            the pair has: measuring for minutes would not find one.
     """
     policy = Policy(request.policy)
     if policy in (Policy.THRESHOLDS, Policy.EXACT):
@@ -58,6 +60,8 @@ def draft_plan(request: OnboardRequest, pair: OpenPair) -> SharePlan:
             tau_frob=request.tau_frob,
             tier=request.tier,
         )
+    if request.max_bytes is not None:
+        _check_reach(request.max_bytes, pair)
     rungs = identical_rungs(pair.report, pair.donor, pair.variant)
     return replace(_plan(policy, pair, rungs), price=_NOTHING)
 
@@ -155,6 +159,17 @@ def frontier(result: TuneResult, variant: Checkpoint) -> list[dict[str, Any]]:
         }
         for point in result.frontier
     ]
+
+
+def _check_reach(max_bytes: int, pair: OpenPair) -> None:
+    """Refuses a size that no plan of a pair has.
+
+    Raises:
+        InvalidRequestError: It is below the least.
+    """
+    least = least_bytes(pair.report, pair.donor, pair.variant)
+    if max_bytes < least:
+        raise beyond_reach(max_bytes, least)
 
 
 def _plan(policy: Policy, pair: OpenPair, rungs: Mapping[str, AnyRung]) -> SharePlan:

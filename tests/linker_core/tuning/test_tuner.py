@@ -15,6 +15,7 @@ from linker_core.sharing.report import Region
 from linker_core.sharing.rungs import AnyRung, Residual, Rung, parse_rung
 from linker_core.tuning import tuner
 from linker_core.tuning.candidates import ALL_BLOCKS, INTERIOR
+from linker_core.tuning.least import least_bytes
 from linker_core.tuning.request import TuneGoal, TuneRequest
 from linker_core.tuning.result import TuneResult
 from linker_core.tuning.storages import Rungs
@@ -210,6 +211,15 @@ def test_least_size_is_reached_and_a_smaller_one_refused(pair: Pair, tuned: Tune
     with pytest.raises(InvalidRequestError, match=str(least)) as caught:
         tune(request(pair, TuneGoal(max_bytes=least - 1)))
     assert caught.value.param == "max_bytes"
+
+
+def test_least_size_is_known_before_anything_is_measured(pair: Pair, tmp_path: Path) -> None:
+    far = make_pair(tmp_path, layers=2, scale=dict.fromkeys(far_names(), 0.6))  # none may alias
+    assert far.report.region is Region.OUTSIDE
+    for one in (pair, far):
+        least = least_bytes(one.report, one.donor, one.variant)
+        with pytest.raises(InvalidRequestError, match=f"is 1, but {least} bytes"):
+            tune(request(one, TuneGoal(max_bytes=1)))
 
 
 def test_spread_of_plans_goes_from_the_fewest_bytes_to_many(pair: Pair, tuned: Tuned) -> None:

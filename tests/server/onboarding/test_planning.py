@@ -15,6 +15,7 @@ from linker_core.sharing.planner import plan_donor
 from linker_core.sharing.price import Price
 from linker_core.sharing.rungs import Rung
 from linker_core.sharing.scan import scan
+from linker_core.tuning.least import least_bytes
 from linker_core.tuning.request import TuneGoal
 from linker_core.tuning.result import PricedPlan, TuneResult
 from linker_core.weights.checkpoint import Checkpoint
@@ -104,6 +105,15 @@ def test_size_is_tuned_for_unless_the_exact_plan_fits_it(root: Path) -> None:
         size = pair.variant.tensors[UP].nbytes
         assert goal(asked(policy="bytes", max_bytes=size), pair) is None
         assert goal(asked(policy="bytes", max_bytes=size - 1), pair) == TuneGoal(max_bytes=size - 1)
+
+
+def test_size_below_the_least_is_refused_before_anything_is_measured(near: OpenPair) -> None:
+    least = least_bytes(near.report, near.donor, near.variant)
+    assert 0 < least < near.variant.nbytes
+    draft_plan(asked(policy="bytes", max_bytes=least), near)
+    with pytest.raises(InvalidRequestError, match=f"is {least - 1}, but {least} bytes") as caught:
+        draft_plan(asked(policy="bytes", max_bytes=least - 1), near)
+    assert caught.value.param == "max_bytes"
 
 
 def test_thresholds_are_priced_with_a_budget_alone(near: OpenPair) -> None:
