@@ -5,8 +5,8 @@ of the same study has said, then `busy` and `idle` lines, and prints JSON lines 
 that it has opened, a record of each tensor as it is known, then the summary or one error. What
 there is a record of is not computed again, so killing it at any moment loses no more than the
 tensors in hand. Of an error that is one model's, `param` says whose: `base` or `variants.NAME`. It
-reads files through maps: a death without a
-result means that a file was cut short under its hands. Knows no server and no database.
+reads files through maps: a death without a result means that a file was cut short under its hands.
+Knows no server and no database.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Final
 
 from linker_core.errors import (
     BadCheckpointError,
@@ -18,7 +19,7 @@ from linker_core.errors import (
 logger = logging.getLogger(__name__)
 
 # The files' own fault: it stays until somebody puts them right, of which nobody tells.
-_FILES = (BadCheckpointError, InvalidRequestError, UnsupportedFormatError)
+FILES_FAULTS: Final = (BadCheckpointError, InvalidRequestError, UnsupportedFormatError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +61,7 @@ class Failures:
         known = self._by_key.get(key)
         times = 1 if known is None else known.times + 1
         wait_s = min(self._backoff_s * 2 ** (times - 1), self._max_backoff_s)
-        if isinstance(error, _FILES):
+        if isinstance(error, FILES_FAULTS):
             wait_s = self._max_backoff_s
         self._by_key[key] = Failure(error=error, times=times, retry_at=self._clock() + wait_s)
 

@@ -9,14 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
-from linker_core.errors import (
-    BadCheckpointError,
-    InvalidRequestError,
-    LinkerError,
-    NotReadyError,
-    UnsupportedFormatError,
-    from_record,
-)
+from linker_core.errors import BadCheckpointError, LinkerError, NotReadyError, from_record
 from linker_core.weights.checkpoint import Identity
 from server.onboarding.adapters import AdapterSide, Source
 from server.onboarding.bases import Bases
@@ -24,9 +17,9 @@ from server.onboarding.planner import Planner
 from server.onboarding.roster import Roster
 from server.onboarding.sources import Sources
 from server.residency.catalog import Catalog, TextSide
+from server.studies.failures import FILES_FAULTS
 from server.studies.families import Family, Member
 
-_UNFIT = (BadCheckpointError, InvalidRequestError, UnsupportedFormatError)  # the files' own fault
 # Name, inode, size, mtime and ctime in ns of what a directory holds; empty where there is none.
 Stamp: TypeAlias = tuple[tuple[str, int, int, int, int], ...]
 
@@ -126,7 +119,7 @@ class Files:
         for member in family.variants:
             try:
                 variants[str(member.name)] = await self._find(member)
-            except _UNFIT as error:
+            except FILES_FAULTS as error:
                 errors[str(member.name)] = error
             except NotReadyError as error:
                 if await self._here(member) is not None:

@@ -19,6 +19,7 @@ from linker_core.pace import Spent
 from linker_core.weights.checkpoint import Identity
 from server.onboarding.processes import never_busy, run_worker, worker_fault
 from server.registry.records import Json
+from server.studies.failures import FILES_FAULTS
 from server.studies.files import Places, UnfitError, replaced
 
 STUDY_COMMAND = (sys.executable, "-P", "-m", "analysis.worker")
@@ -161,7 +162,8 @@ async def _whose(error: LinkerError, places: Places) -> LinkerError | UnfitError
         return await asyncio.to_thread(_traced, error, places) if is_files else error
     said = from_record(error.to_record() | {"param": None})  # nobody else has asked for anything
     for name in places.variants:
-        if error.param == f"variants.{name}":
+        # What the machine lacks it may have soon, though no file of the variant changes.
+        if error.param == f"variants.{name}" and isinstance(error, FILES_FAULTS):
             return UnfitError({name: said})
     return said
 

@@ -10,7 +10,12 @@ from typing import Any
 
 import pytest
 
-from linker_core.errors import BadCheckpointError, EngineFailureError, UnsupportedFormatError
+from linker_core.errors import (
+    BadCheckpointError,
+    EngineFailureError,
+    InsufficientCapacityError,
+    UnsupportedFormatError,
+)
 from linker_core.pace import Spent
 from linker_core.weights.checkpoint import Checkpoint
 from server.registry.records import Json
@@ -167,6 +172,13 @@ def test_error_of_a_variant_says_whose_it_is() -> None:
     with pytest.raises(UnfitError) as caught:
         run(OPENED, RECORD, {"error": error})
     assert caught.value.errors["one"].to_record() == error | {"param": None}
+
+
+def test_shortage_over_the_files_of_a_variant_is_not_its_fault() -> None:
+    said = "one: too many files are open"
+    error = {"code": "insufficient_capacity", "message": said, "param": "variants.one"}
+    with pytest.raises(InsufficientCapacityError, match=said):
+        run({"error": error})
 
 
 def ended_by_a_file_that_was_cut_short(tmp_path: Path, *changed: str) -> None:
