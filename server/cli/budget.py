@@ -9,9 +9,8 @@ from typing import Any
 from linker_core.engine.kv_size import kv_cache_bytes
 from linker_core.errors import InvalidRequestError
 from linker_core.weights.checkpoint import Checkpoint
+from server.cli.sizes import mib
 from server.settings import EngineSettings
-
-_MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,9 +39,8 @@ class MemoryBudget:
         taken = self.taken(unique_bytes)
         fits = "fits" if taken <= self.memory_bytes else "does not fit"
         return (
-            f"{fits}: donor {self.donor_bytes / _MIB:.1f} MiB + pages {self.kv_bytes / _MIB:.1f} "
-            f"MiB + variant {unique_bytes / _MIB:.1f} MiB = {taken / _MIB:.1f} of "
-            f"{self.memory_bytes / _MIB:.1f} MiB"
+            f"{fits}: donor {mib(self.donor_bytes)} + pages {mib(self.kv_bytes)} + variant "
+            f"{mib(unique_bytes)} = {mib(taken)} of {mib(self.memory_bytes)}"
         )
 
 

@@ -27,10 +27,9 @@ from server.cli.checkpoints import open_checkpoint
 from server.cli.plan import HOW_TO_MEASURE, add_sharing_arguments, plan_pair
 from server.cli.progress import byte_progress
 from server.cli.scanning import add_sample_argument
+from server.cli.sizes import mib, mib_cell
 from server.onboarding.encoder import Encoder
 from server.onboarding.request import SHARING_OPTIONS
-
-_MIB = 2**20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -153,7 +152,7 @@ def _print_sizes(console: Console, plan: SharePlan, file_bytes: int) -> None:
         tensors[kind_of(rung)] = tensors.get(kind_of(rung), 0) + 1
     table = Table("rung", "tensors", "MiB")
     for kind, nbytes in sorted(plan.rung_bytes.items(), key=lambda item: item[1]):
-        table.add_row(kind, str(tensors[kind]), f"{nbytes / _MIB:.2f}")
+        table.add_row(kind, str(tensors[kind]), mib_cell(nbytes))
     console.print(table)
     if plan.price is not None:
         console.print(
@@ -161,7 +160,7 @@ def _print_sizes(console: Console, plan: SharePlan, file_bytes: int) -> None:
             f" {plan.price.top1:.2%} · perplexity ratio {plan.price.ppl_ratio:.4f}"
         )
     console.print(
-        f"checkpoint {plan.checkpoint_bytes / _MIB:.1f} MiB · delta {plan.unique_bytes / _MIB:.1f}"
-        f" MiB ({plan.unique_bytes / plan.checkpoint_bytes:.1%}, {plan.bits_per_weight:.2f} bits"
-        f" per weight) · file {file_bytes / _MIB:.1f} MiB"
+        f"checkpoint {mib(plan.checkpoint_bytes)} · delta {mib(plan.unique_bytes)}"
+        f" ({plan.unique_bytes / plan.checkpoint_bytes:.1%}, {plan.bits_per_weight:.2f} bits"
+        f" per weight) · file {mib(file_bytes)}"
     )

@@ -20,9 +20,8 @@ from linker_core.weights.checkpoint import Checkpoint
 from server.cli.checkpoints import open_pair
 from server.cli.frontier import rung_mix
 from server.cli.scanning import scan_apart
+from server.cli.sizes import mib, mib_cell
 from server.cli.tune import size_argument, tune_pair
-
-_MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,7 +135,7 @@ def print_joint_plan(console: Console, joint: JointPlan) -> None:
             continue
         table.add_row(
             name,
-            f"{plan.unique_bytes / _MIB:.2f}",
+            mib_cell(plan.unique_bytes),
             f"{8 * plan.unique_bytes / joint.num_weights[name]:.2f}",
             f"{plan.price.kl:.5f}",
             f"{plan.price.kl_upper:.5f}",
@@ -145,9 +144,8 @@ def print_joint_plan(console: Console, joint: JointPlan) -> None:
     console.print(table)
     taken = joint.donor_bytes + joint.kv_bytes + joint.found.unique_bytes
     console.print(
-        f"donor {joint.donor_bytes / _MIB:.1f} MiB · pages {joint.kv_bytes / _MIB:.1f} MiB · "
-        f"variants {joint.found.unique_bytes / _MIB:.1f} MiB · {taken / _MIB:.1f} of "
-        f"{joint.memory_bytes / _MIB:.1f} MiB"
+        f"donor {mib(joint.donor_bytes)} · pages {mib(joint.kv_bytes)} · variants "
+        f"{mib(joint.found.unique_bytes)} · {mib(taken)} of {mib(joint.memory_bytes)}"
     )
     if not joint.found.fits:
         left_out = ", ".join(joint.found.left_out)

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from linker_core.tuning.result import PricedPlan, TuneResult
+from server.cli.sizes import mib_cell
 
-_MIB = 2**20
 _WITHOUT_RESIDUALS = "○"
 _LEGEND = (
     f"{_WITHOUT_RESIDUALS}: aliases and own tensors alone · MiB: held by the variant alone · bits:"
@@ -49,7 +49,7 @@ def print_frontier(
 def _cells(plan: PricedPlan, checkpoint_bytes: int, num_weights: int) -> list[str]:
     price = plan.price
     return [
-        f"{plan.unique_bytes / _MIB:.2f}",
+        mib_cell(plan.unique_bytes),
         f"{1 - plan.unique_bytes / checkpoint_bytes:.0%}",
         f"{8 * plan.unique_bytes / num_weights:.2f}",
         f"{price.kl:.5f}",

@@ -30,6 +30,7 @@ from server.cli.scanning import (
     scan_apart,
     scan_sample,
 )
+from server.cli.sizes import MIB, mib
 from server.cli.tune import add_goal_arguments, size_argument, tune_pair
 from server.onboarding.planning import (
     OpenPair,
@@ -48,7 +49,6 @@ from server.onboarding.request import (
 )
 from server.settings import POLICIES, SharingSettings
 
-_MIB = 2**20
 OF_SHAPES = ("variants", "shared_blocks", "dtype")
 HOW_TO_MEASURE = ("calibration", "device", "matmul_precision")
 
@@ -170,9 +170,9 @@ def _from_shapes(args: argparse.Namespace) -> dict[str, Any]:
     )
     saved = 1 - size.linked_bytes / size.naive_bytes
     return {
-        "single_mib": size.single_bytes / _MIB,
-        "naive_mib": size.naive_bytes / _MIB,
-        "linked_mib": size.linked_bytes / _MIB,
+        "single_mib": size.single_bytes / MIB,
+        "naive_mib": size.naive_bytes / MIB,
+        "linked_mib": size.linked_bytes / MIB,
         "saved_percent": 100 * saved,
     }
 
@@ -239,8 +239,8 @@ def _scan(args: argparse.Namespace, request: OnboardRequest) -> ScanReport:
 
 def _print_size(console: Console, size: Mapping[str, float]) -> None:
     console.print(
-        f"one model {size['single_mib']:.0f} MiB · separate copies {size['naive_mib']:.0f}"
-        f" MiB · linked {size['linked_mib']:.0f} MiB · saves {size['saved_percent']:.0f} %"
+        f"one model {size['single_mib']:.1f} MiB · separate copies {size['naive_mib']:.1f}"
+        f" MiB · linked {size['linked_mib']:.1f} MiB · saves {size['saved_percent']:.0f} %"
     )
     console.print("(if every variant aliases the blocks given; linker scan tells which would)")
 
@@ -268,8 +268,8 @@ def _print_plan(
             f" {plan.price.top1:.2%} · perplexity ratio {plan.price.ppl_ratio:.4f}"
         )
     console.print(
-        f"logical {plan.logical_bytes / _MIB:.1f} MiB · unique {plan.unique_bytes / _MIB:.1f} MiB"
-        f" · saved {plan.shared_bytes / _MIB:.1f} MiB"
+        f"logical {mib(plan.logical_bytes)} · unique {mib(plan.unique_bytes)}"
+        f" · saved {mib(plan.shared_bytes)}"
     )
     console.print(f"{plan.bits_per_weight:.2f} bits a weight: {rung_mix(plan.rung_bytes)}")
     if budget is not None:

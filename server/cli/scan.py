@@ -20,6 +20,7 @@ from server.cli.scanning import (
     scan_apart,
     scan_sample,
 )
+from server.cli.sizes import mib
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +61,7 @@ def _print(report: ScanReport, suggested_tier: str | None) -> None:
     rate = report.bytes_read / max(report.scan_seconds, 1e-9) / 1e9
     console.print(
         f"mean cos {report.mean_cos:.6f}, mean ε {report.mean_epsilon:.5f}: [b]{report.region}[/b]"
-        f" · {report.bytes_read / 2**20:.0f} MiB in {report.scan_seconds:.2f} s ({rate:.1f} GB/s)"
+        f" · {mib(report.bytes_read)} in {report.scan_seconds:.2f} s ({rate:.1f} GB/s)"
     )
     if report.sample is not None:
         console.print(

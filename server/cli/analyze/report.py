@@ -20,6 +20,7 @@ from linker_core.errors import InvalidRequestError
 from server.cli.analyze.members import find_members
 from server.cli.analyze.output import show
 from server.cli.analyze.studying import Studied, add_study_arguments, check_draws, study_family
+from server.cli.sizes import mib
 
 EXAMPLE = """\
 linker analyze eval models/base models/chat models/math models/code \\
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     _write(args.output, text)
     num_bytes = len(text.encode())
     document = {"path": str(args.output), "bytes": num_bytes, "notes": members.notes}
-    show(args, document, [], [*members.notes, f"{args.output}: {num_bytes / 2**20:.1f} MiB"])
+    show(args, document, [], [*members.notes, f"{args.output}: {mib(num_bytes)}"])
     return 0
 
 

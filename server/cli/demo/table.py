@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from server.cli.demo.tour import QUESTIONS
+from server.cli.sizes import mib, mib_cell
 
-_MIB = 1 << 20
 _MIX_WIDTH = 24
 _NUM_RUNGS_SHOWN = 3  # of a mix, the largest first
 
@@ -61,8 +61,8 @@ def render(rows: Sequence[Row]) -> Table:
     numbers: dict[str, str] = {
         "mean cos": "",
         "mean ε": "",
-        "copy MiB": _mib(logical),
-        "held MiB": _mib(unique),
+        "copy MiB": mib_cell(logical),
+        "held MiB": mib_cell(unique),
         "bits/weight": "",
         "KL (nats)": "",
     }
@@ -81,8 +81,7 @@ def verdict(rows: Sequence[Row]) -> str:
     unique = sum(row.bytes["unique"] for row in rows)
     saved = (logical - unique) / logical if logical else 0.0
     return (
-        f"separate copies would hold {_mib(logical)} MiB; "
-        f"{_mib(unique)} MiB are resident ({saved:.0%} saved)"
+        f"separate copies would hold {mib(logical)}; {mib(unique)} are resident ({saved:.0%} saved)"
     )
 
 
@@ -105,8 +104,8 @@ def _cells(row: Row) -> list[str]:
         row.model,
         f"{row.mean_cos:.5f}",
         f"{row.mean_epsilon:.4f}",
-        _mib(row.bytes["logical"]),
-        _mib(row.bytes["unique"]),
+        mib_cell(row.bytes["logical"]),
+        mib_cell(row.bytes["unique"]),
         f"{row.bits_per_weight:.2f}",
         "" if row.kl is None else f"{row.kl:.4f}",
         _mix(row.rung_bytes),
@@ -119,7 +118,3 @@ def _mix(rung_bytes: Mapping[str, int]) -> str:
     held = sorted(((n, kind) for kind, n in rung_bytes.items() if n), reverse=True)
     shown = [f"{kind} {n / total:.0%}" for n, kind in held[:_NUM_RUNGS_SHOWN]]
     return ", ".join([*shown, "…"] if len(held) > _NUM_RUNGS_SHOWN else shown) or "alias"
-
-
-def _mib(num_bytes: int) -> str:
-    return f"{num_bytes / _MIB:.2f}"

@@ -116,9 +116,7 @@ def test_variant_that_holds_nothing_is_all_alias() -> None:
 
 def test_total_sets_separate_copies_against_what_is_resident() -> None:
     assert cells(shown(), "total")[3:5] == ["6.00", "3.50"]
-    assert verdict(ROWS) == (
-        "separate copies would hold 6.00 MiB; 3.50 MiB are resident (42% saved)"
-    )
+    assert verdict(ROWS) == ("separate copies would hold 6.0 MiB; 3.5 MiB are resident (42% saved)")
 
 
 def test_records_have_the_promised_keys_and_are_json() -> None:
