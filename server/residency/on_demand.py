@@ -325,7 +325,7 @@ def not_servable(record: ModelRecord, outlook: Outlook | None) -> NotReadyError:
     if record.state is not ModelState.ONBOARDING or outlook is None:
         state = "coming back" if record.state is ModelState.READY else record.state.value
         return NotReadyError(f"The model {record.name!r} is {state}, so it cannot answer now.")
-    remaining_s = outlook.remaining_s
+    remaining_s = outlook.remaining_s or None  # a stage at its end has still to be left
     if outlook.stage is None:
         how_far = "waits for its turn"
     elif remaining_s is None:

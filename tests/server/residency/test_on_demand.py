@@ -540,6 +540,7 @@ async def _broken(_name: str) -> None:
     [
         (None, None, "job-1 waits for its turn."),
         (JobStage.SCANNING, None, "job-1 is scanning."),
+        (JobStage.SCANNING, 0.0, "job-1 is scanning."),
         (JobStage.TUNING, 94.2, "job-1 is tuning, for about 95 s more."),
     ],
 )
@@ -554,4 +555,4 @@ def test_model_that_is_onboarded_says_how_far_its_job_is_and_when_to_ask_again(
     assert refusal.message == (
         f"The model 'chat' is being onboarded, so it cannot answer now: {said}"
     )
-    assert refusal.retry_after_s == remaining_s
+    assert refusal.retry_after_s == (remaining_s or None)
