@@ -53,7 +53,7 @@ def between(interval: Sequence[float] | None) -> str | None:
 
 def percent(share: float | None) -> str | None:
     """Returns a share's text."""
-    return None if share is None else f"{share:.1%}"
+    return None if share is None else f"{100 * share:.1f} %"
 
 
 def percents(interval: Sequence[float] | None) -> str | None:

@@ -15,7 +15,8 @@ from analysis.selection import Component
 
 # Okabe and Ito's colours, which people tell apart who see fewer.
 PALETTE: Final = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999")
-_ATTENTION, _MLP, _OTHER, _NULL = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+_NULL: Final = "#D55E00"
+_GROUPS: Final = {"attention": "#0072B2", "MLP": "#E69F00", "all": "#009E73"}  # of components
 _HEIGHT: Final = 360
 
 Numbers = Sequence[float | None]
@@ -27,24 +28,23 @@ def shares_by_component(
 ) -> dict[str, Any]:
     """PC1's share of each component with its interval, and its null beside it."""
     names = list(components)
-    rows = [components[name] for name in names]
     figure = go.Figure()
-    figure.add_bar(
-        x=names,
-        y=[row[f"pc1{kind}"] for row in rows],
-        error_y=_reach(
-            [row[f"pc1{kind}"] for row in rows], [row[f"interval{kind}"] for row in rows]
-        ),
-        marker={"color": [_colour(name) for name in names]},
-        name="PC1",
-    )
+    for group, colour in _GROUPS.items():
+        if not (found := [name for name in names if _group(name) == group]):
+            continue
+        values = [components[name][f"pc1{kind}"] for name in found]
+        reach = _reach(values, [components[name][f"interval{kind}"] for name in found])
+        figure.add_bar(x=found, y=values, error_y=reach, marker={"color": colour}, name=group)
     figure.add_scatter(
         x=names,
-        y=[row[f"null95{kind}"] for row in rows],
+        y=[components[name][f"null95{kind}"] for name in names],
         mode="markers",
-        marker={"symbol": "line-ew-open", "size": 26, "color": _NULL, "line": {"width": 3}},
+        # Of a length that keeps neighbours apart also on a phone.
+        marker={"symbol": "line-ew-open", "size": 12, "color": _NULL, "line": {"width": 3}},
         name="null, 95th percentile",
     )
+    figure.update_layout(barmode="overlay")
+    figure.update_xaxes(categoryorder="array", categoryarray=names)
     return _spec(figure, y="PC1's share", percent=True)
 
 
@@ -162,7 +162,7 @@ def _spec(
     )
     # Left to itself, Plotly takes a model that is called like a date or a number for one.
     figure.update_xaxes(title_text=x, type="category" if named else None)
-    figure.update_yaxes(title_text=y, tickformat=".0%" if percent else None)
+    figure.update_yaxes(title_text=y, tickformat="~%" if percent else None)
     spec: dict[str, Any] = figure.to_plotly_json()
     return {"data": spec["data"], "layout": spec["layout"]}
 
@@ -195,9 +195,8 @@ def _reach(values: Numbers, intervals: Intervals) -> dict[str, Any]:
     }
 
 
-def _colour(component: str) -> str:
-    if component in ("attention", "mlp"):
-        return _ATTENTION if component == "attention" else _MLP
-    if component == "all":
-        return _OTHER
-    return _ATTENTION if Component(component).is_attention else _MLP
+def _group(component: str) -> str:
+    if component in ("attention", "all"):
+        return component
+    is_attention = component != "mlp" and Component(component).is_attention
+    return "attention" if is_attention else "MLP"

@@ -57,11 +57,11 @@ def _overview(summary: Mapping[str, Any]) -> Section:
         "(Benjamini-Hochberg)."
     )
     sentence = (
-        f"PC1 explains {row['pc1_centred']:.1%} of what the fine-tunes' deltas vary by (raw, "
-        f"centred); unrelated deltas of the same norms stay below {row['null95_centred']:.1%}. The "
-        f"mean cosine of two deltas is {row['cos_mean']:.3f}. A large PC1 is shared structure only "
-        "where the deltas have alike norms and directions: see the loadings and the rows of equal "
-        "norm."
+        f"PC1 explains {percent(row['pc1_centred'])} of what the fine-tunes' deltas vary by (raw, "
+        "centred); unrelated deltas of the same norms stay below "
+        f"{percent(row['null95_centred'])}. The mean cosine of two deltas is "
+        f"{row['cos_mean']:.3f}. A large PC1 is shared structure only where the deltas have alike "
+        "norms and directions: see the loadings and the rows of equal norm."
     )
     return Section(
         heading="What the fine-tunes share",
@@ -180,8 +180,8 @@ def _shared(shared: Mapping[str, Any]) -> Section:
     rows.append(("all", percent(shared["mean"])))
     caption = (
         f"Shared fraction of two: cos² of their deltas, means over tensors (standard deviation "
-        f"{shared['std']:.3f}); unrelated deltas stay below {shared['null95']:.2%} 95 times in "
-        "100. FM appendix B gives no formula."
+        f"{shared['std']:.3f}); unrelated deltas stay below {100 * shared['null95']:.2f} % 95 "
+        "times in 100. FM appendix B gives no formula."
     )
     return Section(
         heading="What the two fine-tunes share",

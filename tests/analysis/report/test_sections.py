@@ -62,15 +62,22 @@ def test_shares_stand_beside_their_intervals_and_nulls(
         assert rows[name][3] == percents(row["interval_centred"])
         assert rows[name][4] == percent(row["null95_centred"])
     (figure,) = sections["By component"].figures
-    bars, null = figure.spec["data"]
-    assert list(bars["y"]) == [row["pc1_centred"] for row in summary["components"].values()]
+    *groups, null = figure.spec["data"]
+    assert [bars["name"] for bars in groups] == ["attention", "MLP", "all"]
+    drawn = {
+        name: (share, up, down)
+        for bars in groups
+        for name, share, up, down in zip(
+            bars["x"], bars["y"], bars["error_y"]["array"], bars["error_y"]["arrayminus"],
+            strict=True,
+        )
+    }  # fmt: skip
+    assert list(figure.spec["layout"]["xaxis"]["categoryarray"]) == list(summary["components"])
     assert list(null["y"]) == [row["null95_centred"] for row in summary["components"].values()]
-    for row, up, down in zip(
-        summary["components"].values(),
-        bars["error_y"]["array"],
-        bars["error_y"]["arrayminus"],
-        strict=True,
-    ):
+    assert set(drawn) == set(summary["components"])
+    for name, row in summary["components"].items():
+        share, up, down = drawn[name]
+        assert share == row["pc1_centred"]
         low, high = row["interval_centred"]
         assert up == pytest.approx(max(0.0, high - row["pc1_centred"]))
         assert down == pytest.approx(max(0.0, row["pc1_centred"] - low))
@@ -132,7 +139,7 @@ def test_tensors_outside_the_layers_need_no_figure(tmp_path: Path) -> None:
         (text_of(float("nan")), "-"),
         (text_of(0.123456), "0.1235"),
         (text_of(12), "12"),
-        (percent(0.1234), "12.3%"),
+        (percent(0.1234), "12.3 %"),
         (percents((0.1, 0.25)), "10.0 to 25.0 %"),
         (between((0.1, 0.25)), "0.1 to 0.25"),
         (between(None), None),
