@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class _Starts(threading.local):
+    """How many starts this thread is at, since a mask is a thread's."""
+
+    number = 0
+    before: Collection[int] = ()
+
+
+_starts = _Starts()
 
 
 def die_with_parent() -> None:
@@ -24,9 +35,15 @@ def stop_signals_blocked() -> Iterator[None]:
     its children finish and ends them itself. A child inherits the mask before its first
     instruction; here a signal is only late by the time a start takes.
     """
-    signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOP_SIGNALS)
+    if _starts.number == 0:
+        _starts.before = before
+    _starts.number += 1
     try:
         yield
     finally:
-        # Not a stored mask: starts may interleave, and the last would restore the first's.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOP_SIGNALS)
+        # Starts may interleave: the last to end gives back what was there before the first. That
+        # may be this very mask, in a process that was started so and starts others.
+        _starts.number -= 1
+        if _starts.number == 0:
+            signal.pthread_sigmask(signal.SIG_SETMASK, _starts.before)

@@ -43,3 +43,19 @@ def test_signal_to_all_does_not_end_a_process_that_was_started_so(number: signal
         assert child.communicate(b"here")[0] == b"here"
     assert child.returncode == 0
     assert number not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_process_that_was_started_so_stays_so_when_it_starts_others() -> None:
+    with stop_signals_blocked():
+        with stop_signals_blocked():
+            pass
+        assert signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])  # as its own starter left it
+    try:
+        with stop_signals_blocked():
+            pass
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    assert signal.SIGTERM in blocked
+    assert signal.SIGINT not in blocked
