@@ -41,4 +41,5 @@ def reason_of(error: SQLAlchemyError) -> str:
 
 def _has_no_room(error: SQLAlchemyError) -> bool:
     cause = error.orig if isinstance(error, DBAPIError) else None
-    return isinstance(cause, sqlite3.Error) and cause.sqlite_errorcode in _NO_ROOM
+    # Errors that Python finds have no code, as of a text that is not UTF-8.
+    return isinstance(cause, sqlite3.Error) and getattr(cause, "sqlite_errorcode", None) in _NO_ROOM

@@ -10,6 +10,7 @@ from sqlalchemy import text
 from sqlalchemy.engine import URL
 from sqlalchemy.exc import IntegrityError, StatementError
 
+from linker_core.errors import NotReadyError
 from server.registry.records import StudyRecord
 from server.registry.store import Registry
 from tests.server.registry.first_tables import connected
@@ -101,6 +102,18 @@ def test_damaged_rows_are_as_good_as_none(url: URL) -> None:
     [found] = registry.studies()
     assert (found.summary, found.variants) == ({}, {})
     assert list(registry.study_records("k1", ["a", "b", "c"])) == ["a", "c"]
+    registry.close()
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_error_without_a_code_is_told_like_any_other(url: URL) -> None:
+    registry = Registry.open(url)
+    registry.save(STUDY)
+    registry.save_study_tensors("k1", {"a": {"name": "a"}})
+    with connected(url) as connection:
+        connection.execute(text("UPDATE study_tensors SET record = CAST(x'7bff7d' AS TEXT)"))
+    with pytest.raises(NotReadyError, match="cannot be used"):
+        registry.study_records("k1", ["a"])
     registry.close()
 
 
