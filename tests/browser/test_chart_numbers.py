@@ -206,6 +206,41 @@ def test_ticks_of_bytes_are_round_in_their_unit(
     assert stage.call("axes", "m.byteTicks(largest).ticktext", largest=largest) == texts
 
 
+@pytest.mark.parametrize(
+    ("value", "limit", "text"),
+    [
+        (0.00999, 0.01, "0.00999"),
+        (0.0099996, 0.01, "0.0099996"),
+        (0.01, 0.01, "0.01"),
+        (0.0081234, 0.01, "0.00812"),
+        (0.0081234, None, "0.00812"),
+        (0, 0.01, "0"),
+    ],
+)
+def test_a_price_has_digits_that_tell_it_from_its_budget(
+    stage: Stage, value: float, limit: float | None, text: str
+) -> None:
+    assert stage.call("format", "m.beside(value, limit)", value=value, limit=limit) == text
+
+
+def test_columns_of_cosines_name_models_alike(stage: Stage) -> None:
+    names = ["acme/b", "organisation/a-model"]
+    shown = {"names": names, "matrix": [[1, 0.5], [0.5, 1]], "at": None}
+    make = "m.cosineCells({...shown, describe: () => []})(320).layout.xaxis.ticktext"
+    first, second = stage.call("shares", make, shown=shown)
+    assert first == "b"
+    assert not second.startswith("organisation")
+
+
+def test_bytes_that_span_much_are_on_an_axis_of_powers(stage: Stage) -> None:
+    sizes = [KIB**2, 4 * KIB**2, 200 * KIB**2]
+    axis = stage.call("byte_axis", "m.byteAxis(sizes, 7).xaxis", sizes=sizes)
+    assert axis["type"] == "log"
+    assert axis["ticktext"] == ["1 MiB", "4 MiB", "16 MiB", "64 MiB", "256 MiB"]
+    near = stage.call("byte_axis", "m.byteAxis(sizes, 7).xaxis", sizes=[0, *sizes])
+    assert "type" not in near  # there is no room for none at all
+
+
 def test_a_long_name_is_cut_to_its_room_from_its_last_part(stage: Stage) -> None:
     name = "an-organisation/a-very-long-name-of-a-model"
     cut = stage.call("axes", "m.shortName(name, 120)", name=name)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
+from tests.browser.chromium import until
 from tests.browser.stage import CHARTS, Stage, card, staged
 
 HOSTILE = "<img src=x onerror=alert(1)>&amp;<b>bold</b>"
@@ -173,6 +175,23 @@ def test_ticks_of_a_scale_leave_each_other_room(stage: Stage, measure: str, widt
     assert len(boxes) >= 3
     for (_, end), (start, _) in pairwise(boxes):
         assert start - end >= 2, boxes
+
+
+def test_chart_has_its_room_before_its_library_has_come(stage: Stage) -> None:
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    stage.page.route(f"**/{CHARTS}", hold)
+    stage.play("map", two_variants()[0])
+    place = stage.page.locator("#map .plot").first
+    expect(place).to_have_attribute("style", re.compile("height: [1-9]"))
+    height = place.evaluate("place => place.style.height")
+    until(stage.page, lambda: bool(held))
+    held[0].fallback()
+    expect(place.locator("svg").first).to_be_attached()
+    assert place.evaluate("place => place.style.height") == height
 
 
 def test_a_table_that_is_cut_off_is_scrolled_with_the_keyboard(stage: Stage) -> None:

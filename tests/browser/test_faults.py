@@ -124,6 +124,8 @@ def test_donor_in_use_is_not_deleted_and_the_row_says_why(
     row.get_by_role("button", name="Delete base").click()
     dialog = page.get_by_role("dialog", name="Delete base?")
     expect(dialog.get_by_role("button", name="Cancel")).to_be_focused()
+    expect(dialog).to_contain_text("Its weights are shared by near")
+    expect(dialog.get_by_role("checkbox", name="Make near the donor")).not_to_be_checked()
     visitor.inspect(page, "faults-delete-dialog")
     dialog.get_by_role("button", name="Delete", exact=True).click()
     expect(row.get_by_role("alert")).to_contain_text("near")  # who needs it

@@ -43,8 +43,11 @@ def of_seconds(seconds: float) -> str:
     return f"{seconds // _DAY_S:.0f}d"
 
 
-def of_nats(nats: float | None) -> str:
-    """Returns a price or a budget, in three digits: two are not enough to tell them apart."""
+def of_nats(nats: float | None, *, beside: float | None = None) -> str:
+    """Returns a price or a budget, in as many digits as tell it from the one beside it, 3 to 8."""
     if nats is None:
         return NOTHING
-    return "0" if nats == 0 else f"{nats:.3g}"
+    digits = 3
+    while digits < 8 and nats != beside and f"{nats:.{digits}g}" == of_nats(beside):
+        digits += 1
+    return f"{nats:.{digits}g}"

@@ -136,7 +136,7 @@ def _price(row: _Row) -> Text:
     model = row.model
     if model.kl_upper is None:
         return Text(amounts.NOTHING)
-    price = Text(amounts.of_nats(model.kl_upper))
+    price = Text(amounts.of_nats(model.kl_upper, beside=model.budget_kl))
     if model.budget_kl is not None:
         sign = ">" if model.is_over_budget else "<="
         price.append(f" {sign} {amounts.of_nats(model.budget_kl)}")

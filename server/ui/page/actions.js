@@ -72,11 +72,15 @@ export function actions(id) {
   }
 
   async function forget() {
+    const users = usersOf(id);
+    const refused = `Its weights are shared by ${users.join(", ")}: it is deleted only if another takes its place.`;
+    const forgotten = "The server forgets its plan and its compressed weights. The checkpoint's files stay.";
     const answer = await confirmed({
       title: `Delete ${id}?`,
-      text: "The server forgets its plan and its compressed weights. The checkpoint's files stay.",
+      text: users.length === 0 ? forgotten : `${refused} ${forgotten}`,
       verb: "Delete",
-      option: model?.donor === null ? "If variants share its weights, make the best of them the donor" : null,
+      option: users.length === 0 ? null
+        : users.length === 1 ? `Make ${users[0]} the donor` : "Make the best of them the donor",
     });
     if (answer === null) return null;
     await request("DELETE", `${modelPath(id)}${answer.option ? "?rehome=true" : ""}`);
@@ -104,9 +108,17 @@ export function actions(id) {
  */
 function inWords(error, id) {
   if (error.code !== "conflict" || !error.message.includes("rehome=true")) return error.message;
-  const users = [...store.models.values()].filter(({ donor }) => donor === id).map((one) => one.id);
+  const users = usersOf(id);
   const whose = users.length === 0 ? "others" : users.join(", ");
   return `Its weights are shared by ${whose}. Take ${users.length === 1 ? "it" : "those"} away first, or tick the box that makes one of them the donor.`;
+}
+
+/**
+ * @param {string} id of a donor
+ * @returns {string[]} its variants
+ */
+function usersOf(id) {
+  return [...store.models.values()].filter(({ donor }) => donor === id).map((one) => one.id);
 }
 
 /**

@@ -59,11 +59,19 @@ export function label(lines) {
  * @returns {string} what fits of it: its last part, and less of that
  */
 export function shortName(id, room) {
-  const last = id.slice(id.lastIndexOf("/") + 1);
+  const last = lastPart(id);
   for (const whole of [id, last]) if (widthOf(whole) <= room) return whole;
   let letters = last.length;
   while (letters > 4 && widthOf(`${last.slice(0, letters)}…`) > room) letters -= 1;
   return `${last.slice(0, letters)}…`;
+}
+
+/**
+ * @param {string} id of a model
+ * @returns {string} without whose it is
+ */
+export function lastPart(id) {
+  return id.slice(id.lastIndexOf("/") + 1);
 }
 
 /**

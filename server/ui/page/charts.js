@@ -109,13 +109,20 @@ export class Chart {
     this.#asked = true;
     requestAnimationFrame(() => {
       this.#asked = false;
-      this.#paint().catch(() => this.listeners.onFailure?.());
+      this.#paint().catch(() => this.#fail());
     });
+  }
+
+  #fail() {
+    if (!this.#drawn) this.host.style.height = "";
+    this.listeners.onFailure?.();
   }
 
   async #paint() {
     this.#width = this.host.clientWidth;
     if (this.#make === null || this.#width === 0) return;
+    // Until the library has come there is its room, or the page would jump then.
+    if (!this.#drawn) this.host.style.height = `${this.#make(this.#width).layout.height}px`;
     const library = await plotly();
     const { traces, layout } = this.#make(this.#width);
     const whole = { ...frame(this.#width), ...layout };

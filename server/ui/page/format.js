@@ -42,6 +42,17 @@ export function figure(value, digits = 3) {
 }
 
 /**
+ * @param {number} value
+ * @param {number|null} limit that it is held against
+ * @returns {string} with as many digits as tell it from the limit
+ */
+export function beside(value, limit) {
+  let digits = 3;
+  while (digits < 8 && value !== limit && figure(value, digits) === figure(limit)) digits += 1;
+  return figure(value, digits);
+}
+
+/**
  * @param {number|null|undefined} value a price, nats per token
  * @returns {string} such as "0.0060"; prices stand below each other, so they have equal digits
  */

@@ -1,6 +1,6 @@
 /** What the cells of a model's row say. Each is drawn anew where what it shows has changed. */
 import { attribute, fill, h } from "./dom.js";
-import { bytes, figure, percent } from "./format.js";
+import { beside, bytes, figure, percent } from "./format.js";
 
 const TONES = { ready: "good", onboarding: "plain", unloaded: "quiet", failed: "bad" };
 const RUNGS = /** @type {const} */ (["alias", "residual", "own"]);
@@ -86,7 +86,7 @@ export function drawPrice(element, model) {
         "span",
         { class: over ? "line bad" : "line", title: "The upper end of its interval, which the budget is held against" },
         "≤ ",
-        h("b", {}, figure(price.kl_upper)),
+        h("b", {}, beside(price.kl_upper, budget)),
         budget === null ? "" : ` of ${figure(budget)}`,
       ),
       over && h("span", { class: "under bad" }, "over budget"),

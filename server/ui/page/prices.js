@@ -4,7 +4,8 @@
  * @typedef {import("./types.js").Model} Model
  * @typedef {import("./types.js").PricedPlan} PricedPlan
  */
-import { axis, byteTicks, label, tenTo, title } from "./axes.js";
+import { axis, label, tenTo, title } from "./axes.js";
+import { byteAxis } from "./byte_axis.js";
 import { bytes, figure } from "./format.js";
 import { modelColour, token } from "./palette.js";
 
@@ -29,7 +30,10 @@ export function prices({ model, plans, others, describe }) {
     const best = efficient(plans);
     const chosen = plans.filter((plan) => plan.chosen);
     const highest = Math.max(...plans.map((plan) => plan.kl_upper), budget ?? 0, 10 * floor);
-    const largest = Math.max(...plans.map((plan) => plan.unique_bytes));
+    const sizes = plans.map((plan) => plan.unique_bytes);
+    const rest = priced.map((other) => other.bytes?.unique ?? 0);
+    const along = byteAxis([...sizes, ...rest.filter((size) => size <= Math.max(...sizes))],
+      width < 560 ? 3 : 7);
     const height = width < 560 ? 300 : 360;
     const range = [Math.log10(floor) - 0.15, Math.log10(highest * 2)];
     const decade = (height - MARGIN.t - MARGIN.b) / (range[1] - range[0]); // in pixels
@@ -38,7 +42,7 @@ export function prices({ model, plans, others, describe }) {
       traces: [
         points(plans, best, above, describe),
         stairs(best, above),
-        rings(priced, above, largest),
+        rings(priced, above, along.within),
         mark(chosen, above),
       ],
       layout: {
@@ -48,10 +52,11 @@ export function prices({ model, plans, others, describe }) {
         annotations: [...(limit === null ? [] : [budgetNote(budget, limit)]),
           ...chosen.map((plan) => {
             const y = Math.log10(above(plan.kl));
-            return chosenNote(plan, y, largest, isJustBelow(limit, y, decade));
+            const x = along.at(plan.unique_bytes);
+            const isRight = along.isRight(plan.unique_bytes);
+            return chosenNote(plan, { x, y, isRight, isBelow: isJustBelow(limit, y, decade) });
           })],
-        xaxis: axis({ title: title("bytes of its own"), range: [-0.02 * largest, largest * 1.06],
-          ...byteTicks(largest * 1.06, width < 560 ? 3 : 7) }),
+        xaxis: along.xaxis,
         yaxis: axis({ title: title("KL, nats per token"), type: "log", range,
           ...decades(floor, highest * 2) }),
       },
@@ -126,10 +131,11 @@ function stairs(best, above) {
 /**
  * @param {Model[]} others
  * @param {Above} above
- * @param {number} largest beyond which there is no room
+ * @param {[number, number]} within the sizes that there is room for
  */
-function rings(others, above, largest) {
-  const here = others.filter((other) => (other.bytes?.unique ?? 0) <= largest * 1.06);
+function rings(others, above, [least, most]) {
+  const isHere = (/** @type {number} */ size) => size >= least && size <= most;
+  const here = others.filter((other) => isHere(other.bytes?.unique ?? 0));
   return {
     type: "scatter", mode: "markers", hoverinfo: "text",
     x: here.map((other) => other.bytes?.unique),
@@ -194,13 +200,11 @@ export function isJustBelow(limit, y, decade) {
 
 /**
  * @param {PricedPlan} chosen
- * @param {number} y
- * @param {number} largest
- * @param {boolean} isBelow whether it stands below its point
+ * @param {{x: number, y: number, isRight: boolean, isBelow: boolean}} place of its point; whether
+ *   that is near the right end, and whether the note stands below it
  */
-function chosenNote(chosen, y, largest, isBelow) {
-  const isRight = chosen.unique_bytes > 0.7 * largest;
-  return { x: chosen.unique_bytes, y, showarrow: false, yshift: isBelow ? -14 : 12,
+function chosenNote(chosen, { x, y, isRight, isBelow }) {
+  return { x, y, showarrow: false, yshift: isBelow ? -14 : 12,
     xanchor: isRight ? "right" : "left", xshift: isRight ? -14 : 14,
     text: `chosen, ${bytes(chosen.unique_bytes)}`, font: { color: token("--text") } };
 }

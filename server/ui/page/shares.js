@@ -4,7 +4,7 @@
  *
  * @typedef {import("./types.js").SharePair} SharePair
  */
-import { axis, label, plain, roomFor, shortName, title } from "./axes.js";
+import { axis, label, lastPart, plain, roomFor, shortName, title, widthOf } from "./axes.js";
 import { figure, percent } from "./format.js";
 import { token } from "./palette.js";
 
@@ -22,10 +22,11 @@ const ROOM_OF_NUMBER = 36;
  * @returns {import("./charts.js").Make}
  */
 export function shareBars({ rows, at, describe }) {
-  return (width) => {
+  return () => {
     const y = rows.map((_, index) => index);
     const hovertext = rows.map((row) => label(describe(row)));
-    const end = width < 480 ? 56 : 72;
+    const shares = rows.map((row) => percent(row.share, 1));
+    const end = roomFor(shares, 72);
     return {
       traces: [
         {
@@ -58,7 +59,7 @@ export function shareBars({ rows, at, describe }) {
         bargap: 0.38,
         margin: { l: 84, r: end, t: 4, b: AXIS },
         annotations: rows.map((row, index) => ({ x: 1, xref: "paper", xanchor: "left", xshift: 6,
-          y: index, yref: "y", showarrow: false, text: percent(row.share, 1) })),
+          y: index, yref: "y", showarrow: false, text: shares[index] })),
         xaxis: axis({ range: [0, 1], tickvals: [0, 0.25, 0.5, 0.75, 1],
           ticktext: ["0", "25 %", "50 %", "75 %", "100 %"], title: title("share of the variance") }),
         yaxis: axis({ tickvals: y, ticktext: rows.map((row) => row.name), showgrid: false, ticks: "",
@@ -137,6 +138,8 @@ export function cosineCells({ names, matrix, at, describe }) {
     const size = Math.min((width - left - 12) / names.length, 64);
     const height = Math.max(Math.min(size, 40), 17);
     const isWritten = size >= ROOM_OF_NUMBER;
+    const fit = names.every((name) => widthOf(name) <= size - 4);
+    const columns = fit ? names : names.map(lastPart); // all of them alike
     const places = names.map((_, index) => index);
     return {
       traces: [{
@@ -161,7 +164,7 @@ export function cosineCells({ names, matrix, at, describe }) {
           type: "rect", x0: at.column - 0.5, x1: at.column + 0.5, y0: at.row - 0.5, y1: at.row + 0.5,
           line: { color: token(String(name)), width: stroke } })),
         xaxis: axis({ showgrid: false, ticks: "", tickvals: isWritten ? places : [], tickangle: 0,
-          ticktext: names.map((name) => plain(shortName(name, size - 4))) }),
+          ticktext: columns.map((name) => plain(shortName(name, size - 4))) }),
         yaxis: axis({ showgrid: false, ticks: "", range: [names.length - 0.5, -0.5],
           tickvals: places, ticktext: names.map((name) => plain(shortName(name, left - 10))) }),
       },

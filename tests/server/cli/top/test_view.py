@@ -314,6 +314,12 @@ def test_trouble_is_said_beside_what_was_known() -> None:
     assert line(lines, "chat")
 
 
+def test_price_has_digits_that_tell_it_from_its_budget() -> None:
+    prices = (0.00812345, 0.0099996, 0.01, 0.0)
+    shown_prices = [amounts.of_nats(price, beside=0.01) for price in prices]
+    assert shown_prices == ["0.00812", "0.0099996", "0.01", "0"]
+
+
 def test_bytes_are_short() -> None:
     shown_bytes = [amounts.of_bytes(n) for n in (0, 999, 1000, 1536, 100 * MIB, 1023 * MIB, 2**50)]
     assert shown_bytes == ["0B", "999B", "1.0K", "1.5K", "100M", "1.0G", "1024T"]
