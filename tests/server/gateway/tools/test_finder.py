@@ -240,5 +240,5 @@ def test_work_is_linear_in_the_length(wire: WireFormat, pattern: str, width: int
         return count[0]
 
     few, many = lines(1_000), lines(4_000)
-    assert many <= 4 * few + 500
+    assert many <= 5 * few + 500  # 16 times as many would be quadratic
     assert many <= 40 * 4_000
