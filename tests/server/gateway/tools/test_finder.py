@@ -233,12 +233,15 @@ _PATTERNS = st.lists(_FRAGMENTS, min_size=1, max_size=4).map("".join)
 @example(LLAMA3, "[", 1)
 @example(LLAMA3, "<|python_tag|>[", 1)
 def test_work_is_linear_in_the_length(wire: WireFormat, pattern: str, width: int) -> None:
-    def lines(length: int) -> int:
-        text = (pattern * (length // len(pattern) + 1))[:length]
+    few_repeats = 1_000 // len(pattern) + 1
+
+    def lines(repeats: int) -> int:
+        text = pattern * repeats  # whole, so that both texts are of the same mix
+        length = len(text)
         with counting() as count:
             parsed(wire, *[text[at : at + width] for at in range(0, length, width)])
         return count[0]
 
-    few, many = lines(1_000), lines(4_000)
-    assert many <= 5 * few + 500  # 16 times as many would be quadratic
-    assert many <= 40 * 4_000
+    few, more, many = (lines(times * few_repeats) for times in (1, 2, 4))
+    assert many - more <= 2 * (more - few) + 500  # what the ends take is in neither side
+    assert many <= 40 * 4 * few_repeats * len(pattern)
